@@ -1,0 +1,65 @@
+"""Checks at the door of the kernels: each says the name, what is allowed, what came, what to do next."""
+
+import torch
+from torch import Tensor
+
+
+def check_points(x: Tensor, name: str = 'x', *, allow_empty: bool = False) -> None:
+    """Raise unless ``x`` is a floating tensor (..., N, D) with N >= 1 and D >= 1."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f'{name} must be a torch.Tensor, got {type(x).__name__}; convert it with torch.as_tensor')
+    if not x.is_floating_point():
+        raise TypeError(f'{name} must have a floating dtype, got {x.dtype}; convert it with {name}.float()')
+    if x.dim() < 2:
+        raise ValueError(f'{name} must have shape (..., N, D), got {tuple(x.shape)}; add the missing dimension')
+    if not allow_empty and 0 in x.shape:
+        raise ValueError(f'{name} must hold at least one point of at least one dimension, got shape {tuple(x.shape)}')
+
+
+def check_num_clusters(num_clusters: int, num_points: int | None = None) -> None:
+    """Raise unless ``1 <= num_clusters`` (``<= num_points`` when that is given)."""
+    if isinstance(num_clusters, bool) or not isinstance(num_clusters, int):
+        raise TypeError(f'num_clusters must be an int, got {type(num_clusters).__name__} ({num_clusters!r})')
+    if num_clusters < 1:
+        raise ValueError(f'num_clusters must be at least 1, got {num_clusters}')
+    if num_points is not None and num_clusters > num_points:
+        raise ValueError(
+            f'num_clusters must not exceed the number of points, got {num_clusters} clusters for {num_points} points; '
+            f'ask for at most {num_points} clusters'
+        )
+
+
+def check_mask(mask: Tensor | None, shape: tuple, device: torch.device, name: str = 'mask') -> None:
+    """Raise unless ``mask`` is None or a bool tensor of ``shape`` on ``device`` (True = valid)."""
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f'{name} must be a bool tensor (True = valid), got {got}')
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f'{name} must have shape {tuple(shape)}, got {tuple(mask.shape)}')
+    check_device(mask, device, name)
+
+
+def check_device(tensor: Tensor, device: torch.device, name: str) -> None:
+    """Raise unless ``tensor`` lies on ``device``."""
+    if tensor.device != device:
+        raise ValueError(f'{name} must be on the device of the points, {device}, got {tensor.device}; move it there')
+
+
+def check_finite(x: Tensor, name: str = 'x', mask: Tensor | None = None) -> None:
+    """Raise if a valid row of ``x`` (..., N, D) holds NaN or inf, naming the batch entries and counts.
+
+    Reads the result on the host: on CUDA that is a synchronisation, so call it only where one happens anyway.
+    """
+    bad = ~torch.isfinite(x).all(-1)
+    if mask is not None:
+        bad = bad & mask
+    if bad.any():
+        counts = bad.reshape(-1, bad.shape[-1]).sum(-1)
+        entries = [f'{i}: {int(counts[i])}' for i in counts.nonzero().flatten().tolist()[:5]]
+        raise ValueError(
+            f'{name} must be finite, got NaN or inf in {int(counts.sum())} points '
+            f'(batch entry: number of points - {", ".join(entries)}{", ..." if len(entries) == 5 else ""}); '
+            f'drop them or pass a mask that is False there'
+        )
