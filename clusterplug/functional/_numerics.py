@@ -1,0 +1,24 @@
+"""Precision rules that every kernel shares: at least fp32 inside, autocast off, the caller's type outside."""
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type to compute in: float64 stays, everything narrower becomes float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Return a context that switches autocast off on the tensor's device (nothing where it is off already)."""
+    device_type = tensor.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def host_checks_allowed(tensor: Tensor) -> bool:
+    """Tell whether reading a value on the host costs nothing: on the CPU, outside ``torch.compile``."""
+    return tensor.device.type == 'cpu' and not torch.compiler.is_compiling()

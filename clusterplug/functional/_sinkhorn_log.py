@@ -1,0 +1,101 @@
+"""Sinkhorn in the log domain: safe for every finite score, two launches an iteration."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clusterplug.functional._sinkhorn_problem import LARGEST_SCORE, Problem, block_masks, has_blocks, max_over_ranks
+
+
+def solve_log(problem: Problem, epsilon: float, num_iters: int) -> Tensor:
+    """Return log(plan / row mass) (..., N, K) after ``num_iters`` column-then-row steps; -inf outside.
+
+    A step over one dimension with a uniform marginal is one ``log_softmax``: the constant of the marginal is undone
+    by the step that follows. So an iteration is two launches, with any mask.
+    """
+    logits, start, peak = _padded_logits(problem, epsilon)
+    log_rows, log_cols = _log_masses(problem)
+    logits = logits - _first_column_sums(logits, start, peak, epsilon, problem.group)
+    if log_cols is not None:
+        logits = logits + log_cols
+    logits = F.log_softmax(logits, -1)
+    for _ in range(num_iters - 1):
+        if log_rows is not None:
+            logits = logits + log_rows
+        if problem.group is None:
+            logits = F.log_softmax(logits, -2)
+        else:
+            logits = logits - _logsumexp_over_ranks(torch.logsumexp(logits, -2, keepdim=True), problem.group)
+        if log_cols is not None:
+            logits = logits + log_cols
+        logits = F.log_softmax(logits, -1)
+    if not has_blocks(problem):
+        return logits
+    rows, cols = block_masks(problem)
+    return logits[..., :-1, :-1].masked_fill(~(rows.unsqueeze(-1) & cols.unsqueeze(-2)), -torch.inf)
+
+
+def _padded_logits(problem: Problem, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits with row maxima 0, what was subtracted below the largest row maximum, and that maximum.
+
+    Rows and columns that take no part form a block of their own together with one added row and column: 0 inside
+    the block, -inf between the blocks. So the blocks never mix, every row and column has a finite entry, and the
+    iteration itself needs no mask. Without mask and marginals nothing is added.
+    """
+    scores = problem.scores.clamp(-LARGEST_SCORE, LARGEST_SCORE)
+    if not has_blocks(problem):
+        maxima = scores.detach().amax(-1, keepdim=True)
+        peak = maxima.amax(-2, keepdim=True)
+        return _scaled(scores - maxima, epsilon), _scaled(maxima - peak, epsilon), peak
+    rows, cols = block_masks(problem)
+    valid = rows.unsqueeze(-1) & cols.unsqueeze(-2)
+    # where, not arithmetic: what lies in masked rows may be NaN
+    scores = torch.where(valid, scores, -LARGEST_SCORE)
+    maxima = scores.detach().amax(-1, keepdim=True)
+    peak = F.pad(maxima, (0, 0, 0, 1), value=-LARGEST_SCORE).amax(-2, keepdim=True)
+    logits = _scaled(scores - maxima, epsilon).masked_fill(~valid, -torch.inf)
+    logits = F.pad(logits, (0, 1, 0, 1), value=-torch.inf)
+    outside_rows = ~F.pad(rows, (0, 1)).unsqueeze(-1)
+    outside_cols = ~F.pad(cols, (0, 1)).unsqueeze(-2)
+    logits = logits.masked_fill(outside_rows & outside_cols, 0.0)
+    start = F.pad(_scaled(maxima - peak, epsilon), (0, 0, 0, 1)).masked_fill(outside_rows, 0.0)
+    return logits, start, peak
+
+
+def _scaled(differences: Tensor, epsilon: float) -> Tensor:
+    """Return differences / epsilon, held finite."""
+    return (differences / epsilon).clamp(min=-LARGEST_SCORE)
+
+
+def _first_column_sums(logits: Tensor, start: Tensor, peak: Tensor, epsilon: float, group) -> Tensor:
+    """Return the log column sums of the raw kernel, in which each row weighs exp(its maximum / epsilon).
+
+    Row maxima are kept apart from the logits up to here and are undone by the row step that follows: adding them
+    would cost the small differences inside a row their digits.
+    """
+    sums = torch.logsumexp(logits + start, -2, keepdim=True)
+    if group is None:
+        return sums
+    return _logsumexp_over_ranks(sums + _scaled(peak - max_over_ranks(peak, group), epsilon), group)
+
+
+def _logsumexp_over_ranks(values: Tensor, group) -> Tensor:
+    """Return log(sum over ranks of exp(values)): one collective, no overflow."""
+    parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(parts, values.contiguous(), group=group)
+    return torch.logsumexp(torch.stack(parts), 0)
+
+
+def _log_masses(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
+    """Return log marginals shaped to be added to padded logits, 0 where a row or column takes no part."""
+    log_rows, log_cols = None, None
+    if problem.row_mass is not None:
+        log_rows = F.pad(finite_log(problem.row_mass), (0, 1)).unsqueeze(-1)
+    if problem.col_mass is not None:
+        log_cols = F.pad(finite_log(problem.col_mass), (0, 1)).unsqueeze(-2)
+    return log_rows, log_cols
+
+
+def finite_log(mass: Tensor) -> Tensor:
+    """Return log(mass), and 0 where the mass is 0."""
+    return torch.where(mass > 0, mass, 1.0).log()

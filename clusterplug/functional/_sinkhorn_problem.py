@@ -1,0 +1,78 @@
+"""A batch of transport problems as both forms of Sinkhorn's iteration see it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Scores are held inside this range so that no difference of two of them, divided by epsilon, becomes inf - inf.
+LARGEST_SCORE = 1e30
+
+
+class Problem(NamedTuple):
+    """Scores (..., N, K) in the working type, and what is known of the two marginals (None = all, uniform)."""
+
+    scores: Tensor
+    rows: Tensor | None = None  # (..., N) bool, True = takes part
+    cols: Tensor | None = None  # (..., K) bool, True = takes part
+    row_mass: Tensor | None = None  # (..., N) >= 0, sums to 1 (over ranks); None = uniform over ``rows``
+    col_mass: Tensor | None = None  # (..., K) >= 0, sums to 1; None = uniform over ``cols``
+    group: object = None  # torch.distributed group that the rows are spread over
+
+
+def sum_over_ranks(values: Tensor, group) -> Tensor:
+    """Return ``values`` summed over the ranks of ``group`` (unchanged without one)."""
+    if group is None:
+        return values
+    values = values.clone()
+    torch.distributed.all_reduce(values, group=group)
+    return values
+
+
+def max_over_ranks(values: Tensor, group) -> Tensor:
+    """Return the elementwise maximum of ``values`` over the ranks of ``group`` (unchanged without one)."""
+    if group is None:
+        return values
+    values = values.clone()
+    torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=group)
+    return values
+
+
+def has_blocks(problem: Problem) -> bool:
+    """Tell whether some rows or columns may take no part."""
+    return problem.rows is not None or problem.cols is not None
+
+
+def block_masks(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Return full row and column masks; without a column no row takes part, without a row (anywhere) no column."""
+    scores = problem.scores
+    rows, cols = problem.rows, problem.cols
+    if rows is None:
+        rows = scores.new_ones(scores.shape[:-1], dtype=torch.bool)
+    if cols is None:
+        cols = scores.new_ones(scores.shape[:-2] + scores.shape[-1:], dtype=torch.bool)
+    rows = rows & cols.any(-1, keepdim=True)
+    anyone = rows.any(-1, keepdim=True)
+    if problem.group is not None:
+        anyone = sum_over_ranks(anyone.to(torch.float32), problem.group) > 0
+    return rows, cols & anyone
+
+
+def row_masses(problem: Problem) -> Tensor | float:
+    """Return the row marginal as (..., N, 1), zero for rows that take no part, or as one number for all rows."""
+    if problem.row_mass is not None:
+        return problem.row_mass.unsqueeze(-1)
+    if problem.rows is None:
+        return 1.0 / problem.scores.shape[-2]
+    members = problem.rows.unsqueeze(-1).to(problem.scores.dtype)
+    return members / sum_over_ranks(members.sum(-2, keepdim=True), problem.group).clamp(min=1.0)
+
+
+def col_masses(problem: Problem) -> Tensor | float:
+    """Return the column marginal as (..., 1, K), zero for columns that take no part, or as one number for all."""
+    if problem.col_mass is not None:
+        return problem.col_mass.unsqueeze(-2)
+    if problem.cols is None:
+        return 1.0 / problem.scores.shape[-1]
+    members = problem.cols.unsqueeze(-2).to(problem.scores.dtype)
+    return members / members.sum(-1, keepdim=True).clamp(min=1.0)

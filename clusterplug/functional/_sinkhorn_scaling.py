@@ -1,0 +1,105 @@
+"""Sinkhorn with scaling vectors: plan = diag(u) E diag(v), two reads of the kernel matrix E an iteration."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clusterplug.functional._numerics import host_checks_allowed
+from clusterplug.functional._sinkhorn_problem import (
+    LARGEST_SCORE,
+    Problem,
+    block_masks,
+    col_masses,
+    has_blocks,
+    max_over_ranks,
+    row_masses,
+    sum_over_ranks,
+)
+
+# With max(L) - min(L) <= 60 all entries of v lie within exp(+-60) of each other (and so those of u) whatever the
+# number of iterations, because each sum of the kernel lies between exp(-60) and 1 times the sum of the factors.
+# That is far inside fp32's exp(+-87).
+SAFE_RANGE = 60.0
+# Below this many entries the log form is as fast, and it needs no look at the scores.
+MIN_ENTRIES = 1 << 16
+# Sums are held above this: finite for every input, reached only outside the safe range.
+SMALLEST_SUM = 1e-30
+# Bytes of the kernel matrix per thread that an iteration works on at a time: they stay in the second-level cache.
+BLOCK_BYTES = 1 << 19
+
+
+def range_is_safe(problem: Problem, epsilon: float) -> bool:
+    """Tell whether the scaling form is known to be exact, and large enough to pay; False where looking would cost.
+
+    Only on the CPU does a look at the scores cost no synchronisation. Over ranks all must take the same form,
+    whatever their own scores, so the answer is False there.
+    """
+    scores = problem.scores
+    if problem.group is not None or not host_checks_allowed(scores) or scores[..., :, :].numel() == 0:
+        return False
+    if scores.shape[-2] * scores.shape[-1] < MIN_ENTRIES:
+        return False
+    low, high = torch.aminmax(scores.detach())
+    return float(high) - float(low) <= SAFE_RANGE * epsilon  # NaN and inf fail the comparison
+
+
+def solve_scaling(problem: Problem, epsilon: float, num_iters: int) -> Tensor:
+    """Return the plan (..., N, K); finite for any finite scores, exact within a safe range of each row."""
+    row_mass, col_mass = row_masses(problem), col_masses(problem)
+    scores = problem.scores.clamp(-LARGEST_SCORE, LARGEST_SCORE)
+    if has_blocks(problem):
+        rows, cols = block_masks(problem)
+        scores = torch.where(rows.unsqueeze(-1) & cols.unsqueeze(-2), scores, -LARGEST_SCORE)
+    maxima = scores.detach().amax(-1, keepdim=True)
+    peak = F.pad(maxima, (0, 0, 0, 1), value=-LARGEST_SCORE).amax(-2, keepdim=True)
+    peak = max_over_ranks(peak, problem.group)
+    kernel = ((scores - maxima) / epsilon).exp()
+    # in the first column step every row has its own weight exp(row maximum / epsilon)
+    left = ((maxima - peak) / epsilon).exp()
+    if has_blocks(problem):
+        left = left * rows.unsqueeze(-1)
+    for _ in range(num_iters):
+        sums = sum_over_ranks(left.mT @ kernel, problem.group)
+        right = col_mass / sums.clamp(min=SMALLEST_SUM)
+        left = row_mass / (kernel @ right.mT).clamp(min=SMALLEST_SUM)
+    return (kernel * left) * right
+
+
+def solve_scaling_in_blocks(problem: Problem, epsilon: float, num_iters: int) -> Tensor:
+    """Return the plan of problems whose range is safe, without autograd: ONE read of the kernel an iteration.
+
+    The row step of a block of rows needs only that block, and so does its part of the next column sum. Both are
+    done while the block is in cache, and the plan is made in place of the kernel.
+    """
+    scores = problem.scores
+    flat = scores.reshape(-1, *scores.shape[-2:])
+    plans = torch.empty_like(flat, memory_format=torch.contiguous_format)
+    lead = scores.shape[:-2]
+    row_mass = torch.as_tensor(row_masses(problem), dtype=flat.dtype).expand(*lead, flat.shape[-2], 1)
+    col_mass = torch.as_tensor(col_masses(problem), dtype=flat.dtype).expand(*lead, 1, flat.shape[-1])
+    row_mass, col_mass = row_mass.reshape(len(flat), -1), col_mass.reshape(len(flat), -1)
+    for index in range(len(flat)):
+        _solve_one(plans[index], flat[index], row_mass[index], col_mass[index], epsilon, num_iters)
+    return plans.view(scores.shape)
+
+
+def _solve_one(
+    plan: Tensor, scores: Tensor, row_mass: Tensor, col_mass: Tensor, epsilon: float, num_iters: int
+) -> None:
+    """Fill ``plan`` (N, K) for scores (N, K), marginals (N,) and (K,)."""
+    block_rows = max(1, BLOCK_BYTES * torch.get_num_threads() // (plan.element_size() * plan.shape[1]))
+    blocks = list(zip(plan.split(block_rows), scores.split(block_rows), row_mass.split(block_rows)))
+    peak = scores.max()
+    sums = torch.zeros_like(col_mass)
+    for kernel, part, mass in blocks:
+        torch.sub(part, peak, out=kernel).mul_(1.0 / epsilon).exp_()
+        sums.addmv_(kernel.mT, (mass > 0).to(kernel.dtype))
+    for iteration in range(num_iters):
+        right = col_mass / sums.clamp_(min=SMALLEST_SUM)
+        sums = torch.zeros_like(col_mass)
+        for kernel, _, mass in blocks:
+            left = mass / torch.mv(kernel, right).clamp_(min=SMALLEST_SUM)
+            if iteration < num_iters - 1:
+                sums.addmv_(kernel.mT, left)
+            else:
+                kernel.mul_(left.unsqueeze(-1)).mul_(right)

@@ -1,0 +1,207 @@
+"""Entropic optimal transport by Sinkhorn's iteration: batched, masked, over ranks, safe for any finite scores."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from clusterplug.functional._checks import check_device, check_mask
+from clusterplug.functional._numerics import host_checks_allowed, no_autocast, working_dtype
+from clusterplug.functional._sinkhorn_log import finite_log, solve_log
+from clusterplug.functional._sinkhorn_problem import Problem, row_masses, sum_over_ranks
+from clusterplug.functional._sinkhorn_scaling import range_is_safe, solve_scaling, solve_scaling_in_blocks
+
+__all__ = ['sinkhorn', 'sinkhorn_log_plan']
+
+_FORMS = ('auto', 'scaling', 'log')
+# Relative difference of two marginal sums that is taken for rounding.
+_MASS_TOLERANCE = 1e-3
+
+
+def sinkhorn(
+    scores: Tensor,
+    *,
+    epsilon: float,
+    num_iters: int,
+    row_marginals: Tensor | None = None,
+    col_marginals: Tensor | None = None,
+    mask: Tensor | None = None,
+    group=None,
+    form: str = 'auto',
+) -> Tensor:
+    r"""Return the transport plan of the kernel exp(scores / epsilon) with given marginals.
+
+    .. math:: P = \mathrm{diag}(u)\, e^{S / \epsilon}\, \mathrm{diag}(v), \qquad
+              v \leftarrow c / (E^\top u), \quad u \leftarrow r / (E v), \quad u_0 = 1.
+
+    An iteration is a column step, then a row step, so the row marginals of the result hold to rounding and the column
+    marginals to the accuracy reached. The plan of every problem has mass 1. There is no host synchronisation.
+
+    Args:
+        scores: (..., N, K), floating, larger = better. fp16 and bf16 are computed in fp32 (float64 stays). -inf means
+            'avoid at any price': such a pair gets mass only where the marginals leave no other way. NaN in a
+            row that takes part makes the plan of that problem NaN. N = 0 is allowed with ``group`` only.
+        epsilon: Strength of the entropy term, > 0, in units of the scores.
+        num_iters: Number of iterations, >= 1.
+        row_marginals: (..., N), non-negative, broadcast against the scores; None = 1 / (valid rows) each. Rows of
+            marginal 0 are 0 in the plan. Only proportions matter: each marginal is divided by its sum.
+        col_marginals: (..., K), non-negative, likewise; None = 1 / K each. A column of marginal 0 stays 0 and out of
+            everything: that is how another K for each problem is written. A **bool** tensor means uniform over its
+            True entries, and costs nothing in an iteration.
+        mask: (..., N) bool, True = valid row. Masked rows are 0 in the plan; their scores may be anything, NaN too.
+        group: torch.distributed group that the rows are spread over, any number on each rank, also 0. Every rank
+            must call with the same K and batch shape. Sums run over all ranks, and so do the counts of valid rows.
+            No gradient passes through it.
+        form: 'log' never over- or underflows and launches two operations an iteration when the marginals are uniform
+            (masked or not). 'scaling' reads the matrix less often; it is exact while (max - min) / epsilon of each
+            row is below 60, and finite beyond. 'auto' takes 'scaling' for problems of 65,536 entries
+            and more on the CPU whose range (max - min) / epsilon <= 60, and 'log' everywhere else: on other devices,
+            over ranks, and while compiling, where knowing the range would cost a synchronisation.
+
+    Returns:
+        Plan (..., N, K) in the type of ``scores``. A problem without a valid row, or without a column, is all
+        zeros. One row gets the column marginals (exactly one iteration's worth: K = 1 or N = 1 need no more). Entries
+        are about 1 / (N K): in fp16 they underflow for large N K, so pass fp32 scores there.
+
+    Raises:
+        TypeError: ``scores`` is not floating, ``mask`` not bool.
+        ValueError: A wrong shape, device or option; on the CPU also marginals that are negative, not finite, or of
+            different sums (elsewhere looking would be a synchronisation; there each is divided by its sum).
+
+    Source: Cuturi, "Sinkhorn Distances", NeurIPS 2013; scaling form with one pass per step as in Peyre and Cuturi,
+    "Computational Optimal Transport", 2019, section 4.2. **Differs from the SwAV / self-label loops**: the same
+    numbers after the same number of iterations, but no pass that normalises the matrix, and no overflow.
+
+    Example:
+        >>> scores = torch.tensor([[1.0, 0.0], [0.9, 0.0], [0.8, 0.1], [0.0, 0.1]])
+        >>> plan = sinkhorn(scores, epsilon=0.05, num_iters=50)
+        >>> plan.argmax(-1)  # balanced, so the third row has to leave the better column
+        tensor([0, 0, 1, 1])
+        >>> plan.sum(0)
+        tensor([0.5000, 0.5000])
+    """
+    problem = _problem(scores, epsilon, num_iters, row_marginals, col_marginals, mask, group)
+    if form not in _FORMS:
+        raise ValueError(f'form must be one of {", ".join(_FORMS)}, got {form!r}')
+    with no_autocast(scores):
+        if form != 'log' and range_is_safe(problem, epsilon):
+            recorded = torch.is_grad_enabled() and problem.scores.requires_grad
+            solve = solve_scaling if recorded else solve_scaling_in_blocks
+            plan = solve(problem, epsilon, num_iters)
+        elif form == 'scaling':
+            plan = solve_scaling(problem, epsilon, num_iters)
+        else:
+            plan = solve_log(problem, epsilon, num_iters).exp() * row_masses(problem)
+    return plan.to(scores.dtype)
+
+
+def sinkhorn_log_plan(
+    scores: Tensor,
+    *,
+    epsilon: float,
+    num_iters: int,
+    row_marginals: Tensor | None = None,
+    col_marginals: Tensor | None = None,
+    mask: Tensor | None = None,
+    group=None,
+) -> Tensor:
+    """Return the logarithm of ``sinkhorn``'s plan, always by the log form; -inf where the plan is 0.
+
+    It keeps the digits of entries that the plan itself would round to 0 (small epsilon), and its argmax over the last
+    dimension is the cluster of a row without an exponential. Arguments, errors and cost are those of ``sinkhorn``.
+
+    Returns:
+        (..., N, K) in the type of ``scores``; rows and columns that take no part are -inf.
+
+    Source: as ``sinkhorn``.
+
+    Example:
+        >>> scores = torch.tensor([[1.0, 0.0], [0.9, 0.0], [0.8, 0.1], [0.0, 0.1]])
+        >>> sinkhorn_log_plan(scores, epsilon=0.001, num_iters=50).argmax(-1)
+        tensor([0, 0, 1, 1])
+    """
+    problem = _problem(scores, epsilon, num_iters, row_marginals, col_marginals, mask, group)
+    with no_autocast(scores):
+        masses = row_masses(problem)
+        log_masses = math.log(masses) if isinstance(masses, float) else finite_log(masses)
+        return (solve_log(problem, epsilon, num_iters) + log_masses).to(scores.dtype)
+
+
+def _problem(scores, epsilon, num_iters, row_marginals, col_marginals, mask, group) -> Problem:
+    """Return the checked problem in the working type."""
+    _check_options(scores, epsilon, num_iters, group)
+    lead, (num_rows, num_cols) = scores.shape[:-2], scores.shape[-2:]
+    check_mask(mask, (*lead, num_rows), scores.device)
+    row_mass = _marginals(row_marginals, (*lead, num_rows), scores, 'row_marginals')
+    col_mass = _marginals(col_marginals, (*lead, num_cols), scores, 'col_marginals')
+    rows, cols = mask, None
+    if col_mass is not None:
+        cols = col_mass > 0
+        col_mass = None if col_marginals.dtype == torch.bool else col_mass
+    if row_mass is not None:
+        row_mass = row_mass if mask is None else torch.where(mask, row_mass, 0.0)
+        rows = row_mass > 0
+        if row_marginals.dtype == torch.bool:
+            row_mass = None
+    if group is not None and rows is None:
+        rows = scores.new_ones(scores.shape[:-1], dtype=torch.bool)  # the number of rows on other ranks is unknown
+    if host_checks_allowed(scores) and group is None and row_mass is not None and col_mass is not None:
+        _check_equal_mass(row_mass, col_mass)
+    if row_mass is not None:
+        row_mass = _proportions(row_mass, group)
+    if col_mass is not None:
+        col_mass = _proportions(col_mass, None)
+    return Problem(scores.to(working_dtype(scores.dtype)), rows, cols, row_mass, col_mass, group)
+
+
+def _check_options(scores: Tensor, epsilon: float, num_iters: int, group) -> None:
+    if not isinstance(scores, Tensor):
+        raise TypeError(f'scores must be a torch.Tensor, got {type(scores).__name__}; convert it with torch.as_tensor')
+    if not scores.is_floating_point():
+        raise TypeError(f'scores must have a floating dtype, got {scores.dtype}; convert it with scores.float()')
+    if scores.dim() < 2 or scores.shape[-1] == 0 or (scores.shape[-2] == 0 and group is None):
+        raise ValueError(f'scores must have shape (..., N, K) with N, K >= 1, got {tuple(scores.shape)}')
+    if not (isinstance(epsilon, (int, float)) and math.isfinite(epsilon) and epsilon > 0):
+        raise ValueError(f'epsilon must be a finite number > 0, got {epsilon!r}; usual values are 0.01 to 0.1')
+    if isinstance(num_iters, bool) or not isinstance(num_iters, int) or num_iters < 1:
+        raise ValueError(f'num_iters must be an int >= 1, got {num_iters!r}')
+    if group is not None and scores.requires_grad and torch.is_grad_enabled():
+        raise ValueError('scores must not require a gradient when group is given; call sinkhorn under torch.no_grad()')
+
+
+def _marginals(marginals: Tensor | None, shape: tuple, scores: Tensor, name: str) -> Tensor | None:
+    """Return marginals expanded to ``shape`` in the working type."""
+    if marginals is None:
+        return None
+    if not isinstance(marginals, Tensor):
+        raise TypeError(f'{name} must be a torch.Tensor, got {type(marginals).__name__}')
+    check_device(marginals, scores.device, name)
+    if marginals.dim() == 0 or marginals.shape[-1] != shape[-1]:
+        raise ValueError(f'{name} must have shape {tuple(shape)}, got {tuple(marginals.shape)}')
+    try:
+        marginals = marginals.expand(shape)
+    except RuntimeError:
+        raise ValueError(f'{name} must broadcast to shape {tuple(shape)}, got {tuple(marginals.shape)}') from None
+    if marginals.dtype != torch.bool and host_checks_allowed(scores):
+        bad = ~(torch.isfinite(marginals) & (marginals >= 0))
+        if bad.any():
+            raise ValueError(f'{name} must be finite and non-negative, got {int(bad.sum())} entries that are not')
+    return marginals.to(working_dtype(scores.dtype))
+
+
+def _check_equal_mass(row_mass: Tensor, col_mass: Tensor) -> None:
+    rows, cols = row_mass.sum(-1), col_mass.sum(-1)
+    unequal = (rows - cols).abs() > _MASS_TOLERANCE * torch.maximum(rows, cols)
+    if unequal.any():
+        where = unequal.reshape(-1).nonzero()[0].item()
+        raise ValueError(
+            f'row_marginals and col_marginals must have equal sums, got {rows.reshape(-1)[where].item():.6g} and '
+            f'{cols.reshape(-1)[where].item():.6g} in problem {where}; divide each by its sum, or use '
+            f'unbalanced_transport'
+        )
+
+
+def _proportions(mass: Tensor, group) -> Tensor:
+    """Return mass divided by its sum (over ranks), 0 where the sum is 0."""
+    total = sum_over_ranks(mass.sum(-1, keepdim=True), group)
+    return mass / torch.where(total > 0, total, 1.0)
