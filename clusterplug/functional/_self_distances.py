@@ -1,0 +1,106 @@
+"""All distances within one set of points: symmetric, zero diagonal, safe for any finite input."""
+
+import torch
+from torch import Tensor
+
+from clusterplug.functional._numerics import working_dtype
+
+METRICS = ('euclidean', 'cosine', 'precomputed')
+
+# Up to this many dimensions the differences themselves cost no more than the product form, and are exact.
+_DIRECT_DIMENSIONS = 8
+
+_CACHED_DISTANCES = 2**19
+
+
+def check_metric(metric: str, allowed: tuple = METRICS) -> None:
+    """Raise unless ``metric`` is one of ``allowed``."""
+    if metric not in allowed:
+        raise ValueError(f'metric must be one of {", ".join(allowed)}, got {metric!r}')
+
+
+def check_square(x: Tensor, metric: str) -> None:
+    """Raise if ``x`` should be a matrix of distances (..., N, N) and is not square."""
+    if metric == 'precomputed' and x.shape[-1] != x.shape[-2]:
+        raise ValueError(
+            f"x must be square (..., N, N) for metric='precomputed', got {tuple(x.shape)}; "
+            f"pass the distances between the points, or the points with metric='euclidean'"
+        )
+
+
+def self_distances(x: Tensor, metric: str, mask: Tensor | None = None) -> Tensor:
+    """Return the distances between all points of each problem.
+
+    The matrix is symmetric bit for bit and zero on the diagonal, so that equal costs tie exactly and a tie goes to
+    the lowest index. In more than 8 dimensions the Euclidean form is a product of centred points; its rounding
+    (4 eps of the two squared norms) is taken off each squared distance, so duplicates have distance zero.
+
+    Args:
+        x: (B, N, D) points, or (B, N, N) distances for ``'precomputed'``; any floating type.
+        metric: ``'euclidean'``, ``'cosine'`` (1 - cosine; a zero vector has distance 1 to every other point) or
+            ``'precomputed'`` (the two triangles are averaged, the diagonal is ignored).
+        mask: (B, N) bool, True = valid. Rows and columns of other points hold finite, meaningless numbers.
+
+    Returns:
+        (B, N, N) in fp32, or fp64 for fp64 input.
+    """
+    num_points = x.shape[-2]
+    # On a CPU the passes over one block run several times faster while the block stays in the cache.
+    block = max(1, _CACHED_DISTANCES // num_points**2) if x.device.type == 'cpu' else len(x)
+    if len(x) <= block or torch.compiler.is_compiling():
+        return _block_distances(x, metric, mask)
+    distances = x.new_empty((len(x), num_points, num_points), dtype=working_dtype(x.dtype))
+    for start in range(0, len(x), block):
+        part = slice(start, start + block)
+        distances[part] = _block_distances(x[part], metric, None if mask is None else mask[part])
+    return distances
+
+
+def _block_distances(x: Tensor, metric: str, mask: Tensor | None) -> Tensor:
+    x = x.to(working_dtype(x.dtype))
+    if mask is not None:
+        pairs = mask[..., None] if metric != 'precomputed' else mask[..., :, None] & mask[..., None, :]
+        x = x.masked_fill(~pairs, 0)
+    if metric == 'precomputed':
+        distances = (x + x.mT).mul_(0.5)
+    else:
+        distances = _cosine(x) if metric == 'cosine' else _euclidean(x, mask)
+    distances.diagonal(dim1=-2, dim2=-1).zero_()
+    return distances
+
+
+def _unit_scale(x: Tensor) -> Tensor:
+    """Return (B, 1, 1) powers of two that bring the largest entry near 1: squares neither overflow nor vanish."""
+    largest = x.abs().amax((-2, -1), keepdim=True)
+    exponent = largest.clamp_min(torch.finfo(x.dtype).tiny).log2().floor()
+    return torch.exp2(-exponent.clamp(-120, 120))
+
+
+def _product(x: Tensor) -> Tensor:
+    product = x @ x.mT
+    # Not every device's product of a matrix with itself is symmetric in the last bit.
+    return torch.minimum(product, product.mT)
+
+
+def _euclidean(x: Tensor, mask: Tensor | None) -> Tensor:
+    scale = _unit_scale(x)
+    x = x * scale
+    if mask is None:
+        x = x - x.mean(-2, keepdim=True)
+    else:
+        count = mask.sum(-1, keepdim=True).clamp_min(1)[..., None]
+        x = (x - x.sum(-2, keepdim=True) / count).masked_fill_(~mask[..., None], 0)
+    if x.shape[-1] <= _DIRECT_DIMENSIONS:
+        return torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist').div_(scale)
+    # Centred values may be far smaller than the values were (a huge offset): bring them to 1 once more.
+    second = _unit_scale(x)
+    x = x * second
+    squares = x.square().sum(-1).mul_(1 - 4 * torch.finfo(x.dtype).eps)
+    distances = (squares[..., :, None] + squares[..., None, :]).sub_(_product(x), alpha=2)
+    return distances.clamp_min_(0).sqrt_().mul_(1 / scale / second)
+
+
+def _cosine(x: Tensor) -> Tensor:
+    x = x * _unit_scale(x)
+    x = x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    return torch.sub(1 - 4 * torch.finfo(x.dtype).eps, _product(x)).clamp_(0, 2)
