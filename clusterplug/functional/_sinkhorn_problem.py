@@ -5,12 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Scores are held inside this range so that no difference of two of them, divided by epsilon, becomes inf - inf.
-LARGEST_SCORE = 1e30
-
 
 class Problem(NamedTuple):
-    """Scores (..., N, K) in the working type, and what is known of the two marginals (None = all, uniform)."""
+    """Scores (..., N, K) in the working type, and what is known of the two marginals (None = all, uniform).
+
+    ``rows`` and ``cols`` are given together or not at all (``resolve_masks``).
+    """
 
     scores: Tensor
     rows: Tensor | None = None  # (..., N) bool, True = takes part
@@ -38,23 +38,23 @@ def max_over_ranks(values: Tensor, group) -> Tensor:
     return values
 
 
-def has_blocks(problem: Problem) -> bool:
-    """Tell whether some rows or columns may take no part."""
-    return problem.rows is not None or problem.cols is not None
+def largest_score(epsilon: float) -> float:
+    """Return the bound that scores are held within, so that no difference divided by epsilon leaves fp32."""
+    return min(1e30, 1e37 * epsilon)
 
 
-def block_masks(problem: Problem) -> tuple[Tensor, Tensor]:
+def resolve_masks(scores: Tensor, rows: Tensor | None, cols: Tensor | None, group) -> tuple[Tensor, Tensor]:
     """Return full row and column masks; without a column no row takes part, without a row (anywhere) no column."""
-    scores = problem.scores
-    rows, cols = problem.rows, problem.cols
-    if rows is None:
-        rows = scores.new_ones(scores.shape[:-1], dtype=torch.bool)
     if cols is None:
         cols = scores.new_ones(scores.shape[:-2] + scores.shape[-1:], dtype=torch.bool)
-    rows = rows & cols.any(-1, keepdim=True)
+        rows = scores.new_ones(scores.shape[:-1], dtype=torch.bool) if rows is None else rows
+    elif rows is None:
+        rows = cols.any(-1, keepdim=True).expand(scores.shape[:-1])
+    else:
+        rows = rows & cols.any(-1, keepdim=True)
     anyone = rows.any(-1, keepdim=True)
-    if problem.group is not None:
-        anyone = sum_over_ranks(anyone.to(torch.float32), problem.group) > 0
+    if group is not None:
+        anyone = sum_over_ranks(anyone.to(torch.float32), group) > 0
     return rows, cols & anyone
 
 

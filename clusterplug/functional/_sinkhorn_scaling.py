@@ -6,11 +6,9 @@ from torch import Tensor
 
 from clusterplug.functional._numerics import host_checks_allowed
 from clusterplug.functional._sinkhorn_problem import (
-    LARGEST_SCORE,
     Problem,
-    block_masks,
     col_masses,
-    has_blocks,
+    largest_score,
     max_over_ranks,
     row_masses,
     sum_over_ranks,
@@ -28,36 +26,36 @@ SMALLEST_SUM = 1e-30
 BLOCK_BYTES = 1 << 19
 
 
-def range_is_safe(problem: Problem, epsilon: float) -> bool:
-    """Tell whether the scaling form is known to be exact, and large enough to pay; False where looking would cost.
+def safe_peak(problem: Problem, epsilon: float) -> float | None:
+    """Return the largest score if the scaling form is known to be exact and large enough to pay, else None.
 
     Only on the CPU does a look at the scores cost no synchronisation. Over ranks all must take the same form,
-    whatever their own scores, so the answer is False there.
+    whatever their own scores, so the answer is None there.
     """
     scores = problem.scores
-    if problem.group is not None or not host_checks_allowed(scores) or scores[..., :, :].numel() == 0:
-        return False
-    if scores.shape[-2] * scores.shape[-1] < MIN_ENTRIES:
-        return False
-    low, high = torch.aminmax(scores.detach())
-    return float(high) - float(low) <= SAFE_RANGE * epsilon  # NaN and inf fail the comparison
+    if problem.group is not None or not host_checks_allowed(scores):
+        return None
+    if scores.shape[-2] * scores.shape[-1] < MIN_ENTRIES or scores.numel() == 0:
+        return None
+    low, high = (float(bound) for bound in torch.aminmax(scores.detach()))
+    return high if high - low <= SAFE_RANGE * epsilon else None  # NaN and inf fail the comparison
 
 
 def solve_scaling(problem: Problem, epsilon: float, num_iters: int) -> Tensor:
     """Return the plan (..., N, K); finite for any finite scores, exact within a safe range of each row."""
     row_mass, col_mass = row_masses(problem), col_masses(problem)
-    scores = problem.scores.clamp(-LARGEST_SCORE, LARGEST_SCORE)
-    if has_blocks(problem):
-        rows, cols = block_masks(problem)
-        scores = torch.where(rows.unsqueeze(-1) & cols.unsqueeze(-2), scores, -LARGEST_SCORE)
+    bound = largest_score(epsilon)
+    scores = problem.scores.clamp(-bound, bound)
+    if problem.rows is not None:
+        scores = torch.where(problem.rows.unsqueeze(-1) & problem.cols.unsqueeze(-2), scores, -bound)
     maxima = scores.detach().amax(-1, keepdim=True)
-    peak = F.pad(maxima, (0, 0, 0, 1), value=-LARGEST_SCORE).amax(-2, keepdim=True)
+    peak = F.pad(maxima, (0, 0, 0, 1), value=-bound).amax(-2, keepdim=True)
     peak = max_over_ranks(peak, problem.group)
     kernel = ((scores - maxima) / epsilon).exp()
     # in the first column step every row has its own weight exp(row maximum / epsilon)
     left = ((maxima - peak) / epsilon).exp()
-    if has_blocks(problem):
-        left = left * rows.unsqueeze(-1)
+    if problem.rows is not None:
+        left = left * problem.rows.unsqueeze(-1)
     for _ in range(num_iters):
         sums = sum_over_ranks(left.mT @ kernel, problem.group)
         right = col_mass / sums.clamp(min=SMALLEST_SUM)
@@ -65,7 +63,7 @@ def solve_scaling(problem: Problem, epsilon: float, num_iters: int) -> Tensor:
     return (kernel * left) * right
 
 
-def solve_scaling_in_blocks(problem: Problem, epsilon: float, num_iters: int) -> Tensor:
+def solve_scaling_in_blocks(problem: Problem, peak: float, epsilon: float, num_iters: int) -> Tensor:
     """Return the plan of problems whose range is safe, without autograd: ONE read of the kernel an iteration.
 
     The row step of a block of rows needs only that block, and so does its part of the next column sum. Both are
@@ -78,21 +76,25 @@ def solve_scaling_in_blocks(problem: Problem, epsilon: float, num_iters: int) ->
     row_mass = torch.as_tensor(row_masses(problem), dtype=flat.dtype).expand(*lead, flat.shape[-2], 1)
     col_mass = torch.as_tensor(col_masses(problem), dtype=flat.dtype).expand(*lead, 1, flat.shape[-1])
     row_mass, col_mass = row_mass.reshape(len(flat), -1), col_mass.reshape(len(flat), -1)
-    for index in range(len(flat)):
-        _solve_one(plans[index], flat[index], row_mass[index], col_mass[index], epsilon, num_iters)
+    for plan, part, rows, cols in zip(plans, flat, row_mass, col_mass):
+        _solve_one(plan, part, rows, cols, peak, epsilon, num_iters)
     return plans.view(scores.shape)
 
 
 def _solve_one(
-    plan: Tensor, scores: Tensor, row_mass: Tensor, col_mass: Tensor, epsilon: float, num_iters: int
+    plan: Tensor, scores: Tensor, row_mass: Tensor, col_mass: Tensor, peak: float, epsilon: float, num_iters: int
 ) -> None:
-    """Fill ``plan`` (N, K) for scores (N, K), marginals (N,) and (K,)."""
+    """Fill ``plan`` (N, K) for kernel exp((scores - peak) / epsilon), scores (N, K), marginals (N,) and (K,)."""
     block_rows = max(1, BLOCK_BYTES * torch.get_num_threads() // (plan.element_size() * plan.shape[1]))
     blocks = list(zip(plan.split(block_rows), scores.split(block_rows), row_mass.split(block_rows)))
-    peak = scores.max()
+    small_peak = abs(peak) <= SAFE_RANGE * epsilon
+    shift = plan.new_tensor(-peak / epsilon)
     sums = torch.zeros_like(col_mass)
     for kernel, part, mass in blocks:
-        torch.sub(part, peak, out=kernel).mul_(1.0 / epsilon).exp_()
+        if small_peak:
+            torch.add(shift, part, alpha=1.0 / epsilon, out=kernel).exp_()
+        else:  # subtracting first keeps the digits of scores with a large offset
+            torch.sub(part, peak, out=kernel).mul_(1.0 / epsilon).exp_()
         sums.addmv_(kernel.mT, (mass > 0).to(kernel.dtype))
     for iteration in range(num_iters):
         right = col_mass / sums.clamp_(min=SMALLEST_SUM)

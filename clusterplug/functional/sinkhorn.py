@@ -7,9 +7,9 @@ from torch import Tensor
 
 from clusterplug.functional._checks import check_device, check_mask
 from clusterplug.functional._numerics import host_checks_allowed, no_autocast, working_dtype
-from clusterplug.functional._sinkhorn_log import finite_log, solve_log
-from clusterplug.functional._sinkhorn_problem import Problem, row_masses, sum_over_ranks
-from clusterplug.functional._sinkhorn_scaling import range_is_safe, solve_scaling, solve_scaling_in_blocks
+from clusterplug.functional._sinkhorn_log import solve_log
+from clusterplug.functional._sinkhorn_problem import Problem, resolve_masks, row_masses, sum_over_ranks
+from clusterplug.functional._sinkhorn_scaling import safe_peak, solve_scaling, solve_scaling_in_blocks
 
 __all__ = ['sinkhorn', 'sinkhorn_log_plan']
 
@@ -39,7 +39,8 @@ def sinkhorn(
 
     Args:
         scores: (..., N, K), floating, larger = better. fp16 and bf16 are computed in fp32 (float64 stays). -inf means
-            'avoid at any price': such a pair gets mass only where the marginals leave no other way. NaN in a
+            'avoid at any price': such a pair gets mass only where the marginals leave no other way (scores are held
+            within +-min(1e30, 1e37 epsilon)). NaN in a
             row that takes part makes the plan of that problem NaN. N = 0 is allowed with ``group`` only.
         epsilon: Strength of the entropy term, > 0, in units of the scores.
         num_iters: Number of iterations, >= 1.
@@ -84,11 +85,11 @@ def sinkhorn(
     if form not in _FORMS:
         raise ValueError(f'form must be one of {", ".join(_FORMS)}, got {form!r}')
     with no_autocast(scores):
-        if form != 'log' and range_is_safe(problem, epsilon):
-            recorded = torch.is_grad_enabled() and problem.scores.requires_grad
-            solve = solve_scaling if recorded else solve_scaling_in_blocks
-            plan = solve(problem, epsilon, num_iters)
-        elif form == 'scaling':
+        recorded = torch.is_grad_enabled() and problem.scores.requires_grad
+        peak = None if form == 'log' else safe_peak(problem, epsilon)
+        if peak is not None and not recorded:
+            plan = solve_scaling_in_blocks(problem, peak, epsilon, num_iters)
+        elif peak is not None or form == 'scaling':
             plan = solve_scaling(problem, epsilon, num_iters)
         else:
             plan = solve_log(problem, epsilon, num_iters).exp() * row_masses(problem)
@@ -123,7 +124,7 @@ def sinkhorn_log_plan(
     problem = _problem(scores, epsilon, num_iters, row_marginals, col_marginals, mask, group)
     with no_autocast(scores):
         masses = row_masses(problem)
-        log_masses = math.log(masses) if isinstance(masses, float) else finite_log(masses)
+        log_masses = math.log(masses) if isinstance(masses, float) else masses.log()
         return (solve_log(problem, epsilon, num_iters) + log_masses).to(scores.dtype)
 
 
@@ -145,10 +146,12 @@ def _problem(scores, epsilon, num_iters, row_marginals, col_marginals, mask, gro
             row_mass = None
     if group is not None and rows is None:
         rows = scores.new_ones(scores.shape[:-1], dtype=torch.bool)  # the number of rows on other ranks is unknown
+    if rows is not None or cols is not None:
+        rows, cols = resolve_masks(scores, rows, cols, group)
     if host_checks_allowed(scores) and group is None and row_mass is not None and col_mass is not None:
         _check_equal_mass(row_mass, col_mass)
     if row_mass is not None:
-        row_mass = _proportions(row_mass, group)
+        row_mass = _proportions(torch.where(rows, row_mass, 0.0), group)
     if col_mass is not None:
         col_mass = _proportions(col_mass, None)
     return Problem(scores.to(working_dtype(scores.dtype)), rows, cols, row_mass, col_mass, group)
