@@ -1,0 +1,61 @@
+# The two commands of the README are `make demo` and `make test`. Each sets up what it needs first, in .venv, and
+# skips what is there. PYTHON=/path/to/python3.11 chooses the Python, ARGS="..." goes to the command itself.
+
+SETUP := @sh tools/setup_env/run.sh
+PY := .venv/bin/python
+
+.PHONY: help demo test test-slow test-all lint format docs setup lock wheel clean
+
+help:
+	@echo 'make demo       train the LiDAR segmenter with and without clustering, print the table, draw the pictures'
+	@echo 'make test       the fast tests'
+	@echo 'make test-slow  the tests that take more than ten seconds each;  make test-all  both'
+	@echo 'make lint       ruff;  make format  lets ruff mend what it can'
+	@echo 'make docs       the documentation, into site/'
+	@echo 'make setup      everything that the others need, and nothing else'
+	@echo 'make lock       write requirements/constraints.txt from .venv'
+	@echo 'make wheel      a wheel with configs and tools, into dist/'
+	@echo 'make clean      remove built files (not .venv, not work_dirs)'
+
+demo:
+	$(SETUP) host
+	@$(PY) tools/demo.py $(ARGS)
+
+test:
+	$(SETUP) test
+	@$(PY) -m pytest -m 'not slow' $(ARGS)
+
+test-slow:
+	$(SETUP) test
+	@$(PY) -m pytest -m slow $(ARGS)
+
+test-all:
+	$(SETUP) test
+	@$(PY) -m pytest $(ARGS)
+
+lint:
+	$(SETUP) lint
+	@$(PY) -m ruff check . $(ARGS)
+	@$(PY) -m ruff format --check .
+
+format:
+	$(SETUP) lint
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+docs:
+	$(SETUP) docs
+	@$(PY) -m mkdocs build --strict $(ARGS)
+
+setup:
+	$(SETUP) host test lint docs
+
+lock:
+	@$(PY) tools/setup_env --lock
+
+wheel:
+	$(SETUP) host
+	@$(PY) -m pip wheel . --no-deps --no-build-isolation -w dist
+
+clean:
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,53 @@
+"""Command line: ``python -m clusterplug doctor`` (or ``clusterplug doctor``)."""
+
+import argparse
+import sys
+
+__all__ = ['main']
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code.
+
+    Args:
+        arguments (list[str]): Words after ``clusterplug``; those of the process by default.
+
+    Returns:
+        int: 0 when all is well.
+
+    Example:
+        >>> main(['--version'])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        SystemExit: 0
+    """
+    from clusterplug.version import __version__
+
+    parser = argparse.ArgumentParser(prog='python -m clusterplug', description=__doc__.splitlines()[0])
+    parser.add_argument('--version', action='version', version=__version__)
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND')
+    doctor = commands.add_parser(
+        'doctor',
+        help='versions, allowed ranges, devices, which parts work, and the command that mends what does not',
+        description='Exit code 0: the core works and nothing that is installed is broken or out of range; else 1.',
+    )
+    form = doctor.add_mutually_exclusive_group()
+    form.add_argument('--json', action='store_true', help='print one JSON object')
+    form.add_argument('--problems', action='store_true', help='print the parts and the problems only')
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
+
+    from clusterplug.doctor import examine
+    from clusterplug.doctor.report import as_json, as_text
+
+    findings = examine()
+    if options.json:
+        print(as_json(findings))
+    else:
+        print(as_text(findings, problems_only=options.problems))
+    return 0 if findings.ok else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
