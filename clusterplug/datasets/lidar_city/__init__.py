@@ -1,0 +1,12 @@
+"""LiDAR city: generated streets, scanned by a simulated 64-beam lidar, with hidden sub-types of every class.
+
+The files have the SemanticKITTI layout, so mmdet3d's own ``SemanticKittiDataset`` and pipelines load them. Every
+point carries an instance id (of its sidewalk, its building, its car ...), and ``subtypes.json`` tells what kind of
+building or car that is: the ground truth for discovered subclasses, which no training pipeline reads.
+"""
+
+from .catalogue import CLASSES, SUBTYPES, SubType
+from .generate import generate_lidar_city
+from .subtypes import load_subtypes
+
+__all__ = ['CLASSES', 'SUBTYPES', 'SubType', 'generate_lidar_city', 'load_subtypes']

@@ -1,0 +1,7 @@
+"""``python -m clusterplug.datasets.lidar_city OUT``: see :mod:`clusterplug.datasets.lidar_city.cli`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,207 @@
+"""The public function that writes a city."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from numbers import Integral, Real
+from pathlib import Path
+
+from .progress import Progress
+from .render import Job, is_described, missing_frames
+from .scan import import_open3d
+from .workers import run_jobs
+from .write import PART, info_bytes, sequence_folder, write_file
+
+MARKER = 'lidar_city.json'
+GENERATOR = 1  # raised whenever the same settings would give other bytes
+INFO_FILES = tuple(f'semantickitti_infos_{split}.pkl' for split in ('train', 'val', 'test'))
+_TRAIN_SEQUENCES, _VAL_SEQUENCES = (0, 1, 2, 3, 4, 5, 6, 7, 9, 10), (8,)  # SemanticKITTI's own split
+_FIRST_EXTRA = 22  # SemanticKITTI ends with sequence 21
+
+
+def generate_lidar_city(
+    out_dir: str | os.PathLike,
+    *,
+    num_train: int = 160,
+    num_val: int = 40,
+    seed: int = 0,
+    columns: int = 1024,
+    scans_per_street: int = 20,
+    spacing: float = 5.0,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Write a city of generated streets, scanned by a 64-beam lidar, in the SemanticKITTI layout.
+
+    ``out_dir/sequences/NN`` holds ``velodyne/*.bin``, ``labels/*.label``, ``calib.txt``, ``poses.txt``, ``times.txt``
+    and ``subtypes.json``; ``out_dir/semantickitti_infos_{train,val,test}.pkl`` are mmdet3d's info files (the test file
+    lists the validation scans). Training streets take SemanticKITTI's training numbers (00 to 07, 09, 10), validation
+    streets begin with 08; further streets follow from 22 on. No street serves both.
+
+    The bytes depend on the settings alone, not on ``workers`` or on interruptions; on another processor type the last
+    bits of a coordinate may differ. An interrupted run is continued by the same call.
+
+    Args:
+        out_dir: target folder; made if missing.
+        num_train: training scans, at least 1.
+        num_val: validation scans, at least 1.
+        seed: non-negative integer; another seed is another city.
+        columns: firings in a turn, 16 to 4096.
+        scans_per_street: scans on one street before the next street begins, at least 1.
+        spacing: metres driven between two scans, 0.1 to 20.
+        workers: processes; by default one per available core, or this process alone for less than 40 scans.
+        overwrite: replace a city of other settings in ``out_dir``.
+        progress: show a bar (plain lines when standard error is no terminal).
+
+    Returns:
+        ``out_dir`` as a Path.
+
+    Raises:
+        TypeError, ValueError: an argument is out of range.
+        FileExistsError: ``out_dir`` holds a city of other settings, or other data.
+        OSError: the disk is full, no permission ...; finished files are kept, none is half-written.
+        ImportError: Open3D is missing.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     city = generate_lidar_city(folder, num_train=2, num_val=1, columns=64, progress=False)
+        ...     sorted(str(path.relative_to(city)) for path in city.glob('sequences/*/velodyne/*.bin'))
+        ['sequences/00/velodyne/000000.bin', 'sequences/00/velodyne/000001.bin', 'sequences/08/velodyne/000000.bin']
+    """
+    _check_integer('num_train', num_train, 1, 10**6)
+    _check_integer('num_val', num_val, 1, 10**6)
+    _check_integer('seed', seed, 0, 2**63 - 1)
+    _check_integer('columns', columns, 16, 4096)
+    _check_integer('scans_per_street', scans_per_street, 1, 1000)
+    if workers is not None:
+        _check_integer('workers', workers, 1, 1024)
+    if isinstance(spacing, bool) or not isinstance(spacing, Real) or not 0.1 <= spacing <= 20.0:
+        raise ValueError(f'spacing must be a number of metres from 0.1 to 20, got {spacing!r}')
+    import_open3d()
+    settings = {
+        'generator': GENERATOR,
+        'num_train': int(num_train),
+        'num_val': int(num_val),
+        'seed': int(seed),
+        'columns': int(columns),
+        'scans_per_street': int(scans_per_street),
+        'spacing': float(spacing),
+    }
+    out_dir = Path(out_dir).absolute()
+    train, val = street_lengths(settings)
+    _claim(out_dir, settings, overwrite)
+    _run(out_dir, settings, {**train, **val}, workers, progress)
+    for name, streets in zip(INFO_FILES, (train, val, val)):
+        if not (out_dir / name).exists():
+            scans = [(sequence, frame) for sequence, length in streets.items() for frame in range(length)]
+            write_file(out_dir / name, info_bytes(scans))
+    return out_dir
+
+
+def _check_integer(name: str, value, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f'{name} must be an integer, got {value!r}')
+    if not low <= value <= high:
+        raise ValueError(f'{name} must be from {low} to {high}, got {value}')
+
+
+def street_lengths(settings: dict) -> tuple[dict[int, int], dict[int, int]]:
+    """Number of scans of every training and every validation street, by sequence number.
+
+    Example:
+        >>> street_lengths({'num_train': 30, 'num_val': 25, 'scans_per_street': 20})
+        ({0: 20, 1: 10}, {8: 20, 22: 5})
+    """
+    extra, splits = _FIRST_EXTRA, []
+    for total, numbers in ((settings['num_train'], _TRAIN_SEQUENCES), (settings['num_val'], _VAL_SEQUENCES)):
+        per_street = settings['scans_per_street']
+        lengths = [min(per_street, total - done) for done in range(0, total, per_street)]
+        numbers = list(numbers[: len(lengths)])
+        missing = len(lengths) - len(numbers)
+        numbers += range(extra, extra + missing)
+        extra += missing
+        splits.append(dict(zip(numbers, lengths)))
+    return splits[0], splits[1]
+
+
+def _claim(out_dir: Path, settings: dict, overwrite: bool) -> None:
+    """Make sure that the folder is ours: new, the same city begun before, or to be replaced."""
+    marker = out_dir / MARKER
+    if out_dir.exists() and not out_dir.is_dir():
+        raise FileExistsError(f'out_dir must be a folder, got the file {out_dir}')
+    if marker.is_file():
+        try:
+            found = json.loads(marker.read_text())
+        except ValueError:
+            found = {}
+        if found == settings and not overwrite:
+            return
+        if not overwrite:
+            different = [
+                f'{key} {found.get(key)} (asked for: {settings[key]})'
+                for key in settings
+                if found.get(key) != settings[key]
+            ]
+            raise FileExistsError(
+                f'{out_dir} holds a LiDAR city of other settings: {", ".join(different)}; '
+                'choose another folder, or replace that city with --overwrite (overwrite=True)'
+            )
+        _remove(out_dir, found)
+    elif (out_dir / 'sequences').exists() or any((out_dir / name).exists() for name in INFO_FILES):
+        raise FileExistsError(
+            f'{out_dir} holds SemanticKITTI files that are not of a LiDAR city; they are left alone even with '
+            '--overwrite: choose another folder'
+        )
+    write_file(marker, (json.dumps(settings, indent=1) + '\n').encode())
+
+
+def _remove(out_dir: Path, found: dict) -> None:
+    """Remove the files of an earlier city, info files first, its marker last."""
+    for name in INFO_FILES:
+        (out_dir / name).unlink(missing_ok=True)
+    try:
+        numbers = [number for streets in street_lengths(found) for number in streets]
+    except (KeyError, TypeError):
+        raise FileExistsError(f'{out_dir / MARKER} is damaged; remove the folder by hand or choose another') from None
+    for number in numbers:
+        shutil.rmtree(sequence_folder(out_dir, number), ignore_errors=True)
+    (out_dir / MARKER).unlink()
+
+
+def _run(out_dir: Path, settings: dict, streets: dict[int, int], workers: int | None, progress: bool) -> None:
+    missing = {sequence: missing_frames(out_dir, sequence, length) for sequence, length in streets.items()}
+    todo = sum(map(len, missing.values()))
+    open_streets = [s for s in streets if missing[s] or not is_described(out_dir, s)]
+    if workers is None:
+        workers = (
+            1 if todo < 40 else len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+        )
+    shares = max(1, -(-workers // max(len(open_streets), 1)))  # fewer streets than workers: share a street out
+    jobs = []
+    for sequence in open_streets:
+        frames, describe = missing[sequence], not is_described(out_dir, sequence)
+        size = max(1, -(-len(frames) // shares))
+        for start in range(0, max(len(frames), 1), size):
+            part = frames[start : start + size]
+            first = describe and start == 0
+            jobs.append(
+                Job(
+                    str(out_dir),
+                    settings['seed'],
+                    sequence,
+                    streets[sequence],
+                    part,
+                    settings['columns'],
+                    settings['spacing'],
+                    first,
+                )
+            )
+    total = sum(streets.values())
+    with Progress('LiDAR city', total, done=total - todo, enabled=progress) as bar:
+        run_jobs(jobs, workers, bar.step)
+    for leftover in out_dir.glob(f'sequences/**/.*{PART}'):  # of a run that was killed while writing
+        leftover.unlink()

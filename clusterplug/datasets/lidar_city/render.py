@@ -1,0 +1,70 @@
+"""Casting the scans of one street into files: what a worker does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .scan import Caster, sensor_pose, time_of
+from .street import Street, build_street
+from .write import SEQUENCE_FILES, scan_paths, sequence_folder, write_scan, write_sequence_files
+
+
+class Job(NamedTuple):
+    """Scans of one street that are still to be written.
+
+    Attributes:
+        out_dir: root folder of the city.
+        seed: seed of the city.
+        sequence: number of the street.
+        length: number of scans that the whole street has.
+        frames: those to be cast now.
+        columns: firings in a turn.
+        spacing: metres driven between two scans.
+        describe: whether this job also writes calib.txt, poses.txt, times.txt and subtypes.json.
+    """
+
+    out_dir: str
+    seed: int
+    sequence: int
+    length: int
+    frames: list[int]
+    columns: int
+    spacing: float
+    describe: bool
+
+
+def missing_frames(out_dir: Path, sequence: int, length: int) -> list[int]:
+    """Scans of a street that are not finished."""
+    pairs = ((frame, scan_paths(out_dir, sequence, frame)) for frame in range(length))
+    return [frame for frame, paths in pairs if not all(path.is_file() for path in paths)]
+
+
+def is_described(out_dir: Path, sequence: int) -> bool:
+    """Whether the four text files of a street are there."""
+    return all((sequence_folder(out_dir, sequence) / name).is_file() for name in SEQUENCE_FILES)
+
+
+def run_job(job: Job, report: Callable[[], None]) -> None:
+    """Cast and write the scans of a job; ``report`` is called after each scan.
+
+    Every scan has its own stream of random numbers, so that its bytes depend on nothing but seed, street, frame and
+    settings: not on the order of the work, nor on who does it.
+    """
+    out_dir = Path(job.out_dir)
+    street: Street = build_street(job.seed, job.sequence, (job.length - 1) * job.spacing)
+    if job.describe:
+        poses = [sensor_pose(street, job.seed, job.sequence, frame, job.spacing) for frame in range(job.length)]
+        times = [time_of(frame, job.spacing) for frame in range(job.length)]
+        write_sequence_files(out_dir, job.sequence, np.stack(poses), times, street.instances)
+    if not job.frames:
+        return
+    caster = Caster(street)
+    for frame in job.frames:
+        pose = sensor_pose(street, job.seed, job.sequence, frame, job.spacing)
+        rng = np.random.default_rng([job.seed, job.sequence, 2, frame])
+        write_scan(out_dir, job.sequence, frame, caster.scan(pose, time_of(frame, job.spacing), job.columns, rng))
+        report()

@@ -1,0 +1,12 @@
+#!/usr/bin/env python
+"""Write the LiDAR city: ``python tools/prepare_lidar_city.py data/lidar_city --num-train 160 --num-val 40``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from clusterplug.datasets.lidar_city.cli import main
+
+if __name__ == '__main__':
+    sys.exit(main())
