@@ -1,0 +1,12 @@
+"""Small tensors that every step needs again, made once a device."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=256)
+def arange(length: int, device: torch.device) -> Tensor:
+    """``torch.arange(length)`` that must not be written to: one launch less wherever it is used."""
+    return torch.arange(length, device=device)

@@ -1,0 +1,96 @@
+"""Contrast of anchors with equal-sized rings of remembered keys, in one in-place (A, S*T) buffer."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from clusterplug.functional._constants import arange
+from clusterplug.functional.contrast import NEVER
+
+# Largest (rows, S*T) buffer of logits held at once; more anchors are taken in several passes.
+_MAX_BYTES = 256 * 2**20
+
+
+def _one_pass(anchors, ids, keys, bias, slots, temperature):
+    """Values (A,), number of positives (A,) and the gradient of each value with respect to ``anchor / temperature``.
+
+    ``bias`` (S*T,) is minus the largest possible logit for a filled slot, so that exp never overflows, and a large
+    negative number for an empty one. The GEMM adds it at no further pass over the logits.
+    """
+    logits = torch.addmm(bias, anchors, keys.mT, alpha=1 / temperature)
+    own_columns = (ids * len(slots))[:, None] + slots
+    own = logits.gather(1, own_columns)
+    logits.scatter_(1, own_columns, NEVER)
+    empty = own < NEVER / 2
+    count = len(slots) - empty.sum(1, keepdim=True)
+    total = logits.exp_().sum(1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).tiny)
+    gap = (total.log() - own).masked_fill_(empty, NEVER)
+    share = count.clamp(min=1)
+    values = F.softplus(gap).sum(1) / share[:, 0]
+    # d value / d logit: sigmoid(gap) spread over the negatives by their softmax, and - sigmoid(gap) at each positive
+    push = torch.sigmoid(gap).div_(share)
+    logits.mul_(push.sum(1, keepdim=True).div_(total))
+    logits.scatter_(1, own_columns, push.neg_())
+    return values, count[:, 0], torch.mm(logits, keys)
+
+
+class _BankContrast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, anchors, ids, bank, filled, temperature):
+        slots = arange(bank.shape[1], ids.device)
+        keys = bank.view(-1, bank.shape[2])
+        bias = torch.where(filled.view(-1), -1 / temperature, NEVER).to(anchors.dtype)
+        rows = max(1, _MAX_BYTES // (keys.shape[0] * anchors.element_size()))
+        if anchors.shape[0] <= rows:
+            values, count, grad = _one_pass(anchors, ids, keys, bias, slots, temperature)
+        else:
+            parts = [
+                _one_pass(a, i, keys, bias, slots, temperature)
+                for a, i in zip(anchors.split(rows), ids.split(rows), strict=True)
+            ]
+            values, count, grad = (torch.cat(part) for part in zip(*parts, strict=True))
+        ctx.save_for_backward(grad)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(count)
+        return values, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_values, _):
+        (grad,) = ctx.saved_tensors
+        return grad * (grad_values / ctx.temperature)[:, None], None, None, None, None
+
+
+def bank_contrast_terms(
+    anchors: Tensor, ids: Tensor, bank: Tensor, filled: Tensor, *, temperature: float
+) -> tuple[Tensor, Tensor]:
+    r"""Contrast each anchor with a bank of ``T`` slots for each of ``S`` subclasses.
+
+    The same value as :func:`~clusterplug.functional.subclass_contrast` with the filled slots as keys, but the
+    (A, S*T) logits exist once, in place, and nothing of that size is kept for backward: the gradient with respect to
+    the anchors is formed in the same pass (one more GEMM), as every term of it is at hand then.
+
+    Args:
+        anchors: (A, D) unit rows, fp32 or fp64.
+        ids: (A,) int64 subclass of each anchor; anchors of no subclass name one whose slots are all empty.
+        bank: (S, T, D) unit rows, contiguous, same dtype; gets no gradient.
+        filled: (S, T) bool, True = the slot holds a vector.
+        temperature: divides the dot products; from 0.025 on for full accuracy in fp32.
+
+    Returns:
+        ``(values, num_positives)``, both (A,); a value is 0 where there is no positive. No host synchronisation.
+        The gradient reaches ``anchors`` only, and can be taken once (no double backward).
+
+    Source: as :func:`~clusterplug.functional.subclass_contrast`, the point-to-queue term.
+
+    Differs from the authors' code: theirs builds about five (A, S*T) temporaries (logits, exp, masks).
+
+    Example:
+        >>> bank = torch.eye(2)[:, None].repeat(1, 3, 1)  # two subclasses with three equal keys each
+        >>> filled = torch.ones(2, 3, dtype=torch.bool)
+        >>> values, count = bank_contrast_terms(torch.eye(2), torch.tensor([0, 1]), bank, filled, temperature=0.1)
+        >>> count
+        tensor([3, 3])
+    """
+    return _BankContrast.apply(anchors, ids, bank, filled, temperature)

@@ -1,0 +1,5 @@
+"""Losses: one a file, over :mod:`clusterplug.functional`."""
+
+from clusterplug.losses.point_cluster import PointClusterLoss
+
+__all__ = ['PointClusterLoss']

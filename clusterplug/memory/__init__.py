@@ -1,0 +1,5 @@
+"""Prototype banks and queues: in the checkpoint, and the same on all ranks."""
+
+from clusterplug.memory.subclass_memory import SubclassMemory, clusters_per_class
+
+__all__ = ['SubclassMemory', 'clusters_per_class']

@@ -1,0 +1,54 @@
+"""Registries of clusterplug (scope ``clusterplug``), children of mmengine's.
+
+``type='clusterplug.X'`` in any mm config imports this file by itself and, at the first look-up, the modules in
+``locations``: users need no ``custom_imports`` line. This file imports ``mmengine.registry`` alone, because mmengine
+swallows an ImportError that happens here and reports "X is not in the registry" instead.
+
+Without mmengine the decorators do nothing, so losses and layers stay usable as plain ``nn.Module``.
+"""
+
+__all__ = ['DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'TRANSFORMS']
+
+
+class _PlainDecorator:
+    """Stands in for a registry where mmengine is not installed."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def register_module(self, *args, **kwargs):
+        return lambda module: module
+
+    def build(self, cfg, *args, **kwargs):
+        raise ModuleNotFoundError(
+            f'building {self.name} from a config needs mmengine, which is not installed; '
+            f"install it with: pip install 'clusterplug[mmdet3d]'"
+        )
+
+
+try:
+    from mmengine import registry as _mm
+except ModuleNotFoundError:
+    MODELS = _PlainDecorator('models')
+    HOOKS = _PlainDecorator('hooks')
+    DATASETS = _PlainDecorator('datasets')
+    TRANSFORMS = _PlainDecorator('transforms')
+    METRICS = _PlainDecorator('metrics')
+else:
+    MODELS = _mm.Registry(
+        'model',
+        parent=_mm.MODELS,
+        scope='clusterplug',
+        locations=[
+            'clusterplug.losses',
+            'clusterplug.memory',
+            'clusterplug.heads',
+            'clusterplug.segmentors',
+        ],
+    )
+    HOOKS = _mm.Registry('hook', parent=_mm.HOOKS, scope='clusterplug', locations=['clusterplug.hooks'])
+    DATASETS = _mm.Registry('dataset', parent=_mm.DATASETS, scope='clusterplug', locations=['clusterplug.datasets'])
+    TRANSFORMS = _mm.Registry(
+        'transform', parent=_mm.TRANSFORMS, scope='clusterplug', locations=['clusterplug.datasets']
+    )
+    METRICS = _mm.Registry('metric', parent=_mm.METRICS, scope='clusterplug', locations=['clusterplug.evaluation'])
