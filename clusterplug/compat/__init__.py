@@ -1,0 +1,54 @@
+"""Every workaround for a fault of a host package: small, dated, with the upstream thread, tested, removable.
+
+``apply_all`` changes nothing for tensors on CUDA and imports no host. ``python -m clusterplug doctor`` lists them.
+"""
+
+import importlib
+
+from clusterplug.compat._patch import Workaround
+
+_NAMES = (
+    'minkunet_voxelize',
+    'spconv_cpu',
+    'sync_buffers',
+    'torch_load',
+)
+
+__all__ = ['apply_all', 'remove_all', 'workarounds']
+
+
+def workarounds() -> list[Workaround]:
+    """All workarounds, in the order in which they are applied.
+
+    Example:
+        >>> from clusterplug import compat
+        >>> [w.thread for w in compat.workarounds() if w.name == 'minkunet_voxelize']
+        ['open-mmlab/mmdetection3d#3140']
+    """
+    return [importlib.import_module(f'clusterplug.compat.{name}').WORKAROUND for name in _NAMES]
+
+
+def apply_all() -> None:
+    """Apply every workaround to the hosts that are loaded, and to the others as soon as they are imported.
+
+    A second call changes nothing.
+
+    Example:
+        >>> from clusterplug import compat
+        >>> compat.apply_all()
+    """
+    for workaround in workarounds():
+        workaround.apply()
+
+
+def remove_all() -> None:
+    """Put every host back into the state in which it was found.
+
+    Example:
+        >>> from clusterplug import compat
+        >>> compat.remove_all()
+        >>> any(workaround.active for workaround in compat.workarounds())
+        False
+    """
+    for workaround in workarounds():
+        workaround.remove()
