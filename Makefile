@@ -45,7 +45,7 @@ format:
 
 docs:
 	$(SETUP) docs
-	@$(PY) -m mkdocs build --strict $(ARGS)
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
 setup:
 	$(SETUP) host test lint docs
