@@ -9,8 +9,8 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from .progress import Progress
+from .raycasting import import_open3d
 from .render import Job, is_described, missing_frames
-from .scan import import_open3d
 from .workers import run_jobs
 from .write import PART, info_bytes, sequence_folder, write_file
 

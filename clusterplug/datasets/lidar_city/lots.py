@@ -96,12 +96,12 @@ def house(plan: Plan, lot: Lot) -> None:
     width = float(np.clip(lot.width - 6.5, 7.0, 12.0))
     s = lot.middle + (1.8 if drive < lot.middle else -1.8)
     plan.put('building', s, lot.d(setback), lot.facing, 'gabled_house', width=width, depth=rng.uniform(8, 11))
-    border = 'vegetation' if rng.random() < 0.35 else 'fence'
-    if rng.random() < 0.85:
+    border = 'vegetation' if rng.random() < 0.5 else 'fence'
+    if rng.random() < 0.95:
         _border(plan, lot, 0.4, (drive - 0.2, drive + 3.4), border)
-    if rng.random() < 0.6:
-        plan.put_run('fence', lot.s1, lot.d(1 + setback / 2), np.pi / 2, setback + 1)
-    _plants(plan, lot, 1.5, setback - 0.8, int(rng.integers(0, 3)), int(rng.integers(1, 4)))
+    if rng.random() < 0.8:
+        plan.put_run(str(rng.choice(['fence', 'vegetation'])), lot.s1, lot.d(1 + setback / 2), np.pi / 2, setback + 1)
+    _plants(plan, lot, 1.5, setback - 0.8, int(rng.integers(1, 4)), int(rng.integers(2, 6)))
     _plants(plan, lot, setback + 12, BACK, 2, 1)
     if rng.random() < 0.35:
         plan.put('other-object', drive + 3.8, lot.d(0.9), lot.towards_street, 'bin')
@@ -119,7 +119,7 @@ def apartments(plan: Plan, lot: Lot) -> None:
     plan.put(
         'building', lot.middle, lot.d(setback), lot.facing, 'apartment_block', width=width, depth=rng.uniform(10, 13)
     )
-    if rng.random() < 0.6:
+    if rng.random() < 0.8:
         border = 'vegetation' if rng.random() < 0.6 else 'fence'
         _border(plan, lot, 0.5, (lot.middle - 1.2, lot.middle + 1.2), border)
     _plants(plan, lot, 1.2, setback - 1.0, int(rng.integers(1, 4)), int(rng.integers(1, 4)))
@@ -150,7 +150,7 @@ def office(plan: Plan, lot: Lot) -> None:
         plan.put('vegetation', s, lot.d(2.0), 0.0, 'bush', above=0.0)
     if rng.random() < 0.6:
         _bicycles(plan, lot.middle + 1, lot.d(setback - 1.3), int(rng.integers(2, 5)))
-    if rng.random() < 0.5:
+    if rng.random() < 0.4:
         plan.put('person', lot.middle - 2, lot.d(setback - 1.8), rng.uniform(0, 6.28))
 
 
@@ -161,7 +161,7 @@ def shops(plan: Plan, lot: Lot) -> None:
     plan.put('building', lot.middle, lot.d(0.15), lot.facing, 'shop', width=lot.width, depth=rng.uniform(9, 13))
     if rng.random() < 0.3:
         plan.put('bicycle', lot.middle + rng.uniform(-3, 3), lot.d(-0.45), rng.normal(0, 0.1))
-    if rng.random() < 0.4:
+    if rng.random() < 0.25:
         plan.put('person', lot.middle + rng.uniform(-3, 3), lot.d(-0.9), rng.uniform(0, 6.28))
 
 
@@ -218,14 +218,16 @@ def park(plan: Plan, lot: Lot) -> None:
     _cover(plan, lot, 8, 62, 'terrain', back, lift=0.13, rise=rise if back == 'embankment' else 0.02)
     path = rng.uniform(lot.s0 + 4, lot.s1 - 4)
     plan.pave(path - 1, path + 1, lot.d(0), lot.d(8), 'sidewalk', lift=0.13)
-    _plants(plan, lot, 2, 7.5, int(rng.integers(2, 5)), int(rng.integers(1, 4)))
-    _plants(plan, lot, 9, 28, int(rng.integers(3, 7)), int(rng.integers(2, 6)))
+    _plants(plan, lot, 2, 7.5, int(rng.integers(2, 5)), int(rng.integers(3, 7)))
+    _plants(plan, lot, 9, 28, int(rng.integers(5, 10)), int(rng.integers(6, 12)))
     if rng.random() < 0.7:
         plan.put('other-object', path + 1.8, lot.d(3.0), rng.choice([0.0, np.pi]), 'bench')
     if rng.random() < 0.6:
         plan.put('person', path, lot.d(rng.uniform(1, 7)), rng.uniform(0, 6.28))
     if rng.random() < 0.5:
         _border(plan, lot, 0.5, (path - 1.2, path + 1.2), 'fence', plan.dealer.deal('fence', ('metal_rail', 'picket')))
+    else:
+        _border(plan, lot, 0.8, (path - 1.2, path + 1.2), 'vegetation')
 
 
 def yard(plan: Plan, lot: Lot) -> None:
@@ -273,7 +275,7 @@ LOTS: dict[str, tuple[Callable[[Plan, Lot], None], float, float]] = {
     'yard': (yard, 20.0, 28.0),
 }
 CHARACTERS: dict[str, dict[str, float]] = {
-    'residential': {'house': 0.55, 'apartments': 0.2, 'garages': 0.1, 'park': 0.1, 'car_park': 0.05},
+    'residential': {'house': 0.55, 'apartments': 0.2, 'garages': 0.08, 'park': 0.14, 'car_park': 0.03},
     'downtown': {'shops': 0.5, 'office': 0.2, 'apartments': 0.2, 'car_park': 0.1},
     'suburb': {'house': 0.25, 'yard': 0.2, 'park': 0.25, 'car_park': 0.15, 'garages': 0.15},
 }

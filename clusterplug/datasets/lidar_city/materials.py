@@ -30,7 +30,7 @@ class Material(NamedTuple):
 
 
 MATERIALS: dict[str, Material] = {
-    'paint': Material(0.16, spread=0.7, speckle=0.3, gloss=0.45, lost=0.06),
+    'paint': Material(0.08, spread=0.7, speckle=0.3, gloss=0.45, lost=0.06),
     'glass': Material(0.06, spread=0.3, speckle=0.5, gloss=0.25, lost=0.45, porous=0.3),
     'window': Material(0.10, spread=0.5, speckle=0.5, gloss=0.30, lost=0.55),
     'rubber': Material(0.05, spread=0.2, lost=0.08),
@@ -39,30 +39,30 @@ MATERIALS: dict[str, Material] = {
     'canvas': Material(0.38, spread=0.3),
     'skin': Material(0.45, spread=0.15),
     'cloth': Material(0.36, spread=0.45, speckle=0.2),
-    'asphalt': Material(0.21, spread=0.12, speckle=0.25),
-    'cobble': Material(0.30, spread=0.12, speckle=0.30),
-    'concrete': Material(0.36, spread=0.10, speckle=0.12),
+    'asphalt': Material(0.26, spread=0.12, speckle=0.25),
+    'cobble': Material(0.34, spread=0.12, speckle=0.30, fuzz=0.012),
+    'concrete': Material(0.4, spread=0.10, speckle=0.12),
     'marking': Material(0.62, spread=0.12, speckle=0.15),
-    'slab': Material(0.36, spread=0.10, speckle=0.10),
-    'brick_paving': Material(0.29, spread=0.10, speckle=0.18),
-    'curb': Material(0.38, spread=0.10),
-    'gravel': Material(0.31, spread=0.12, speckle=0.3, fuzz=0.03),
-    'grass': Material(0.40, spread=0.10, speckle=0.18, fuzz=0.05),
-    'tall_grass': Material(0.44, spread=0.10, speckle=0.22, fuzz=0.35),
-    'soil': Material(0.24, spread=0.15, speckle=0.22, fuzz=0.02),
-    'brick': Material(0.33, spread=0.25, speckle=0.15),
-    'plaster': Material(0.45, spread=0.25, speckle=0.08),
-    'stone': Material(0.34, spread=0.20, speckle=0.18),
+    'slab': Material(0.42, spread=0.10, speckle=0.10),
+    'brick_paving': Material(0.34, spread=0.10, speckle=0.18),
+    'curb': Material(0.42, spread=0.10),
+    'gravel': Material(0.36, spread=0.12, speckle=0.3, fuzz=0.03),
+    'grass': Material(0.46, spread=0.10, speckle=0.18, fuzz=0.04),
+    'tall_grass': Material(0.5, spread=0.10, speckle=0.22, fuzz=0.2),
+    'soil': Material(0.3, spread=0.15, speckle=0.22, fuzz=0.02),
+    'brick': Material(0.28, spread=0.25, speckle=0.15),
+    'plaster': Material(0.38, spread=0.25, speckle=0.08),
+    'stone': Material(0.3, spread=0.20, speckle=0.18),
     'roof_tile': Material(0.28, spread=0.25, speckle=0.15),
     'wood': Material(0.38, spread=0.25, speckle=0.15),
     'steel': Material(0.28, spread=0.35, speckle=0.3, gloss=0.2),
     'wire': Material(0.28, spread=0.25, speckle=0.4, porous=0.68),
     'sign_face': Material(0.93, spread=0.08, speckle=0.08, gloss=0.2),
-    'bark': Material(0.34, spread=0.20, speckle=0.2, fuzz=0.01),
+    'bark': Material(0.36, spread=0.20, speckle=0.2, fuzz=0.01),
     'birch_bark': Material(0.52, spread=0.10, speckle=0.3),
-    'leaf': Material(0.42, spread=0.18, speckle=0.35, fuzz=0.05),
+    'leaf': Material(0.45, spread=0.18, speckle=0.35, fuzz=0.05),
     'needle': Material(0.30, spread=0.15, speckle=0.35, fuzz=0.08),
-    'twig': Material(0.36, spread=0.15, speckle=0.35, fuzz=0.08),
+    'twig': Material(0.36, spread=0.15, speckle=0.35, fuzz=0.15),
 }
 MATERIAL_ID = {name: index for index, name in enumerate(MATERIALS)}
 
@@ -72,6 +72,9 @@ BASE, SPREAD, SPECKLE, GLOSS, FUZZ, LOST, POROUS = np.array(list(MATERIALS.value
 # The weakest echo that the sensor still counts, on the scale of `echo_strength`; set so that asphalt seen from a
 # 1.73 m high sensor fades away at about 55 m, as it does in the KITTI recordings.
 DETECTION_THRESHOLD = 2.6e-4
+
+# Share of echoes whose remission reads 0 although they were counted.
+FAINT_SHARE = 0.03
 
 
 def echo_strength(reflectance: np.ndarray, cosine: np.ndarray, distance: np.ndarray) -> np.ndarray:
@@ -96,7 +99,8 @@ def detection_probability(strength: np.ndarray) -> np.ndarray:
         >>> float(detection_probability(np.array(DETECTION_THRESHOLD)))
         0.5
     """
-    return 1.0 / (1.0 + (DETECTION_THRESHOLD / np.maximum(strength, 1e-12)) ** 3)
+    ratio = DETECTION_THRESHOLD / np.maximum(strength, 1e-10)
+    return 1.0 / (1.0 + ratio * ratio * ratio)
 
 
 def remission(
@@ -113,9 +117,13 @@ def remission(
     Returns:
         (N,) float32 in 0 to 0.99. Weak echoes read 0, which is common in the recordings, too.
     """
-    diffuse = BASE[material] * gain * (0.45 + 0.55 * cosine) * np.exp(-distance / 160.0)
-    value = diffuse + GLOSS[material] * cosine**24
+    diffuse = BASE[material] * gain * (0.7 + 0.3 * cosine) * np.exp(-distance / 160.0)
+    mirrored = cosine**2
+    mirrored *= mirrored
+    mirrored *= mirrored  # cosine to the 8th; powers by squaring are ten times as fast
+    value = diffuse + GLOSS[material] * mirrored * mirrored * mirrored
     value *= 1.0 + SPECKLE[material] * rng.standard_normal(len(material), dtype=np.float32)
     value += 0.025 * rng.standard_normal(len(material), dtype=np.float32)
-    value = np.where(value < 0.03, 0.0, np.clip(value, 0.0, 0.99))
+    faint = rng.random(len(material), dtype=np.float32) < FAINT_SHARE
+    value = np.where(faint | (value < 0.03), 0.0, np.clip(value, 0.0, 0.99))
     return (np.round(value * 100.0) / 100.0).astype(np.float32)

@@ -118,7 +118,7 @@ class Plan:
 
     def put_run(self, class_name: str, s, d, yaw, length: float, subtype: str | None = None) -> None:
         """A fence or hedge of any length as one instance, in pieces that follow the ground."""
-        subtype = subtype or self.dealer.deal(class_name)
+        subtype = subtype or ('hedge' if class_name == 'vegetation' else self.dealer.deal(class_name))
         instance = self.new_instance(class_name, subtype)
         pieces = max(1, round(length / 5.0))
         state = self.rng.integers(2**63)
@@ -128,12 +128,12 @@ class Plan:
             place = (s + along * np.cos(yaw), d + along * np.sin(yaw))
             self.placements.append(Placement(mesh, instance, float(place[0]), float(place[1]), float(yaw)))
 
-    def put_tree(self, s, d, crown: str | None = None, trunk: str | None = None) -> None:
-        """Trunk and crown: two instances of two classes."""
+    def put_tree(self, s, d, crown: str | None = None, low: bool = False) -> None:
+        """Trunk and crown: two instances of two classes; ``low`` branches begin near the ground (edge of a wood)."""
         rng = self.rng
         crown = crown or self.dealer.deal('vegetation', ('broadleaf', 'conifer'))
-        trunk = trunk or self.dealer.deal('trunk')
-        clear = rng.uniform(1.2, 1.9) if crown == 'conifer' else rng.uniform(1.9, 3.0)
+        trunk = self.dealer.deal('trunk')
+        clear = rng.uniform(0.4, 1.0) if low else rng.uniform(0.8, 1.7) if crown == 'conifer' else rng.uniform(1.3, 2.5)
         yaw = rng.uniform(0, 2 * np.pi)
         self.put('trunk', s, d, yaw, trunk, height=clear + 0.7)
         self.put('vegetation', s, d, yaw, crown, base=clear)

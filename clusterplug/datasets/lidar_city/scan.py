@@ -6,15 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .catalogue import LANE_MARKING, OUTLIER
+from .catalogue import OUTLIER
 from .ground import painted
 from .materials import BASE, FUZZ, LOST, MATERIAL_ID, POROUS, detection_probability, echo_strength, remission
-from .mesh import merge
+from .raycasting import Scene, Stage, Traffic
 from .sensor import MAX_RANGE, MIN_RANGE, RANGE_NOISE, SENSOR_HEIGHT, beam_directions, rotation
 from .street import EGO_SPEED, LANE, Street, brightness
 
 OUTLIER_SHARE = 2e-4
-SIGHT = 95.0  # moving things farther away than this are left out, metres
 
 
 class Scan(NamedTuple):
@@ -27,17 +26,6 @@ class Scan(NamedTuple):
 
     points: np.ndarray
     labels: np.ndarray
-
-
-def import_open3d():
-    """Open3D, or an error that says how to get it."""
-    try:
-        import open3d
-    except ImportError as error:
-        raise ImportError(
-            'the LiDAR city casts its rays with Open3D, which is not installed; run: pip install open3d==0.19.0'
-        ) from error
-    return open3d
 
 
 def sensor_pose(street: Street, seed: int, sequence: int, frame: int, spacing: float) -> np.ndarray:
@@ -66,8 +54,17 @@ def sensor_pose(street: Street, seed: int, sequence: int, frame: int, spacing: f
     return pose
 
 
+class Surface(NamedTuple):
+    """What R rays met: distance in metres (inf for nothing), material, instance, cosine of the incidence."""
+
+    distance: np.ndarray
+    material: np.ndarray
+    instance: np.ndarray
+    cosine: np.ndarray
+
+
 class Caster:
-    """The ray caster of one street; the triangles that stand still are indexed once.
+    """The sensor in one street; the triangles are indexed once.
 
     Args:
         street: a finished street.
@@ -75,70 +72,42 @@ class Caster:
     """
 
     def __init__(self, street: Street, threads: int = 1):
-        self._o3d = import_open3d()
-        self.street, self._threads = street, threads
-        self._still = self._scene(street.vertices, street.triangles)
+        self.street = street
+        self._still = Scene(street.vertices, street.triangles, threads)
+        self._traffic = Traffic(street, threads)
+        patches = street.ground.patches
+        self._paint_instance = np.array([p.paint_instance for p in patches])
+        self._paint_form = np.array([[p.marking, p.marking_width, p.marking_origin] for p in patches], dtype=np.float32)
+        self._plane = street.ground.street_coordinates.astype(np.float32)
+        can_be_painted = np.append(self._paint_form[:, 0] > 0, False)
+        self._patch = np.where(can_be_painted[street.patch], street.patch, -1)
 
-    def _scene(self, vertices: np.ndarray, triangles: np.ndarray):
-        core = self._o3d.core
-        scene = self._o3d.t.geometry.RaycastingScene(nthreads=self._threads)
-        scene.add_triangles(
-            core.Tensor(np.ascontiguousarray(vertices, dtype=np.float32)),
-            core.Tensor(np.ascontiguousarray(triangles, dtype=np.uint32)),
-        )
-        return scene
-
-    def _cast(self, scene, rays: np.ndarray):
-        answer = scene.cast_rays(self._o3d.core.Tensor(rays), nthreads=self._threads)
-        keys = ('t_hit', 'primitive_ids', 'primitive_normals', 'primitive_uvs')
-        return tuple(answer[key].numpy() for key in keys)
-
-    def _moving(self, time: float, origin: np.ndarray):
-        """Triangles of everything that moves and is in sight, at a time in seconds."""
-        street, meshes, instances = self.street, [], []
-        for mover in street.movers:
-            s = mover.s0 + mover.speed * time
-            if not street.course.start + 1 < s < street.course.end - 1:
-                continue
-            x, y = street.course.place(s, mover.d)
-            if np.hypot(x - origin[0], y - origin[1]) > SIGHT:
-                continue
-            yaw = street.course.heading(s) + (np.pi if mover.speed < 0 else 0.0)
-            mesh = mover.mesh.moved(x, y, float(street.ground.surface(s, mover.d)) - 0.02, yaw)
-            meshes.append(mesh)
-            instances.append(np.full(len(mesh.triangles), mover.instance))
-        return (merge(*meshes), np.concatenate(instances)) if meshes else (None, None)
-
-    def first_hits(self, rays: np.ndarray, moving, moving_scene):
-        """Nearest hit of still and moving triangles: distance, material, instance, cosine, painted flag."""
+    def first_surface(self, rays: np.ndarray, stages: list[Stage]) -> Surface:
+        """What rays (R, 6) meet first: still things, lane paint, moving things."""
         street = self.street
-        distance, triangle, normal, uv = self._cast(self._still, rays)
-        hit = np.isfinite(distance)
-        safe = np.where(hit, triangle, 0)
-        material, instance, patch = street.material[safe], street.instance[safe], street.patch[safe]
-        if moving_scene is not None:
-            mesh, owners = moving
-            other, other_triangle, other_normal, _ = self._cast(moving_scene, rays)
-            nearer = other < distance
-            index = other_triangle[nearer]
-            distance = np.where(nearer, other, distance)
-            normal = np.where(nearer[:, None], other_normal, normal)
-            material[nearer], instance[nearer], patch[nearer] = mesh.material[index], owners[index], -1
-        cosine = np.abs(np.einsum('nd,nd->n', normal, rays[:, 3:]))
+        hits = self._still.cast(rays)
+        distance, cosine = hits.distance.copy(), hits.cosine
+        material, instance = street.material[hits.triangle], street.instance[hits.triangle]
+        patch = self._patch[hits.triangle]
         on_ground = np.flatnonzero((patch >= 0) & np.isfinite(distance))
-        paint = self._paint(patch[on_ground], safe[on_ground], uv[on_ground])
-        on_paint = on_ground[paint]
+        on_paint = on_ground[self._paint(patch[on_ground], hits.triangle[on_ground], hits.place[on_ground])]
         instance[on_paint] = self._paint_instance[patch[on_paint]]
         material[on_paint] = MATERIAL_ID['marking']
-        return distance, material, instance, cosine
+        azimuth = np.arctan2(rays[:, 4], rays[:, 3]) if stages else None
+        for stage in stages:
+            near = stage.candidates(azimuth, rays[:, 5])
+            if not len(near):
+                continue
+            other = self._traffic.cast(stage, rays[near])
+            won = other.distance < distance[near]
+            nearer, mover = near[won], self._traffic.movers[stage.number]
+            distance[nearer], cosine[nearer] = other.distance[won], other.cosine[won]
+            material[nearer], instance[nearer] = mover.mesh.material[other.triangle[won]], mover.instance
+        return Surface(distance, material, instance, cosine)
 
     def _paint(self, patch: np.ndarray, triangle: np.ndarray, uv: np.ndarray) -> np.ndarray:
-        patches = self.street.ground.patches
-        if not hasattr(self, '_paint_instance'):
-            self._paint_instance = np.array([p.paint_instance for p in patches])
-            self._paint_form = np.array([[p.marking, p.marking_width, p.marking_origin] for p in patches])
         kind, width, origin = self._paint_form[patch].T
-        corner = self.street.ground.street_coordinates[self.street.triangles[triangle]]
+        corner = self._plane[self.street.triangles[triangle]]
         place = corner[:, 0] + uv[:, :1] * (corner[:, 1] - corner[:, 0]) + uv[:, 1:] * (corner[:, 2] - corner[:, 0])
         return painted(kind, width, origin, place[:, 0], place[:, 1])
 
@@ -155,25 +124,23 @@ class Caster:
         rays = np.empty((len(directions), 6), dtype=np.float32)
         rays[:, :3] = pose[:3, 3]
         rays[:, 3:] = directions @ pose[:3, :3].T.astype(np.float32)
-        moving = self._moving(time, pose[:3, 3])
-        moving_scene = None if moving[0] is None else self._scene(moving[0].vertices, moving[0].triangles)
-        distance, material, instance, cosine = self.first_hits(rays, moving, moving_scene)
-        through = np.flatnonzero(
-            (rng.random(len(rays), dtype=np.float32) < POROUS[material])
-            & np.isfinite(distance)
-            & (distance < MAX_RANGE)
-        )
-        if len(through):
+        stages = self._traffic.at(time, pose[:3, 3])
+        surface = self.first_surface(rays, stages)
+        passes = rng.random(len(rays), dtype=np.float32) < POROUS[surface.material]
+        through = np.flatnonzero(passes & (surface.distance < MAX_RANGE))
+        if len(through):  # the part that goes on through wire mesh, windows, twigs
             onward = rays[through].copy()
-            start = distance[through] + 0.02
+            start = surface.distance[through] + 0.02
             onward[:, :3] += start[:, None] * onward[:, 3:]
-            behind = self.first_hits(onward, moving, moving_scene)
-            distance[through] = start + behind[0]
-            material[through], instance[through], cosine[through] = behind[1:]
-        return self._echo(directions, distance, material, instance, cosine, rng)
+            behind = self.first_surface(onward, stages)
+            surface.distance[through] = start + behind.distance
+            for mine, theirs in zip(surface[1:], behind[1:]):
+                mine[through] = theirs
+        return self._echo(directions, surface, rng)
 
-    def _echo(self, directions, distance, material, instance, cosine, rng: np.random.Generator) -> Scan:
+    def _echo(self, directions: np.ndarray, surface: Surface, rng: np.random.Generator) -> Scan:
         """Drop-out, range noise and remission of the hits."""
+        distance, material, instance, cosine = surface
         count = len(distance)
         gain = brightness(material, self.street.gain[instance])
         with np.errstate(over='ignore', invalid='ignore'):
@@ -202,6 +169,3 @@ class Caster:
 def time_of(frame: int, spacing: float) -> float:
     """Seconds since the first scan of the sequence."""
     return frame * spacing / EGO_SPEED
-
-
-__all__ = ['LANE_MARKING', 'Caster', 'Scan', 'import_open3d', 'sensor_pose', 'time_of']

@@ -53,27 +53,27 @@ def broadleaf_crown(rng: np.random.Generator, base: float) -> Mesh:
     radius, height = rng.uniform(1.6, 3.0), rng.uniform(3.0, 5.5)
     clumps = int(rng.integers(9, 15))
     middle = _in_ball(clumps, rng) * [radius * 0.75, radius * 0.75, height / 2 * 0.8]
-    count = int(70 * radius * height / 1.6)
+    count = int(62 * radius * height)
     owner = rng.integers(0, clumps, count)
     leaves = middle[owner] + _in_ball(count, rng) * (0.42 * radius)
     branches = [
         tube([[0, 0, -height / 2 - 0.1], m * [0.8, 0.8, 0.8]], [0.06, 0.025], 'bark', 4, capped=False)
         for m in middle[: clumps // 2]
     ]
-    return merge(scatter(leaves, rng.uniform(0.2, 0.32, count), rng, 'leaf', 0.3), *branches).moved(z=base + height / 2)
+    return merge(scatter(leaves, rng.uniform(0.22, 0.4, count), rng, 'leaf', 0.3), *branches).moved(z=base + height / 2)
 
 
 def conifer_crown(rng: np.random.Generator, base: float) -> Mesh:
     """Cone of drooping tiers."""
     radius, height = rng.uniform(1.2, 2.2), rng.uniform(5.0, 9.0)
-    count = int(85 * radius * height / 1.6)
+    count = int(75 * radius * height)
     level = 1.0 - np.sqrt(rng.uniform(0, 1, count))
     tier = (level * 9) % 1.0
     spread = radius * (1.0 - level) * (0.62 + 0.38 * (1.0 - tier))
     angle, out = rng.uniform(0, 2 * np.pi, count), rng.uniform(0.35, 1.0, count) ** 0.5
     needles = np.stack([spread * out * np.cos(angle), spread * out * np.sin(angle), level * height], axis=1)
     stem = tube([[0, 0, 0], [0, 0, height]], [0.1, 0.02], 'bark', 5, capped=False)
-    return merge(scatter(needles, rng.uniform(0.18, 0.3, count), rng, 'needle', 0.6), stem).moved(z=base)
+    return merge(scatter(needles, rng.uniform(0.2, 0.36, count), rng, 'needle', 0.6), stem).moved(z=base)
 
 
 def bush(rng: np.random.Generator) -> Mesh:
@@ -88,14 +88,14 @@ def bush(rng: np.random.Generator) -> Mesh:
 
 def hedge(rng: np.random.Generator, length: float) -> Mesh:
     """Clipped hedge: a dense leafy block along x."""
-    height, width = rng.uniform(1.0, 2.0), rng.uniform(0.6, 0.9)
-    core = boxes([[length - 0.2, width - 0.25, height - 0.15]], [[0, 0, 0.0]], 'twig')
+    height, width = rng.uniform(1.0, 2.3), rng.uniform(0.6, 1.1)
+    core = boxes([[length - 0.2, width - 0.35, height - 0.2]], [[0, 0, 0.0]], 'twig')
     area = length * (2 * height + width)
     count = int(28 * area)
     side = rng.uniform(0, 2 * height + width, count)
     x = rng.uniform(-length / 2, length / 2, count)
     y = np.where(side < height, -width / 2, np.where(side < 2 * height, width / 2, side - 2 * height - width / 2))
     z = np.where(side < height, side, np.where(side < 2 * height, side - height, height))
-    shell = np.stack([x, y, z], axis=1) + rng.normal(0, 0.06, (count, 3))
+    shell = np.stack([x, y, z], axis=1) + rng.normal(0, 0.09, (count, 3))
     shell[:, 2] = np.abs(shell[:, 2])
     return merge(core, scatter(shell, rng.uniform(0.08, 0.16, count), rng, 'leaf'))

@@ -32,7 +32,8 @@ class Street:
         ground: patches and their street coordinates.
         movers: what moves.
         instances: entry n describes instance n + 1.
-        label, gain: (I + 1,) raw label and brightness factor of each instance.
+        label: (I + 1,) raw label of each instance.
+        gain: (I + 1,) float32, a standard normal of each instance; materials turn it into a brightness.
     """
 
     course: Course
@@ -65,8 +66,8 @@ def _blocks(crossings, start: float, end: float) -> list[tuple[float, float]]:
 def _strip_kind(rng: np.random.Generator, character: str) -> str:
     shares = {
         'residential': {'parking': 0.5, 'verge': 0.35, 'walk': 0.15},
-        'downtown': {'parking': 0.5, 'walk': 0.3, 'tram': 0.2},
-        'suburb': {'parking': 0.3, 'verge': 0.5, 'tram': 0.2},
+        'downtown': {'parking': 0.5, 'walk': 0.35, 'tram': 0.15},
+        'suburb': {'parking': 0.3, 'verge': 0.6, 'tram': 0.1},
     }[character]
     return str(rng.choice(list(shares), p=list(shares.values())))
 
@@ -76,7 +77,7 @@ def _lay_side(plan: Plan, block, side: int, half: float, walk: float, character:
     s0, s1 = block
     kind = _strip_kind(plan.rng, character)
     near, far = side * half, side * (half + STRIP)
-    subtype = plan.pave(s0, s1, near, side * (half + STRIP + walk), 'sidewalk', lift=0.13)
+    plan.pave(s0, s1, near, side * (half + STRIP + walk), 'sidewalk', lift=0.13)
     inner = (s0 + 4.0, s1 - 4.0)
     if kind == 'parking':
         plan.pave(*inner, near, far, 'parking', lift=0.0, marking=4, marking_width=6.0, marking_origin=inner[0])
@@ -100,7 +101,8 @@ def _lay_side(plan: Plan, block, side: int, half: float, walk: float, character:
     if kind == 'verge':
         for s in np.arange(s0 + 5, s1 - 4, plan.rng.uniform(8, 13)):
             plan.put_tree(s + plan.rng.uniform(-1, 1), side * (half + STRIP / 2 + 0.1))
-    del subtype
+            if plan.rng.random() < 0.5:
+                plan.put('vegetation', s + 3.5, side * (half + STRIP / 2 + 0.1), plan.rng.uniform(0, 6.28), 'bush')
     return kind
 
 
@@ -143,7 +145,7 @@ def _curb_side(plan: Plan, block, side: int, half: float, walk: float, character
         plan.put_sign(rng.uniform(s0 + 5, s1 - 5), pole_line, oncoming + rng.normal(0, 0.15))
     if rng.random() < 0.5:
         plan.put('other-object', rng.uniform(s0 + 4, s1 - 4), pole_line, inwards, str(rng.choice(['cabinet', 'bin'])))
-    busy = {'downtown': 14.0, 'residential': 32.0, 'suburb': 45.0}[character]
+    busy = {'downtown': 22.0, 'residential': 45.0, 'suburb': 60.0}[character]
     for _ in range(rng.poisson((s1 - s0) / busy)):
         plan.put('person', rng.uniform(s0, s1), walk_line + rng.uniform(-0.4, 0.4), rng.uniform(0, 6.28))
     for _ in range(rng.poisson((s1 - s0) / busy)):
@@ -167,8 +169,10 @@ def _backdrop(plan: Plan, crossings, start: float, end: float) -> None:
                 size = {'width': width if name == 'apartment_block' else 11.0, 'depth': 11.0}
                 plan.put('building', s + width / 2, side * rng.uniform(42, 48), facing, name, **size)
             elif free:
-                for _ in range(3):
-                    plan.put_tree(s + rng.uniform(0, width), side * rng.uniform(38, 58))
+                for _ in range(5):
+                    plan.put_tree(s + rng.uniform(0, width), side * rng.uniform(36, 56), low=True)
+                for _ in range(4):
+                    plan.put('vegetation', s + rng.uniform(0, width), side * rng.uniform(34, 50), 0.0, 'bush')
             s += width + rng.uniform(3, 14)
 
 
@@ -185,7 +189,7 @@ def _traffic(plan: Plan, length: float, half: float) -> None:
         if rng.random() < 0.6:
             name = str(rng.choice(['car', 'car', 'motorcyclist', 'truck']))
             plan.send(name, ahead, EGO_SPEED, -LANE)
-    for _ in range(int(rng.integers(3, 6))):
+    for _ in range(int(rng.integers(2, 5))):
         direction, meeting = rng.choice([-1.0, 1.0]), rng.uniform(0.0, 1.0)
         speed = direction * rng.uniform(3.5, 6.0)
         place = meeting * length + rng.uniform(-10, 10) - speed * meeting * duration
@@ -235,7 +239,7 @@ def plan_street(seed: int, sequence: int, length: float) -> Plan:
     )
     crossings = _cross_streets(rng, start, end)
     blocks = _blocks(crossings, start, end)
-    half, walks = rng.uniform(3.4, 4.2), rng.uniform(2.0, 3.4, 2)
+    half, walks = rng.uniform(3.6, 4.6), rng.uniform(2.0, 3.4, 2)
     names = [str(name) for name in rng.permutation(list(CHARACTERS))]
     for index, block in enumerate(blocks):
         character = names[index % len(names)]
@@ -272,26 +276,21 @@ def build_street(seed: int, sequence: int, length: float) -> Street:
     all_instances = np.concatenate(instance)
     patch = np.full(len(all_instances), -1)
     patch[: len(ground.patch)] = ground.patch
+    rng = np.random.default_rng([seed, sequence, 3])
     label = np.array([0] + [entry.label for entry in plan.instances])
     return Street(
         plan.course,
         np.concatenate(vertices).astype(np.float32),
         np.concatenate(triangles).astype(np.uint32),
-        np.concatenate(material),
-        all_instances,
+        np.concatenate(material).astype(np.int32),
+        all_instances.astype(np.int32),
         patch,
         ground,
         plan.movers,
         plan.instances,
         label,
-        _gains(plan, label),
+        np.clip(rng.standard_normal(len(label)), -2.0, 2.0).astype(np.float32),
     )
-
-
-def _gains(plan: Plan, label: np.ndarray) -> np.ndarray:
-    """A standard normal per instance; materials turn it into a brightness factor by their own spread."""
-    del label
-    return np.clip(plan.rng.standard_normal(len(plan.instances) + 1), -2.0, 2.0).astype(np.float32)
 
 
 def brightness(material: np.ndarray, gain: np.ndarray) -> np.ndarray:
