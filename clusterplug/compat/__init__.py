@@ -8,10 +8,19 @@ import importlib
 from clusterplug.compat._patch import Workaround
 
 _NAMES = (
+    'amp_cpu',
+    'atomic_files',
+    'checkpoint_order',
+    'ddp_cpu',
+    'gloo_without_cuda',
+    'headless_show',
     'minkunet_voxelize',
+    'missing_files',
+    'show_dir',
     'spconv_cpu',
     'sync_buffers',
     'torch_load',
+    'truncated_files',
 )
 
 __all__ = ['apply_all', 'remove_all', 'workarounds']

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+_ABSENT = object()  # the owner inherited the attribute, or took it from builtins
 
-@dataclass
+
+@dataclass(eq=False)
 class Workaround:
     """One fault of one host package, and what to put in its place.
 
@@ -62,12 +64,15 @@ class Workaround:
             waiting.remove(self)
         while self._originals:
             owner, name, original = self._originals.pop()
-            setattr(owner, name, original)
+            if original is _ABSENT:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, original)
 
     def _replace(self, module: ModuleType) -> None:
         for owner, name, new in self.patch(module):
             # vars() instead of getattr() keeps classmethod and staticmethod objects as they are.
-            self._originals.append((owner, name, vars(owner)[name]))
+            self._originals.append((owner, name, vars(owner).get(name, _ABSENT)))
             setattr(owner, name, new)
 
 

@@ -115,7 +115,7 @@ class _HostCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _has_data_dependent_size(name: str, func, args: tuple, kwargs: dict) -> bool:
+def _has_data_dependent_size(name: str, args: tuple, kwargs: dict) -> bool:
     if name == 'repeat_interleave':
         return kwargs.get('output_size') is None
     if name in ('index', 'index_put', 'index_put_', '_unsafe_index', '_index_put_impl_'):

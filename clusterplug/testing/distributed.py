@@ -1,8 +1,10 @@
 """Run a function on several gloo ranks on this machine, and get every rank's result or its traceback."""
 
+import io
 import os
 import queue
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -79,19 +81,13 @@ def _run_rank(fn, rank: int, world_size: int, store: str, timeout: float, result
 
 
 def _to_bytes(value) -> bytes:
-    # Shared-memory handles of tensors die with the rank; plain bytes outlive it.
-    from multiprocessing.reduction import ForkingPickler  # noqa: F401  (torch registers its reducers there)
-    import io
-
+    # torch's own queue passes handles of shared memory, which die with the rank; bytes outlive it.
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
 def _collect(ranks: list, results, timeout: float) -> list:
-    import io
-    import time
-
     found: dict[int, Any] = {}
     deadline = time.monotonic() + timeout
     while len(found) < len(ranks):

@@ -1,0 +1,229 @@
+"""What ``tools/train.py`` and ``tools/test.py`` do: mmdet3d's options with mmdet3d's names, and this package's compat.
+
+The tools themselves are a few lines, so that those of a checkout and those of an installed package are the same.
+"""
+
+import argparse
+import difflib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from clusterplug import compat
+
+TASKS = ('mono_det', 'multi-view_det', 'lidar_det', 'lidar_seg', 'multi-modality_det')
+
+
+def train(arguments: Sequence[str] | None = None) -> int:
+    """Train the model of a config; returns the exit code (130 after Ctrl-C).
+
+    Args:
+        arguments (Sequence[str], optional): The command line without the program's name; by default the real one.
+    """
+    parser = _parser('Train a model.', 'train.py')
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument(
+        '--sync_bn', choices=['none', 'torch', 'mmcv'], default='none',
+        help='turn BatchNorm into SyncBatchNorm of torch or mmcv',
+    )  # fmt: skip
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    parser.add_argument(
+        '--resume', nargs='?', const='auto', metavar='CKPT',
+        help='go on from this checkpoint; without a value, from the last one in the work dir',
+    )  # fmt: skip
+    args = _parse(parser, arguments)
+    config = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, args.ceph)
+    if args.amp:
+        _use_amp(config)
+    if args.sync_bn != 'none':
+        config.sync_bn = args.sync_bn
+    if args.auto_scale_lr:
+        _use_auto_scale_lr(config)
+    if args.resume is not None:
+        config.resume = True
+        config.load_from = None if args.resume == 'auto' else _existing(args.resume, '--resume')
+    try:
+        _build_runner(config).train()
+    except KeyboardInterrupt:
+        return _report_stop(config.work_dir)
+    return 0
+
+
+def test(arguments: Sequence[str] | None = None) -> int:
+    """Test a checkpoint on the test set of a config; returns the exit code (130 after Ctrl-C).
+
+    Args:
+        arguments (Sequence[str], optional): The command line without the program's name; by default the real one.
+    """
+    parser = _parser('Test (and evaluate) a model.', 'test.py')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--show', action='store_true', help='show each result in a window (needs a display)')
+    parser.add_argument('--show-dir', help='write a picture of each result into this folder of the work dir')
+    parser.add_argument('--score-thr', type=float, default=0.1, help='score above which boxes are drawn')
+    parser.add_argument('--task', choices=TASKS, default='lidar_seg', help='what is drawn, by default lidar_seg')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds for which a window is shown')
+    parser.add_argument('--tta', action='store_true', help='average over the augmentations of tta_pipeline')
+    args = _parse(parser, arguments)
+    config = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, args.ceph)
+    config.load_from = _existing(args.checkpoint, 'CKPT')
+    if args.show or args.show_dir:
+        _use_pictures(config, args)
+    if args.tta:
+        _use_tta(config)
+    try:
+        _build_runner(config).test()
+    except KeyboardInterrupt:
+        print('stopped', file=sys.stderr)
+        return 130
+    return 0
+
+
+def load_config(
+    name: str, options: dict | None = None, work_dir: str | None = None, launcher: str = 'none', ceph: bool = False
+):
+    """Read a config, a path or ``package::path`` for a config inside an installed package, and set what all runs need.
+
+    Args:
+        name (str): ``configs/point_cluster/x.py``, ``clusterplug::point_cluster/x.py`` or ``mmdet3d::minkunet/x.py``.
+        options (dict, optional): Values of ``--cfg-options``, dotted keys.
+        work_dir (str, optional): Where results go; else the config's own, else ``work_dirs/<config name>``.
+        launcher (str): ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        ceph (bool): Whether files are read from a Ceph store.
+
+    Returns:
+        mmengine.config.Config: Ready for a Runner.
+
+    Raises:
+        FileNotFoundError: When there is no such config, with the names that are nearest.
+    """
+    compat.apply_all()
+    from mmengine.config import Config
+
+    config = Config.fromfile(find_config(name))
+    if ceph:
+        from mmdet3d.utils import replace_ceph_backend
+
+        config = replace_ceph_backend(config)
+    config.launcher = launcher
+    config.merge_from_dict(options or {})
+    if work_dir is not None:
+        config.work_dir = work_dir
+    elif config.get('work_dir') is None:
+        config.work_dir = str(Path('work_dirs') / Path(name.rpartition('::')[2]).stem)
+    return config
+
+
+def find_config(name: str) -> str:
+    """Path of a config that is named by a path or as ``package::path``.
+
+    Raises:
+        FileNotFoundError: When there is no such file, with the names that are nearest.
+        ModuleNotFoundError: When the package is not installed.
+    """
+    package, separator, relative = name.rpartition('::')
+    if not separator:
+        path = Path(name)
+        folder = next((parent for parent in path.parents if parent.is_dir()), Path())
+    else:
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            raise ModuleNotFoundError(f'{name} names a config of {package}, which is not installed')
+        home = Path(spec.submodule_search_locations[0])
+        # A checkout that was never installed keeps its configs beside the package.
+        folder = next((f for f in (home / '.mim' / 'configs', home.parent / 'configs') if f.is_dir()), home)
+        path = folder / relative
+    if path.is_file():
+        return str(path)
+    names = [found.relative_to(folder).as_posix() for found in folder.rglob('*.py')] if folder != Path() else []
+    wanted = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.3)
+    prefix = f'{package}::' if separator else f'{folder}/'
+    hint = f'; nearest: {", ".join(prefix + found for found in near)}' if near else ''
+    raise FileNotFoundError(f'no config {name}{hint}')
+
+
+def _parser(description: str, program: str) -> argparse.ArgumentParser:
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser.add_argument('config', help='config file: a path, or package::path for one of an installed package')
+    parser.add_argument('--work-dir', help='folder for logs, checkpoints and metrics')
+    parser.add_argument('--ceph', action='store_true', help='read data from a Ceph store')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='replace values of the config: a.b=1 a.c=[1,2] a.d="[(1,2),(3,4)]", without blanks',
+    )  # fmt: skip
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='who started the ranks'
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    args = parser.parse_args(arguments)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def _existing(path: str, option: str) -> str:
+    # Addresses such as https:// or s3:// are left to mmengine.
+    if '://' not in path and not Path(path).expanduser().is_file():
+        raise FileNotFoundError(f'{option} must be a checkpoint file, got {path}, which does not exist')
+    return path
+
+
+def _use_amp(config) -> None:
+    kind = config.optim_wrapper.get('type', 'OptimWrapper')
+    if kind == 'AmpOptimWrapper':
+        return
+    if kind != 'OptimWrapper':
+        raise ValueError(f'--amp needs optim_wrapper.type OptimWrapper in the config, got {kind}')
+    config.optim_wrapper.type = 'AmpOptimWrapper'
+    config.optim_wrapper.loss_scale = 'dynamic'
+
+
+def _use_auto_scale_lr(config) -> None:
+    settings = config.get('auto_scale_lr') or {}
+    if 'enable' not in settings or 'base_batch_size' not in settings:
+        raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(enable=False, base_batch_size=...) in the config')
+    config.auto_scale_lr.enable = True
+
+
+def _use_pictures(config, args: argparse.Namespace) -> None:
+    hook = config.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise ValueError("--show and --show-dir need default_hooks.visualization=dict(type='Det3DVisualizationHook')")
+    hook.update(draw=True, vis_task=args.task, score_thr=args.score_thr)
+    if args.task == 'lidar_seg':
+        hook.setdefault('draw_gt', True)
+    if args.show:
+        hook.update(show=True, wait_time=args.wait_time)
+    if args.show_dir:
+        hook.update(test_out_dir=args.show_dir)
+
+
+def _use_tta(config) -> None:
+    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in config]
+    if missing:
+        raise ValueError(f'--tta needs {" and ".join(missing)} in the config')
+    from mmengine.config import ConfigDict
+
+    config.test_dataloader.dataset.pipeline = config.tta_pipeline
+    config.model = ConfigDict(**config.tta_model, module=config.model)
+
+
+def _build_runner(config):
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+
+    return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+
+
+def _report_stop(work_dir: str) -> int:
+    last = Path(work_dir) / 'last_checkpoint'
+    where = f'the last checkpoint is {last.read_text()}; go on with --resume' if last.is_file() else 'no checkpoint yet'
+    print(f'stopped: {where}', file=sys.stderr)
+    return 130

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Test on several processes of one or more machines:  tools/dist_test.sh CONFIG CKPT NUM_PROCESSES [options of test.py]
+# A process is a GPU; without CUDA the processes share the CPU (backend gloo).
+# Several machines: the same line on each, with NNODES, NODE_RANK and MASTER_ADDR set.
+set -euo pipefail
+if [ $# -lt 3 ]; then
+    sed -n '2,4s/^# //p' "$0" >&2
+    exit 2
+fi
+config=$1
+checkpoint=$2
+processes=$3
+shift 3
+exec "${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$processes" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+    "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher pytorch "$@"

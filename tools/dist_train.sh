@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Train on several processes of one or more machines:  tools/dist_train.sh CONFIG NUM_PROCESSES [options of train.py]
+# A process is a GPU; without CUDA the processes share the CPU (backend gloo).
+# Several machines: the same line on each, with NNODES, NODE_RANK and MASTER_ADDR set.
+set -euo pipefail
+if [ $# -lt 2 ]; then
+    sed -n '2,4s/^# //p' "$0" >&2
+    exit 2
+fi
+config=$1
+processes=$2
+shift 2
+exec "${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$processes" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+    "$(dirname "$0")/train.py" "$config" --launcher pytorch "$@"

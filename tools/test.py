@@ -1,0 +1,13 @@
+#!/usr/bin/env python
+"""Test a model: ``python tools/test.py CONFIG CKPT``; ``--help`` lists the options, which are those of mmdet3d."""
+
+import sys
+from pathlib import Path
+
+# A checkout works without being installed; in an installed package this folder holds no clusterplug.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from clusterplug.cli import test
+
+if __name__ == '__main__':
+    sys.exit(test())

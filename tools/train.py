@@ -1,0 +1,13 @@
+#!/usr/bin/env python
+"""Train a model: ``python tools/train.py CONFIG``; ``--help`` lists the options, which are those of mmdet3d."""
+
+import sys
+from pathlib import Path
+
+# A checkout works without being installed; in an installed package this folder holds no clusterplug.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from clusterplug.cli import train
+
+if __name__ == '__main__':
+    sys.exit(train())
