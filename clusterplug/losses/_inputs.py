@@ -1,18 +1,26 @@
 """What a clustering loss accepts, with messages that say what to do."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def _check_kinds(features: Tensor, labels: Tensor) -> None:
+def _check_kinds(features: Tensor, labels: Tensor, feature_rows: Tensor | None) -> None:
     if not isinstance(features, Tensor) or not features.is_floating_point():
         got = features.dtype if isinstance(features, Tensor) else type(features).__name__
         raise TypeError(f'features must be a floating tensor (N, in_channels), got {got}')
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f'labels must be an integer tensor (N,), got {got}; convert them with labels.long()')
-    if features.dim() != 2 or tuple(labels.shape) != (features.shape[0],):
+    if feature_rows is not None:
+        if features.dim() != 2 or feature_rows.dtype != torch.int64 or feature_rows.shape != labels.shape:
+            raise ValueError(
+                f'features must be (M, in_channels) and feature_rows (N,) int64 like the labels, got '
+                f'{tuple(features.shape)}, {tuple(feature_rows.shape)} {feature_rows.dtype} and {tuple(labels.shape)}'
+            )
+    elif features.dim() != 2 or tuple(labels.shape) != (features.shape[0],):
         raise ValueError(
             f'features must be (N, in_channels) and labels (N,) with the same N, '
             f'got {tuple(features.shape)} and {tuple(labels.shape)}'
@@ -38,38 +46,57 @@ def _to_classes(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor
     return predictions
 
 
-def _check_range(labels: Tensor, num_classes: int, ignore_index: int) -> None:
-    allowed = f'labels must be 0 to {num_classes - 1} or ignore_index = {ignore_index}'
-    if labels.device.type != 'cpu':
-        # a device-side assert, as cross entropy has it: to look here would stop the device
-        torch._assert_async((((labels >= 0) & (labels < num_classes)) | (labels == ignore_index)).all(), allowed)
-        return
-    labels = labels.numpy()
-    wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
-    if wrong.size:
+@lru_cache(maxsize=16)
+def _class_table(num_classes: int, ignore_index: int, device: torch.device) -> Tensor:
+    """Class of every label from min(0, ignore_index) on: -1 for the ignored one, -2 for what must not come."""
+    low = min(0, ignore_index)
+    table = torch.full((max(num_classes, ignore_index + 1) - low,), -2, device=device)
+    table[-low : num_classes - low] = torch.arange(num_classes, device=device)
+    table[ignore_index - low] = -1
+    return table
+
+
+def _to_table(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Labels (N,) from 0 to C-1 or -1 for ignored ones; an error for all others, without host synchronisation.
+
+    A label beyond the table fails in ``index_select`` itself: on CUDA by a device-side assert, as in cross entropy,
+    on CPU by an exception.
+    """
+    table = _class_table(num_classes, ignore_index, labels.device)
+    try:
+        classes = table.index_select(0, labels if ignore_index >= 0 else labels - ignore_index)
+        if table.numel() > num_classes + 1:
+            torch._assert_async((classes >= -1).all(), 'labels outside the classes, and not ignore_index')
+    except (IndexError, RuntimeError):
+        if labels.device.type != 'cpu':
+            raise
+        wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
         raise ValueError(
-            f'{allowed}, got {sorted(set(wrong.tolist()))[:10]} in {wrong.size} points; '
+            f'labels must be 0 to {num_classes - 1} or ignore_index = {ignore_index}, '
+            f'got {sorted(set(wrong.tolist()))[:10]} in {wrong.numel()} points; '
             f'check num_classes, ignore_index and the label mapping of the data set'
-        )
+        ) from None
+    return classes
 
 
 def check_inputs(
-    loss: nn.Module, features: Tensor, labels: Tensor, predictions: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Checked features, int64 labels and predicted classes; an empty batch becomes one ignored row.
+    loss: nn.Module, features: Tensor, labels: Tensor, predictions: Tensor | None, feature_rows: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Checked features, int64 labels (ignored ones -1), predicted classes, rows; an empty batch becomes one ignored row.
 
     With no row at all there would be nothing to gather and no gradient path; one row that takes no part keeps every
     rank on the same sequence of collectives.
     """
-    _check_kinds(features, labels)
+    _check_kinds(features, labels, feature_rows)
     if loss.in_channels is not None and features.shape[1] != loss.in_channels:
         raise ValueError(f'features must have in_channels = {loss.in_channels} columns, got {features.shape[1]}')
     labels = labels.long()
-    _check_range(labels, loss.num_classes, loss.ignore_index)
+    classes = _to_table(labels, loss.num_classes, loss.ignore_index) if labels.numel() else labels
     if predictions is not None:
         predictions = _to_classes(predictions, labels, loss.num_classes)
-    if features.shape[0] == 0:
+    if features.shape[0] == 0 or labels.shape[0] == 0:
         features = F.pad(features, (0, 0, 0, 1))
-        labels = F.pad(labels, (0, 1), value=-1)
-        predictions = None if predictions is None else F.pad(predictions, (0, 1))
-    return features, labels, predictions
+        classes = classes.new_full((1,), -1)
+        predictions = None if predictions is None else classes
+        feature_rows = None if feature_rows is None else torch.zeros_like(classes)
+    return features, classes, predictions, feature_rows

@@ -49,7 +49,7 @@ class PointClusterLoss(nn.Module):
         momentum: share of a center kept in a step.
         temperature: tau.
         sinkhorn_eps: entropic regularisation of the assignment.
-        sinkhorn_iters: its iterations; 18 are as many as leave the step at 200 launches (the paper: about 11, until
+        sinkhorn_iters: its iterations; 16 are as many as keep the step within 200 launches (the paper: about 11, until
             the marginals are met to 10 %).
         num_anchors_per_class: V, default 2 K.
         max_anchors: bound on the anchors of all classes together, default none.
@@ -66,7 +66,8 @@ class PointClusterLoss(nn.Module):
 
     Shapes:
         ``features`` (N, in_channels) floating, ``labels`` (N,) integer, ``predictions`` (N,) integer classes, (N, C)
-        logits, or None (all points count as easy).
+        logits, or None (all points count as easy). ``feature_rows`` (N,) int64 where the features belong to something
+        coarser than the labels: the row of the features for each label; there may be any number of rows then.
 
     Returns of ``forward``:
         dict ``loss_cluster_<term>`` -> 0-dim fp32 tensor. 0 with a gradient path where there is nothing to compare
@@ -101,7 +102,7 @@ class PointClusterLoss(nn.Module):
         momentum: float = 0.9999,
         temperature: float = 0.1,
         sinkhorn_eps: float = 0.04,
-        sinkhorn_iters: int = 18,
+        sinkhorn_iters: int = 16,
         num_anchors_per_class: int | None = None,
         max_anchors: int | None = None,
         queue_len: int = 50,
@@ -143,19 +144,24 @@ class PointClusterLoss(nn.Module):
         self.num_anchors_per_class = num_anchors_per_class or 2 * self.memory.num_clusters
         self.max_anchors, self.loss_weight = max_anchors, loss_weight
         self.terms, self.reference = tuple(terms), reference
+        self.weight_factor = 1.0  # what a schedule changes
+        self.register_buffer('zero', torch.zeros(()), persistent=False)
 
-    def forward(self, features: Tensor, labels: Tensor, predictions: Tensor | None = None) -> dict[str, Tensor]:
-        features, labels, predictions = check_inputs(self, features, labels, predictions)
+    def forward(
+        self, features: Tensor, labels: Tensor, predictions: Tensor | None = None, feature_rows: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        features, labels, predictions, feature_rows = check_inputs(self, features, labels, predictions, feature_rows)
         with torch.autocast(features.device.type, enabled=False):
-            anchors, valid = self._embed(features, *self._sample(labels, predictions))
+            rows, valid = self._sample(labels, predictions)
+            rows = rows.flatten()
+            anchors, valid = self._embed(features, rows if feature_rows is None else feature_rows[rows], valid)
             by_rank = gather_ranks(anchors)
             # (R, C, V, ...) to (C, R * V, ...): the anchors of all ranks are one set
             everyone = by_rank.detach().transpose(0, 1).flatten(1, 2)
             valid = gather_ranks(valid).transpose(0, 1).flatten(1, 2)
             with torch.no_grad():
-                active = self.memory.active
-                ids, takes_part, closest = self._assign(everyone, valid, active)
-            losses = self._terms(anchors, by_rank, ids + self.memory.id_offset, takes_part, active)
+                ids, left_out, closest = self._assign(everyone, valid)
+            losses = self._terms(anchors, by_rank, ids + self.memory.id_offset, left_out)
             if self.training:
                 # 1 - cosine is half the squared distance; an anchor within 1e-6 of a center is a copy of it
                 distance = (1 - 1e-6) / self.sinkhorn_eps - closest
@@ -175,61 +181,57 @@ class PointClusterLoss(nn.Module):
 
     def _embed(self, features: Tensor, rows: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """(C, V + 1, D) unit rows of the anchors, and which of them hold a finite anchor."""
-        picked = features[rows.flatten()].float()
+        picked = features[rows].float()
         # before the projector: 0 * NaN would still be NaN in its gradient
         clean = picked.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         finite = (clean == picked).all(1)
         embedded = F.normalize(self.projector(clean), dim=1)
-        return embedded.view(*rows.shape, -1), valid & finite.view_as(valid)
+        return embedded.view(*valid.shape, -1), valid & finite.view_as(valid)
 
-    def _assign(self, x: Tensor, valid: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _assign(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return assign_subclasses(
             x,
             self.memory.center_store,
             valid=valid,
-            active=active,
+            num_active=self.memory.num_seeded,
             epsilon=self.sinkhorn_eps,
             num_iters=self.sinkhorn_iters,
             balance=self.balance,
             min_points_per_cluster=0 if self.reference else 2,
         )
 
-    def _terms(
-        self, anchors: Tensor, by_rank: Tensor, ids: Tensor, takes_part: Tensor, active: Tensor
-    ) -> dict[str, Tensor]:
+    def _terms(self, anchors: Tensor, by_rank: Tensor, ids: Tensor, left_out: Tensor) -> dict[str, Tensor]:
         """The weighted terms for this rank's anchors (C, V + 1, D); ``ids`` (C, R * (V + 1)) are those of all ranks."""
         memory, temperature = self.memory, self.temperature
         x = anchors.flatten(0, 1)
-        absent = ~takes_part.any(1, keepdim=True) if self.reference else None
+        unused = memory.unused if not self.reference else memory.unused | left_out.all(1, keepdim=True)
         ids = ids.unflatten(1, (-1, anchors.shape[1])).transpose(0, 1).flatten(1)
-        takes_part = takes_part.unflatten(1, (-1, anchors.shape[1])).transpose(0, 1).flatten(1)
-        own_ids, own_part = ids[rank()], takes_part[rank()]
+        left_out = left_out.unflatten(1, (-1, anchors.shape[1])).transpose(0, 1).flatten(1)
+        own_ids, own_left_out = ids[rank()], left_out[rank()]
         pairs = {}
         if 'queue' in self.terms:
-            filled = arange(memory.queue_len, ids.device) < memory.num_enqueued[..., None]
+            empty = arange(memory.queue_len, ids.device) >= memory.num_enqueued[..., None]
             bank = memory.queue_store.flatten(0, 1)
-            pairs['queue'] = bank_contrast_terms(x, own_ids, bank, filled.flatten(0, 1), temperature=temperature)
+            pairs['queue'] = bank_contrast_terms(x, own_ids, bank, empty.flatten(0, 1), temperature=temperature)
         if 'point' in self.terms:
             pairs['point'] = subclass_contrast_terms(
                 x,
                 own_ids,
                 by_rank.flatten(0, 2),
                 ids.flatten(),
-                takes_part.flatten(),
+                left_out.flatten(),
                 temperature=temperature,
                 self_offset=rank() * x.shape[0],
                 count_self_as_negative=self.reference,
             )
         if 'center' in self.terms:
-            if self.reference:
-                active = active & ~absent
             # exactly one positive: the contrast is a cross entropy over the centers in use
-            bias = torch.where(active, 0.0, NEVER).flatten()
+            bias = self.zero.masked_fill(unused.flatten(), NEVER)
             # cloned, as the centers move before backward
             logits = torch.addmm(bias, x, memory.center_store.flatten(0, 1).clone().mT, alpha=1 / temperature)
-            pairs['center'] = F.cross_entropy(logits, own_ids, reduction='none'), own_part
+            pairs['center'] = F.cross_entropy(logits, own_ids, reduction='none'), ~own_left_out
         values, counts = zip(*pairs.values(), strict=True)
-        losses = self._mean_over_ranks(torch.stack(values), (torch.stack(counts) > 0) & own_part)
+        losses = self._mean_over_ranks(torch.stack(values), (torch.stack(counts) > 0) > own_left_out)
         return {f'loss_cluster_{name}': loss for name, loss in zip(pairs, losses, strict=True)}
 
     def _mean_over_ranks(self, values: Tensor, has_positive: Tensor) -> Tensor:
@@ -241,6 +243,6 @@ class PointClusterLoss(nn.Module):
         count = has_positive.sum(1)
         if world_size() > 1:
             count = gather_ranks(count).float().mean(0)
-        scale = self.loss_weight * self.temperature / self.base_temperature
-        total = torch.where(has_positive, values, 0.0).sum(1)
-        return torch.addcdiv(total.new_zeros(()), total, count.clamp(min=1 / world_size()), value=scale)
+        scale = self.loss_weight * self.weight_factor * self.temperature / self.base_temperature
+        total = (values * has_positive).sum(1)
+        return torch.addcdiv(self.zero, total, count.clamp(min=1 / world_size()), value=scale)

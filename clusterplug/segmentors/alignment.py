@@ -1,0 +1,62 @@
+"""Which row of a tapped feature belongs to which label."""
+
+import torch
+from torch import Tensor
+
+from clusterplug.segmentors.taps import Rows
+
+
+def stacked_labels(data_samples: list, kind: str) -> Tensor | None:
+    """Labels of all samples in one row: ``kind`` is ``'voxel'`` or ``'point'``; None where a sample has none."""
+    name = 'voxel_semantic_mask' if kind == 'voxel' else 'pts_semantic_mask'
+    masks = [getattr(getattr(sample, 'gt_pts_seg', None), name, None) for sample in data_samples]
+    return torch.cat(masks) if masks and all(mask is not None for mask in masks) else None
+
+
+def align(rows: Rows, labels: dict[str, Tensor], coords: Tensor | None, path: str) -> tuple[str, Tensor | None]:
+    """Find the labels that a feature goes with.
+
+    Args:
+        rows: the tapped feature.
+        labels: the labels at hand by kind.
+        coords: (N, 4) coordinates of the voxels that carry the 'voxel' labels, batch index first, or None.
+        path: name of the tap, for messages.
+
+    Returns:
+        The kind of labels, and None if row i of the feature belongs to label i. For a coarser sparse feature: (N,)
+        int64 row of each label's voxel, -1 where the coarse grid has dropped it.
+
+    Raises:
+        ValueError: nothing fits; the message tells what there is.
+    """
+    for kind, values in labels.items():
+        if values.shape[0] == rows.features.shape[0]:
+            return kind, None
+    if rows.indices is not None and coords is not None and 'voxel' in labels:
+        return 'voxel', coarse_rows(rows, coords)
+    have = ', '.join(f'{values.shape[0]} {kind} labels' for kind, values in labels.items()) or 'no labels'
+    raise ValueError(
+        f"the layer '{path}' has {rows.features.shape[0]} rows, which cannot be aligned with {have}; tap a layer with "
+        f'one row per label, or a sparse one of spconv (any stride)'
+    )
+
+
+def coarse_rows(rows: Rows, coords: Tensor) -> Tensor:
+    """(N,) row of the coarse voxel that contains each fine voxel, -1 where there is none. No host synchronisation."""
+    shape = rows.spatial_shape
+    fine = coords.long()
+    # strided sparse convolution: coarse = fine // stride, and the largest axis tells the stride best
+    axis = max(range(3), key=lambda i: shape[i])
+    extent = fine[:, axis + 1].amax() + 1
+    stride = 2 ** torch.log2(extent / shape[axis]).round().long()
+    target = torch.cat([fine[:, :1], fine[:, 1:] // stride], 1)
+    keys, order = _key(rows.indices.long(), shape).sort()
+    wanted = _key(target, shape)
+    place = torch.searchsorted(keys, wanted).clamp_max_(keys.shape[0] - 1)
+    inside = (target[:, 1:] < torch.tensor(shape, device=fine.device)).all(1)
+    return torch.where((keys[place] == wanted) & inside, order[place], -1)
+
+
+def _key(coords: Tensor, shape: tuple) -> Tensor:
+    batch, x, y, z = coords.unbind(1)
+    return ((batch * shape[0] + x) * shape[1] + y) * shape[2] + z

@@ -1,0 +1,153 @@
+"""A clustering loss beside the loss that a model has, by config alone."""
+
+import torch
+from torch import nn
+
+from clusterplug.registry import MODELS
+from clusterplug.segmentors.alignment import align, stacked_labels
+from clusterplug.segmentors.taps import Tap
+
+_CLASSIFIERS = ('decode_head.conv_seg', 'decode_head.classifier')
+
+
+class ClusteringBranch(nn.Module):
+    """The part that :func:`WithClustering` adds to a model as ``model.clustering``; idle outside training."""
+
+    def __init__(self, model: nn.Module, embedding: str, predictions: str | None, labels: str, loss: nn.Module | dict):
+        super().__init__()
+        self.embedding = Tap(model, embedding)
+        self.predictions = Tap(model, predictions) if predictions else None
+        self.labels = labels
+        if isinstance(loss, dict):
+            loss = MODELS.build(_complete(loss, model, self.embedding))
+        self.loss = loss
+        self.running = False
+
+    def before(self, model, args, kwargs):
+        """Forward pre-hook of the model: open the taps in a training step."""
+        mode = kwargs.get('mode', args[2] if len(args) > 2 else 'tensor')
+        self.running = self.training and mode == 'loss'
+        for tap in (self.embedding, self.predictions):
+            if tap is not None:
+                tap.open, tap.value = self.running, None
+
+    def after(self, model, args, kwargs, losses):
+        """Forward hook of the model: add the clustering terms to its losses."""
+        if not self.running:
+            return None
+        self.running = False
+        inputs = kwargs.get('inputs', args[0] if args else None)
+        samples = kwargs.get('data_samples', args[1] if len(args) > 1 else None)
+        return {**losses, **self._terms(inputs, samples)}
+
+    def _terms(self, inputs, samples) -> dict:
+        rows = self.embedding.take()
+        kinds = ('voxel', 'point') if self.labels == 'auto' else (self.labels,)
+        labels = {kind: stacked_labels(samples, kind) for kind in kinds}
+        labels = {kind: values for kind, values in labels.items() if values is not None}
+        voxels = inputs.get('voxels') if isinstance(inputs, dict) else None
+        coords = voxels.get('coors') if isinstance(voxels, dict) else None
+        kind, feature_rows = align(rows, labels, coords, self.embedding.path)
+        target, predicted = labels[kind], None
+        if self.predictions is not None:
+            predicted = self.predictions.take().features
+        self.embedding.open = False
+        if feature_rows is not None:
+            # voxels that the coarse grid dropped have no feature
+            target = torch.where(feature_rows >= 0, target, self.loss.ignore_index)
+            feature_rows = feature_rows.clamp_min(0)
+        return self.loss(rows.features, target, predicted, feature_rows)
+
+
+def _complete(loss: dict, model: nn.Module, tap: Tap) -> dict:
+    """The loss config with what the model knows: number of classes, ignored label, width of the feature."""
+    head = getattr(model, 'decode_head', None)
+    loss = dict(loss)
+    for name in ('num_classes', 'ignore_index'):
+        known = getattr(head, name, None)
+        if known is not None and loss.setdefault(name, known) != known:
+            raise ValueError(
+                f'{name} of the clustering loss is {loss[name]} but that of the decode head is {known}; leave it out '
+                f'of the loss to take the head\'s'
+            )
+    if 'num_classes' not in loss:
+        raise ValueError(
+            f'num_classes must be given in the loss: {type(model).__name__} has no decode_head that tells it'
+        )
+    if 'projector' not in loss and loss.get('in_channels') is None:
+        if tap.channels is None:
+            raise ValueError(f"in_channels must be given in the loss: the layer '{tap.path}' does not tell its width")
+        loss['in_channels'] = tap.channels
+    return loss
+
+
+def _classifier(model: nn.Module) -> str | None:
+    names = dict(model.named_modules())
+    return next((name for name in _CLASSIFIERS if name in names), None)
+
+
+@MODELS.register_module()
+def WithClustering(
+    model: dict | nn.Module,
+    loss: dict | nn.Module,
+    embedding: str = 'auto',
+    predictions: str | None = 'auto',
+    labels: str = 'auto',
+) -> nn.Module:
+    """Build a model with a clustering loss beside its own.
+
+    The model keeps its class, the names in its ``state_dict``, its predictions and its cost at test time. The loss and
+    its projector become the submodule ``clustering``, so they are trained, saved, resumed and wrapped for several GPUs
+    with it. In a training step the loss reads a feature inside the model and adds its terms to the losses.
+
+    Args:
+        model: config (or module) of an mmdet3d segmentor, or of any model called as ``model(inputs, data_samples,
+            mode='loss')`` that returns a dict of losses.
+        loss: config (or module) of the loss; ``num_classes``, ``ignore_index`` and ``in_channels`` are taken from the
+            model where they are left out.
+        embedding: the feature, ``'layer'`` for the output and ``'layer:input'`` for the input of a layer of
+            ``model.named_modules()``. Its rows must be those of the labels (points or voxels), or it must be an spconv
+            tensor of any stride: then a label goes with the coarse voxel that contains its voxel. ``'auto'``: the input
+            of the classifier ``decode_head.conv_seg``.
+        predictions: likewise the layer whose output are the logits, for the choice of hard anchors; ``'auto'``: the
+            classifier; None: all anchors count as easy.
+        labels: ``'voxel'``, ``'point'``, or ``'auto'``: the one with as many rows as the feature.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: no such layer (near matches are listed); features and labels that cannot be aligned; numbers of
+            classes that do not match.
+
+    Example:
+        In a config, after ``_base_``::
+
+            model = dict(
+                _delete_=True,
+                type='clusterplug.WithClustering',
+                model=_base_.model,
+                loss=dict(type='clusterplug.PointClusterLoss'),
+            )
+    """
+    if isinstance(model, dict):
+        from clusterplug import compat
+
+        compat.apply_all()
+        model = MODELS.build(model)
+    if hasattr(model, 'clustering'):
+        raise ValueError(f'the model {type(model).__name__} has a clustering loss already; wrap it once')
+    if labels not in ('auto', 'voxel', 'point'):
+        raise ValueError(f"labels must be 'auto', 'voxel' or 'point', got {labels!r}")
+    classifier = _classifier(model)
+    if embedding == 'auto':
+        if classifier is None:
+            raise ValueError(
+                f'embedding must name a layer: {type(model).__name__} has none of {", ".join(_CLASSIFIERS)}'
+            )
+        embedding = f'{classifier}:input'
+    branch = ClusteringBranch(model, embedding, classifier if predictions == 'auto' else predictions, labels, loss)
+    model.clustering = branch
+    model.register_forward_pre_hook(branch.before, with_kwargs=True)
+    model.register_forward_hook(branch.after, with_kwargs=True)
+    return model
