@@ -22,3 +22,22 @@ def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
 def host_checks_allowed(tensor: Tensor) -> bool:
     """Tell whether reading a value on the host costs nothing: on the CPU, outside ``torch.compile``."""
     return tensor.device.type == 'cpu' and not torch.compiler.is_compiling()
+
+
+@contextlib.contextmanager
+def _without_tf32():
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def exact_products(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Return a context in which fp32 products are fp32: autocast off, and TF32 too (not while compiling)."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(no_autocast(tensor))
+    if tensor.device.type == 'cuda' and not torch.compiler.is_compiling() and torch.backends.cuda.matmul.allow_tf32:
+        stack.enter_context(_without_tf32())
+    return stack

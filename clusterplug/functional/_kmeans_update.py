@@ -1,0 +1,51 @@
+"""New centers from weighted sums, and what becomes of clusters that lost all their points."""
+
+import torch
+from torch import Tensor
+
+
+def averages(sums: Tensor, mass: Tensor) -> Tensor:
+    """Return sums (B, K, D) / mass (B, K); a cluster without mass gets the average of the heaviest cluster."""
+    empty = (mass <= 0).unsqueeze(-1)
+    means = sums / torch.where(empty, 1.0, mass.unsqueeze(-1))
+    heaviest = mass.argmax(-1).view(-1, 1, 1).expand(-1, 1, sums.shape[-1])
+    return torch.where(empty, means.gather(1, heaviest), means)
+
+
+def relocate(
+    sums: Tensor, mass: Tensor, points: Tensor, weights: Tensor | None, labels: Tensor, distances: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Give every cluster without mass the farthest point that is left, taking it out of the cluster that had it.
+
+    The e-th empty cluster (by index) takes the e-th farthest point. Points at distance 0 stay: with fewer different
+    points than clusters there is nothing to gain. Static shapes, no synchronisation.
+
+    Args:
+        sums: (B, K, D) weighted sums; zero rows for empty clusters.
+        mass: (B, K) sums of weights.
+        points: (B, N, D).
+        weights: (B, N), None = 1. Points of weight 0 are never taken.
+        labels: (B, N) int64, the assignment that the sums were made from.
+        distances: (B, N) squared distance of each point to its center before the update.
+
+    Returns:
+        New sums and mass.
+
+    Source: the rule of scikit-learn's Lloyd iteration. **Differs**: ties and order among several are fixed, points
+    at distance 0 stay.
+    """
+    dim, num_clusters = sums.shape[-1], sums.shape[-2]
+    empty = mass <= 0
+    if weights is not None:
+        distances = torch.where(weights > 0, distances, 0.0)
+    candidates = distances.topk(min(num_clusters, distances.shape[-1]), dim=-1)
+    rank = (empty.cumsum(-1) - empty.long()).clamp(max=candidates.indices.shape[-1] - 1)
+    point = candidates.indices.gather(-1, rank)
+    gain = (empty & (candidates.values.gather(-1, rank) > 0)).to(sums.dtype)
+    if weights is not None:
+        gain = gain * weights.gather(-1, point)
+    donor = labels.gather(-1, point)
+    moved = points.gather(1, point.unsqueeze(-1).expand(-1, -1, dim)).to(sums.dtype) * gain.unsqueeze(-1)
+    sums = (sums + moved).scatter_add(1, donor.unsqueeze(-1).expand(-1, -1, dim), -moved)
+    mass = (mass + gain).scatter_add(1, donor, -gain)
+    return sums, mass
