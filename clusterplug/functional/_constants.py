@@ -10,3 +10,9 @@ from torch import Tensor
 def arange(length: int, device: torch.device) -> Tensor:
     """``torch.arange(length)`` that must not be written to: one launch less wherever it is used."""
     return torch.arange(length, device=device)
+
+
+@lru_cache(maxsize=256)
+def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0-dim tensor that must not be written to. A Python number where a tensor is due may cost a launch."""
+    return torch.full((), value, dtype=dtype, device=device)

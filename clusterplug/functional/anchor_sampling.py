@@ -26,9 +26,9 @@ class AnchorSample(NamedTuple):
 @lru_cache(maxsize=32)
 def _constants(num_groups: int, slots: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Counts before counting, the lower bound of each group among sorted keys, and the order of the slots."""
-    # the groups of ignored rows, two at each end, start so high that next to none of their rows becomes a candidate
-    counts = torch.ones(num_groups + 4, device=device)
-    counts[:2] = counts[-2:] = 1e12
+    # the groups of ignored rows start so high that next to none of their rows becomes a candidate
+    counts = torch.ones(num_groups + 2, device=device)
+    counts[:2] = 1e12
     bounds = torch.arange(2, num_groups + 3, device=device, dtype=torch.float64)
     # hard and easy anchors alternate, so that whoever takes only the first few of a class gets both kinds
     half = slots // 2
@@ -88,7 +88,7 @@ def sample_anchors(
     The whole batch counts as one set. About 35 launches, no host synchronisation, O(N) work.
 
     Args:
-        labels: (N,) int64; rows outside ``0 .. num_classes - 1`` are ignored. N >= 1.
+        labels: (N,) int64 from 0 to num_classes - 1, or -1 for rows that take no part. N >= 1.
         predictions: (N,) int64 predicted classes, or None: all rows are easy.
         num_classes: C.
         num_anchors_per_class: V.
@@ -114,9 +114,9 @@ def sample_anchors(
     """
     slots = num_slots or num_anchors_per_class
     counts, bounds, slot = _constants(2 * num_classes, slots, labels.device)
-    # two groups a class, shifted by two: whatever lies outside the classes falls into the groups at the two ends
+    # two groups a class, and two in front for the ignored rows
     easy = labels == predictions if predictions is not None else torch.ones_like(labels)
-    group = torch.add(easy, labels.clamp(-1, num_classes), alpha=2).add_(2)
+    group = torch.add(easy, labels, alpha=2).add_(2)
     cap = 2 * num_anchors_per_class + _SPARE_CANDIDATES
     candidates, starts = _candidates(group, counts, bounds, cap, generator)
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from clusterplug.functional._constants import arange
+from clusterplug.functional._constants import arange, constant
 from clusterplug.functional.contrast import NEVER
 
 # Largest (rows, S*T) buffer of logits held at once; more anchors are taken in several passes.
@@ -37,10 +37,10 @@ def _one_pass(anchors, ids, keys, bias, slots, temperature):
 
 class _BankContrast(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, anchors, ids, bank, filled, temperature):
+    def forward(ctx, anchors, ids, bank, empty, temperature):
         slots = arange(bank.shape[1], ids.device)
         keys = bank.view(-1, bank.shape[2])
-        bias = torch.where(filled.view(-1), -1 / temperature, NEVER).to(anchors.dtype)
+        bias = constant(-1 / temperature, anchors.dtype, anchors.device).masked_fill(empty.view(-1), NEVER)
         rows = max(1, _MAX_BYTES // (keys.shape[0] * anchors.element_size()))
         if anchors.shape[0] <= rows:
             values, count, grad = _one_pass(anchors, ids, keys, bias, slots, temperature)
@@ -63,11 +63,11 @@ class _BankContrast(torch.autograd.Function):
 
 
 def bank_contrast_terms(
-    anchors: Tensor, ids: Tensor, bank: Tensor, filled: Tensor, *, temperature: float
+    anchors: Tensor, ids: Tensor, bank: Tensor, empty: Tensor, *, temperature: float
 ) -> tuple[Tensor, Tensor]:
     r"""Contrast each anchor with a bank of ``T`` slots for each of ``S`` subclasses.
 
-    The same value as :func:`~clusterplug.functional.subclass_contrast` with the filled slots as keys, but the
+    The same value as :func:`~clusterplug.functional.subclass_contrast` with the vectors in the bank as keys, but the
     (A, S*T) logits exist once, in place, and nothing of that size is kept for backward: the gradient with respect to
     the anchors is formed in the same pass (one more GEMM), as every term of it is at hand then.
 
@@ -75,7 +75,7 @@ def bank_contrast_terms(
         anchors: (A, D) unit rows, fp32 or fp64.
         ids: (A,) int64 subclass of each anchor; anchors of no subclass name one whose slots are all empty.
         bank: (S, T, D) unit rows, contiguous, same dtype; gets no gradient.
-        filled: (S, T) bool, True = the slot holds a vector.
+        empty: (S, T) bool, True = the slot holds no vector.
         temperature: divides the dot products; from 0.025 on for full accuracy in fp32.
 
     Returns:
@@ -88,9 +88,9 @@ def bank_contrast_terms(
 
     Example:
         >>> bank = torch.eye(2)[:, None].repeat(1, 3, 1)  # two subclasses with three equal keys each
-        >>> filled = torch.ones(2, 3, dtype=torch.bool)
-        >>> values, count = bank_contrast_terms(torch.eye(2), torch.tensor([0, 1]), bank, filled, temperature=0.1)
+        >>> empty = torch.zeros(2, 3, dtype=torch.bool)
+        >>> values, count = bank_contrast_terms(torch.eye(2), torch.tensor([0, 1]), bank, empty, temperature=0.1)
         >>> count
         tensor([3, 3])
     """
-    return _BankContrast.apply(anchors, ids, bank, filled, temperature)
+    return _BankContrast.apply(anchors, ids, bank, empty, temperature)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clusterplug.functional._checks import check_device, check_points
+from clusterplug.functional._constants import constant
 
 # Stands for "not a key": far below any logit, yet finite, so that rows without keys give 0 and not NaN.
 NEVER = -1e30
@@ -30,7 +31,7 @@ def subclass_contrast_terms(
     anchor_ids: Tensor,
     keys: Tensor,
     key_ids: Tensor,
-    is_key: Tensor,
+    no_key: Tensor,
     *,
     temperature: float,
     self_offset: int | None = None,
@@ -43,7 +44,7 @@ def subclass_contrast_terms(
         anchor_ids: (A,) integer.
         keys: (M, D), unit rows.
         key_ids: (M,) integer.
-        is_key: (M,) bool, False = not a key. Anchors with the id of such a row get a meaningless, finite value.
+        no_key: (M,) bool, True = not a key. Anchors with the id of such a row get a meaningless, finite value.
         temperature: divides the dot products.
         self_offset: anchor i is row ``i + self_offset`` of the keys, left out of its positives and negatives.
         count_self_as_negative: take the anchor itself as a negative, as the authors' code does.
@@ -51,7 +52,7 @@ def subclass_contrast_terms(
     Returns:
         ``(values, num_positives)``, both (A,); a value is 0 where there is no positive.
     """
-    bias = torch.where(is_key, 0.0, NEVER).to(anchors.dtype)
+    bias = constant(0.0, anchors.dtype, anchors.device).masked_fill(no_key, NEVER)
     logits = torch.addmm(bias, anchors, keys.mT, alpha=1 / temperature)
     same = anchor_ids[:, None] == key_ids
     positive = same
@@ -60,7 +61,7 @@ def subclass_contrast_terms(
         positive.diagonal(self_offset).fill_(False)
     not_negative = positive if count_self_as_negative else same
     log_negatives = logits.masked_fill(not_negative, NEVER).logsumexp(1, keepdim=True)
-    pairs = torch.where(positive, F.softplus(log_negatives - logits), 0.0)
+    pairs = F.softplus(log_negatives - logits) * positive
     count = positive.sum(1)
     return pairs.sum(1) / count.clamp(min=1), count
 
@@ -138,7 +139,7 @@ def subclass_contrast(
             anchor_ids,
             keys.to(dtype),
             key_ids,
-            key_ids >= 0,
+            key_ids < 0,
             temperature=temperature,
             self_offset=0 if exclude_self else None,
             count_self_as_negative=count_self_as_negative,

@@ -136,9 +136,9 @@ class SubclassMemory(nn.Module):
         return self.num_enqueued[:, :-1].clamp(max=self.queue_len)
 
     @property
-    def active(self) -> Tensor:
-        """(C, K + 1) bool, rows that are centers in use."""
-        return self.cluster_index < self.num_seeded[:, None]
+    def unused(self) -> Tensor:
+        """(C, K + 1) bool, rows that are not centers in use."""
+        return self.cluster_index >= self.num_seeded[:, None]
 
     def generator(self, stream: int) -> torch.Generator:
         """Random numbers of this step; each ``stream`` (0 or 1) gives its own, the same on every rank."""
@@ -213,7 +213,7 @@ class SubclassMemory(nn.Module):
         best, draws = race.topk(min(self.seeds_per_step, race.shape[1]), dim=1)
         row = self.num_seeded[:, None] + self.cluster_index[: best.shape[1]]
         usable = (best > 0) & (row < self.clusters_of)
-        row = torch.where(usable, row, self.num_clusters)
+        row = torch.where(usable, row, self.cluster_index[-1])
         chosen = x.gather(1, draws[..., None].expand(-1, -1, self.embed_dims))
         self.center_store.scatter_(1, row[..., None].expand_as(chosen), chosen)
         self.num_seeded.add_(usable.sum(1))
