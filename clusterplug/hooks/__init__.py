@@ -1,0 +1,6 @@
+"""Hooks: they schedule and watch; what is learnt belongs to the model."""
+
+from clusterplug.hooks.cluster_schedule import ClusterScheduleHook
+from clusterplug.hooks.cluster_stats import ClusterStatsHook, subclass_stats
+
+__all__ = ['ClusterScheduleHook', 'ClusterStatsHook', 'subclass_stats']
