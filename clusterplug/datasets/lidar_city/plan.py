@@ -136,7 +136,7 @@ class Plan:
         clear = rng.uniform(0.4, 1.0) if low else rng.uniform(0.8, 1.7) if crown == 'conifer' else rng.uniform(1.3, 2.5)
         yaw = rng.uniform(0, 2 * np.pi)
         self.put('trunk', s, d, yaw, trunk, height=clear + 0.7)
-        self.put('vegetation', s, d, yaw, crown, base=clear)
+        self.put('vegetation', s, d, yaw, crown, base=clear, detail=0.4 if low else 1.0)
 
     def put_sign(self, s, d, yaw, subtype: str | None = None) -> None:
         """A traffic sign on its post: two instances of two classes."""

@@ -75,6 +75,7 @@ class Stage(NamedTuple):
         yaw: its heading, radians.
         direction, half_width: azimuth of its middle seen from the sensor and half the angle it can cover, radians.
         lowest: sine of the lowest elevation at which a ray from the sensor can hit it.
+        nearest: metres from the sensor that no part of it comes closer than.
     """
 
     number: int
@@ -83,17 +84,20 @@ class Stage(NamedTuple):
     direction: float
     half_width: float
     lowest: float
+    nearest: float
 
-    def candidates(self, azimuth: np.ndarray, rise: np.ndarray) -> np.ndarray:
+    def candidates(self, azimuth: np.ndarray, rise: np.ndarray, reached: np.ndarray) -> np.ndarray:
         """Rays that point towards the thing; the others need not be cast at it.
 
         Args:
             azimuth: (R,) of the rays in the world, radians.
             rise: (R,) vertical part of their unit directions.
+            reached: (R,) how far from the sensor they hit something else, metres.
         """
         offset = np.abs(azimuth - np.float32(self.direction))
         offset = np.minimum(offset, np.float32(2 * np.pi) - offset)
-        return np.flatnonzero((offset <= np.float32(self.half_width + 1e-3)) & (rise >= np.float32(self.lowest)))
+        towards = (offset <= np.float32(self.half_width + 1e-3)) & (rise >= np.float32(self.lowest))
+        return np.flatnonzero(towards & (reached > np.float32(self.nearest)))
 
     def to_local(self, rays: np.ndarray) -> np.ndarray:
         """Rays in the frame of the thing: turning the rays is cheaper than indexing turned triangles anew."""
@@ -128,7 +132,7 @@ class Traffic:
             below, away = position[2] - 0.2 - origin[2], distance - reach
             lowest = below / np.hypot(below, away) if away > 0.1 and below < 0 else -1.0
             direction = np.arctan2(y - origin[1], x - origin[0])
-            stages.append(Stage(number, position, yaw, direction, half_width, lowest))
+            stages.append(Stage(number, position, yaw, direction, half_width, lowest, max(away - 0.01, 0.0)))
         return stages
 
     def cast(self, stage: Stage, rays: np.ndarray) -> Hits:

@@ -82,8 +82,8 @@ class Caster:
         can_be_painted = np.append(self._paint_form[:, 0] > 0, False)
         self._patch = np.where(can_be_painted[street.patch], street.patch, -1)
 
-    def first_surface(self, rays: np.ndarray, stages: list[Stage]) -> Surface:
-        """What rays (R, 6) meet first: still things, lane paint, moving things."""
+    def first_surface(self, rays: np.ndarray, stages: list[Stage], start=0.0) -> Surface:
+        """What rays (R, 6) that begin ``start`` metres from the sensor meet first, be it still or moving."""
         street = self.street
         hits = self._still.cast(rays)
         distance, cosine = hits.distance.copy(), hits.cosine
@@ -95,7 +95,7 @@ class Caster:
         material[on_paint] = MATERIAL_ID['marking']
         azimuth = np.arctan2(rays[:, 4], rays[:, 3]) if stages else None
         for stage in stages:
-            near = stage.candidates(azimuth, rays[:, 5])
+            near = stage.candidates(azimuth, rays[:, 5], distance + start)
             if not len(near):
                 continue
             other = self._traffic.cast(stage, rays[near])
@@ -132,7 +132,7 @@ class Caster:
             onward = rays[through].copy()
             start = surface.distance[through] + 0.02
             onward[:, :3] += start[:, None] * onward[:, 3:]
-            behind = self.first_surface(onward, stages)
+            behind = self.first_surface(onward, stages, start)
             surface.distance[through] = start + behind.distance
             for mine, theirs in zip(surface[1:], behind[1:]):
                 mine[through] = theirs

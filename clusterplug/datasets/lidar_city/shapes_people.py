@@ -116,7 +116,7 @@ def city_bike(rng: np.random.Generator) -> Mesh:
     parts = [_ring((-0.53, 0, 0.35), 0.34), _ring((0.56, 0, 0.35), 0.34), frame, bars, saddle, rack]
     if rng.random() < 0.5:
         parts.append(box([0.34, 0.4, 0.26], [0.58, 0, 0.86], 'wire'))
-    return merge(*parts)
+    return merge(*parts).moved(scale=rng.uniform(0.95, 1.06))
 
 
 def racing_bike(rng: np.random.Generator) -> Mesh:

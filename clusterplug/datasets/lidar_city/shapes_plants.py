@@ -48,32 +48,38 @@ def leaning_trunk(rng: np.random.Generator, height: float) -> Mesh:
     return tube(points, np.linspace(radius, radius * 0.7, 4), 'birch_bark', 8)
 
 
-def broadleaf_crown(rng: np.random.Generator, base: float) -> Mesh:
-    """Round crown of leaf clumps; ``base`` is the height of the first branches."""
+def broadleaf_crown(rng: np.random.Generator, base: float, detail: float = 1.0) -> Mesh:
+    """Round crown of leaf clumps; ``base`` is the height of the first branches.
+
+    ``detail`` below 1 makes fewer, larger leaves of the same total area (for trees far away)."""
     radius, height = rng.uniform(1.6, 3.0), rng.uniform(3.0, 5.5)
     clumps = int(rng.integers(9, 15))
     middle = _in_ball(clumps, rng) * [radius * 0.75, radius * 0.75, height / 2 * 0.8]
-    count = int(62 * radius * height)
+    count = int(62 * radius * height * detail)
     owner = rng.integers(0, clumps, count)
     leaves = middle[owner] + _in_ball(count, rng) * (0.42 * radius)
     branches = [
         tube([[0, 0, -height / 2 - 0.1], m * [0.8, 0.8, 0.8]], [0.06, 0.025], 'bark', 4, capped=False)
         for m in middle[: clumps // 2]
     ]
-    return merge(scatter(leaves, rng.uniform(0.22, 0.4, count), rng, 'leaf', 0.3), *branches).moved(z=base + height / 2)
+    return merge(scatter(leaves, rng.uniform(0.22, 0.4, count) / np.sqrt(detail), rng, 'leaf', 0.3), *branches).moved(
+        z=base + height / 2
+    )
 
 
-def conifer_crown(rng: np.random.Generator, base: float) -> Mesh:
-    """Cone of drooping tiers."""
+def conifer_crown(rng: np.random.Generator, base: float, detail: float = 1.0) -> Mesh:
+    """Cone of drooping tiers; ``detail`` as for :func:`broadleaf_crown`."""
     radius, height = rng.uniform(1.2, 2.2), rng.uniform(5.0, 9.0)
-    count = int(75 * radius * height)
+    count = int(75 * radius * height * detail)
     level = 1.0 - np.sqrt(rng.uniform(0, 1, count))
     tier = (level * 9) % 1.0
     spread = radius * (1.0 - level) * (0.62 + 0.38 * (1.0 - tier))
     angle, out = rng.uniform(0, 2 * np.pi, count), rng.uniform(0.35, 1.0, count) ** 0.5
     needles = np.stack([spread * out * np.cos(angle), spread * out * np.sin(angle), level * height], axis=1)
     stem = tube([[0, 0, 0], [0, 0, height]], [0.1, 0.02], 'bark', 5, capped=False)
-    return merge(scatter(needles, rng.uniform(0.2, 0.36, count), rng, 'needle', 0.6), stem).moved(z=base)
+    return merge(scatter(needles, rng.uniform(0.2, 0.36, count) / np.sqrt(detail), rng, 'needle', 0.6), stem).moved(
+        z=base
+    )
 
 
 def bush(rng: np.random.Generator) -> Mesh:

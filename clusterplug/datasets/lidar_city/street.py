@@ -189,7 +189,7 @@ def _traffic(plan: Plan, length: float, half: float) -> None:
         if rng.random() < 0.6:
             name = str(rng.choice(['car', 'car', 'motorcyclist', 'truck']))
             plan.send(name, ahead, EGO_SPEED, -LANE)
-    for _ in range(int(rng.integers(2, 5))):
+    for _ in range(int(rng.integers(2, 4))):
         direction, meeting = rng.choice([-1.0, 1.0]), rng.uniform(0.0, 1.0)
         speed = direction * rng.uniform(3.5, 6.0)
         place = meeting * length + rng.uniform(-10, 10) - speed * meeting * duration
