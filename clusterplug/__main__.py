@@ -30,9 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         help='versions, allowed ranges, devices, which parts work, and the command that mends what does not',
         description='Exit code 0: the core works and nothing that is installed is broken or out of range; else 1.',
     )
-    form = doctor.add_mutually_exclusive_group()
-    form.add_argument('--json', action='store_true', help='print one JSON object')
-    form.add_argument('--problems', action='store_true', help='print the parts and the problems only')
+    doctor.add_argument('--json', action='store_true', help='print one JSON object')
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
@@ -42,10 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     from clusterplug.doctor.report import as_json, as_text
 
     findings = examine()
-    if options.json:
-        print(as_json(findings))
-    else:
-        print(as_text(findings, problems_only=options.problems))
+    print(as_json(findings) if options.json else as_text(findings))
     return 0 if findings.ok else 1
 
 

@@ -26,9 +26,8 @@ def on_files(files, config):
     rows = []
     for name in public_packages():
         docstring = ast.get_docstring(ast.parse((PACKAGE / name / '__init__.py').read_text())) or ''
-        files.append(
-            File.generated(config, f'api/{name}.md', content=f'# clusterplug.{name}\n\n::: clusterplug.{name}\n')
-        )
+        page = f'# clusterplug.{name}\n\n::: clusterplug.{name}\n'
+        files.append(File.generated(config, f'api/{name}.md', content=page))
         rows.append(f'| [clusterplug.{name}]({name}.md) | {docstring.splitlines()[0] if docstring else ""} |')
     table = '\n'.join(['| package | what it holds |', '|---|---|', *rows])
     files.append(File.generated(config, 'api/index.md', content=f'# API\n\n{table}\n'))

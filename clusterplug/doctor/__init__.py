@@ -16,10 +16,11 @@ __all__ = ['Findings', 'Part', 'Problem', 'examine']
 
 @dataclass
 class Problem:
-    """Something that does not fit, and the command that mends it."""
+    """Something that does not fit, and the command that mends it; ``kind`` is ``'package'`` or ``'part'``."""
 
     what: str
     fix: str
+    kind: str = 'package'
 
 
 @dataclass
@@ -144,7 +145,7 @@ def _check_parts(findings, installed, results):
             # A host that does not import is a problem already, with its own command.
             if not broken.intersection(installed[need].module for need in needs):
                 fix = library_hint(result.error) or 'pip install --force-reinstall clusterplug   (or: make setup)'
-                findings.problems.append(Problem(f'{name} do not work: {result.error}', fix))
+                findings.problems.append(Problem(f'{name}: {result.error}', fix, 'part'))
 
 
 def _check_devices(findings, installed, results):

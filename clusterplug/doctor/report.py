@@ -23,12 +23,11 @@ def as_json(findings) -> str:
     return json.dumps({'ok': findings.ok, **dataclasses.asdict(findings)}, indent=2)
 
 
-def as_text(findings, problems_only: bool = False) -> str:
+def as_text(findings) -> str:
     """Tables of packages, devices, parts and workarounds, then the problems with their commands.
 
     Args:
         findings (Findings): What ``clusterplug.doctor.examine`` returned.
-        problems_only (bool): Leave out the packages and the workarounds.
 
     Returns:
         str: Lines of plain text.
@@ -38,13 +37,16 @@ def as_text(findings, problems_only: bool = False) -> str:
         >>> as_text(Findings('3.11.7', 'Linux x86_64')).splitlines()[-1]
         'No problems found.'
     """
-    blocks = [_table(['part', 'state', 'detail'], [[part.name, part.state, part.detail] for part in findings.parts])]
-    if not problems_only:
-        blocks = [_heading(findings), _packages(findings), _devices(findings.devices), *blocks]
-        if findings.workarounds:
-            rows = [[w['name'], w['host'], w['thread'] or '-', w['until']] for w in findings.workarounds]
-            blocks.append(_table(['workaround', 'patches', 'thread', 'until'], rows))
-    blocks.append(_problems(findings.problems))
+    parts = [[part.name, part.state, part.detail] for part in findings.parts]
+    workarounds = [[w['name'], w['host'], w['thread'] or '-', w['until']] for w in findings.workarounds]
+    blocks = [
+        _heading(findings),
+        _packages(findings),
+        _devices(findings.devices),
+        _table(['part', 'state', 'detail'], parts),
+        _table(['workaround', 'patches', 'thread', 'until'], workarounds),
+        _problems(findings.problems),
+    ]
     return '\n\n'.join(block for block in blocks if block)
 
 

@@ -7,6 +7,7 @@ Every step leaves a stamp when it is done: a hash of what went into it. A step w
 should be is skipped. One set-up runs at a time; a killed one leaves nothing that counts as done.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -94,6 +95,7 @@ def main() -> int:
 
 def set_up(names: list[str], lock: int) -> int:
     """Do those of the named steps that are not done; returns the exit code."""
+    wants_cuda()  # a wrong choice shall be told at once
     todo = [name for name in names if not is_done(name)]
     if not todo:
         return 0
@@ -130,8 +132,7 @@ def do(name: str, options: dict) -> None:
         command = [*pip, '--no-deps', '--no-build-isolation', '-e', ROOT]
         run(command, logs / 'package.log', expected=step.seconds, **options)
     elif name == 'doctor':
-        if subprocess.run([PYTHON, '-m', 'clusterplug', 'doctor', '--problems'], cwd=ROOT).returncode:
-            raise RuntimeError('the doctor found the problems above')
+        consult_doctor(logs / 'doctor.log', options)
     else:
         if name == 'spconv':
             _remove_other_spconv(options)
@@ -139,6 +140,23 @@ def do(name: str, options: dict) -> None:
         run(command, logs / f'{name}.log', expected=step.seconds, **options)
         if missing := missing_pins(VENV, [REQUIREMENTS / requirement_file(name)]):
             raise RuntimeError(f'pip ended without installing {", ".join(missing)}; see {logs / name}.log')
+
+
+def consult_doctor(log: Path, options: dict) -> None:
+    """Have everything imported once. A fault of clusterplug's own code is for its tests to find, not for the set-up."""
+    # The exit code is 1 when there are problems, which the answer itself tells better.
+    with contextlib.suppress(CommandFailed):
+        command = [PYTHON, '-m', 'clusterplug', 'doctor', '--json']
+        run(command, log, expected=STEPS['doctor'].seconds, cwd=ROOT, **options)
+    text = log.read_text()
+    try:  # warnings of the packages may stand around the answer
+        problems = json.JSONDecoder().raw_decode(text, text.index('{\n'))[0]['problems']
+    except ValueError:
+        raise RuntimeError(f'the doctor gave no answer; see {log}') from None
+    for problem in problems:
+        print(f'      {problem["what"]}\n        mend it with:  {problem["fix"]}', flush=True)
+    if any(problem['kind'] == 'package' for problem in problems):
+        raise RuntimeError('the doctor found the problems above')
 
 
 def make_environment(options: dict) -> None:

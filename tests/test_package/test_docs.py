@@ -1,0 +1,69 @@
+"""The documentation builds without a warning, works offline, and names every system."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    pytest.importorskip('mkdocs', reason='documentation tools are not installed: make docs')
+    folder = tmp_path_factory.mktemp('site')
+    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '-q', '-d', str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_pages_load_nothing_from_other_servers(site):
+    pages = list(site.rglob('*.html'))
+    assert len(pages) > 10
+    elements = re.compile(r'<(?:script|img|iframe|source)\b[^>]*\ssrc="(?:https?:)?//')
+    sheets = re.compile(r'<link\b[^>]*\srel="stylesheet"[^>]*//')
+    assert [str(page) for page in pages for what in (elements, sheets) if what.search(page.read_text())] == []
+    loads = re.compile(r'url\(["\']?(?:https?:)?//|@import')
+    assert [str(style) for style in site.rglob('*.css') if loads.search(style.read_text())] == []
+
+
+@pytest.mark.slow
+def test_every_public_package_has_its_page(site):
+    packages = [path.parent.name for path in (ROOT / 'clusterplug').glob('*/__init__.py') if path.read_text().strip()]
+    assert 'losses' in packages
+    assert 'PointClusterLoss' in (site / 'api' / 'losses.html').read_text()
+    for package in packages:
+        assert f'clusterplug.{package}' in (site / 'api' / f'{package}.html').read_text()
+
+
+def test_the_table_of_systems_is_complete():
+    rows = re.findall(r'^\| (\d\d) \|(.*)\|$', (ROOT / 'docs' / 'systems.md').read_text(), re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 33))
+    for number, row in rows:
+        title, venue, kind, state, code, config = (cell.strip() for cell in row.split('|'))
+        assert title, number
+        assert venue, number
+        assert kind, number
+        assert state in ('done', 'in progress', 'planned'), number
+        for name in re.findall(r'`(clusterplug\.\w+)\.\w+`', code):
+            assert (ROOT / name.replace('.', '/')).is_dir(), f'{number}: {name}'
+        for name in re.findall(r'`(configs/\w+)/`', config):
+            assert state == 'planned' or (ROOT / name).is_dir(), f'{number}: {name}'
+
+
+def test_links_between_documents_lead_somewhere():
+    for document in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
+        for link in re.findall(r'\]\(([^)#\s]+)(?:#[^)]*)?\)', document.read_text()):
+            if not re.match(r'https?://|api/', link):
+                assert (document.parent / link).exists(), f'{document.name}: {link}'
+
+
+def test_every_option_of_make_that_the_documents_name_exists():
+    targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+    for document in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
+        named = set(re.findall(r'(?:^|`)make ([a-z-]+)', document.read_text(), re.MULTILINE))
+        assert named <= targets, document.name

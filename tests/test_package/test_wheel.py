@@ -1,0 +1,153 @@
+"""The wheel: what is in it, and that an installed package finds its configs without a checkout."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIG_PACKAGES = sysconfig.get_path('purelib')
+PROBE = 'point_cluster/probe_of_the_wheel.py'
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    """A copy of what is packaged, with one more config, so that building leaves nothing in the checkout."""
+    folder = tmp_path_factory.mktemp('source')
+    for name in ('clusterplug', 'configs', 'tools'):
+        ignored = shutil.ignore_patterns('__pycache__', '.mim')
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml'):
+        shutil.copy(ROOT / name, folder / name)
+    config = folder / 'configs' / PROBE
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text("number = 41\nloss = dict(type='clusterplug.PointClusterLoss')\n")
+    return folder
+
+
+def build(source, target):
+    command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', target, source]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (wheel,) = target.glob('clusterplug-*.whl')
+    return wheel
+
+
+@pytest.fixture(scope='module')
+def wheel(source, tmp_path_factory):
+    return build(source, tmp_path_factory.mktemp('wheel'))
+
+
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory):
+    """Python of a fresh environment with the wheel; the big packages are borrowed from the one that runs the tests."""
+    venv = tmp_path_factory.mktemp('installed') / 'venv'
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', venv], check=True)
+    (site,) = venv.glob('lib/python*/site-packages')
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    # A path file below site-packages: the wheel comes first, and an editable checkout is not followed.
+    (site / 'big_packages.pth').write_text(BIG_PACKAGES + '\n')
+    return venv / 'bin' / 'python'
+
+
+def run(python, code, folder):
+    result = subprocess.run([str(python), '-c', code], capture_output=True, text=True, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_the_wheel_holds_configs_tools_and_the_index(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {'clusterplug/.mim/model-index.yml', f'clusterplug/.mim/configs/{PROBE}'} <= names
+    for folder in ('configs', 'tools'):
+        for path in (ROOT / folder).rglob('*'):
+            relative = path.relative_to(ROOT)
+            if path.suffix in ('.py', '.sh', '.yml') and not {'__pycache__', 'setup_env'} & set(relative.parts):
+                assert f'clusterplug/.mim/{relative}' in names
+    assert not [name for name in names if '__pycache__' in name or 'setup_env' in name or name.startswith('tests')]
+
+
+def test_the_wheel_holds_every_module(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for path in (ROOT / 'clusterplug').rglob('*.py'):
+        if '.mim' not in path.parts:
+            assert str(path.relative_to(ROOT)) in names
+
+
+def test_the_metadata_asks_for_torch_and_numpy_alone(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith('.dist-info/METADATA'))
+    lines = archive.read(name).decode().splitlines()
+    needs = [line.split(': ')[1] for line in lines if line.startswith('Requires-Dist')]
+    assert sorted(need for need in needs if 'extra ==' not in need) == ['numpy>=1.24', 'torch>=2.1']
+    extras = {line.split(': ')[1] for line in lines if line.startswith('Provides-Extra')}
+    assert extras == {'mmdet3d', 'vit', 'video', 'estimators', 'vis', 'test', 'docs', 'all'}
+
+
+def test_a_second_build_forgets_what_was_removed(source, tmp_path):
+    stale = source / 'configs' / 'stale.py'
+    stale.write_text('x = 1\n')
+    (tmp_path / 'first').mkdir()
+    build(source, tmp_path / 'first')
+    stale.unlink()
+    (tmp_path / 'second').mkdir()
+    second = build(source, tmp_path / 'second')
+    assert 'clusterplug/.mim/configs/stale.py' not in zipfile.ZipFile(second).namelist()
+
+
+def test_an_installed_package_is_the_one_that_is_imported(installed, tmp_path):
+    place = Path(run(installed, 'import clusterplug; print(clusterplug.__file__)', tmp_path))
+    assert ROOT not in place.parents
+
+
+LOAD = """
+from clusterplug.compat.config_scope import WORKAROUND
+WORKAROUND.apply()
+from mmengine.config import Config
+from mmengine.hub import get_config
+cfg = get_config('clusterplug::{name}')
+"""
+
+
+def test_configs_of_an_installed_package_are_found_by_name(installed, tmp_path):
+    pytest.importorskip('mmengine')
+    (tmp_path / 'mine.py').write_text(f"_base_ = ['clusterplug::{PROBE}']\nnumber = 42\n")
+    code = LOAD.format(name=PROBE) + "print(cfg.number, Config.fromfile('mine.py').number, cfg.loss.type)"
+    assert run(installed, code, tmp_path) == '41 42 clusterplug.PointClusterLoss'
+
+
+def test_every_config_of_an_installed_package_loads(installed, tmp_path):
+    pytest.importorskip('mmdet3d')
+    names = [str(path.relative_to(ROOT / 'configs')) for path in sorted((ROOT / 'configs').glob('[a-z]*/*.py'))]
+    code = LOAD.format(name=PROBE) + f"for name in {names}: get_config('clusterplug::' + name)\nprint('loaded')"
+    assert run(installed, code, tmp_path).splitlines()[-1] == 'loaded'
+
+
+def test_the_command_line_works_without_a_checkout(installed, tmp_path):
+    result = subprocess.run([installed, '-m', 'clusterplug', '--version'], capture_output=True, text=True, cwd=tmp_path)
+    assert result.stdout.strip() == run(sys.executable, 'import clusterplug; print(clusterplug.__version__)', ROOT)
+
+
+def test_an_editable_checkout_finds_its_configs_too(source, tmp_path):
+    """What `pip install -e .` leaves: links in the checkout, and a name of the distribution elsewhere on the path."""
+    pytest.importorskip('mmengine')
+    command = [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-build-isolation', '--no-index']
+    venv = tmp_path / 'venv'
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', venv], check=True)
+    (site,) = venv.glob('lib/python*/site-packages')
+    (site / 'big_packages.pth').write_text(BIG_PACKAGES + '\n')
+    prefixed = [command[0], '-m', 'pip', '--python', venv / 'bin' / 'python', *command[3:], '-e', source]
+    result = subprocess.run(list(map(str, prefixed)), capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (source / 'clusterplug' / '.mim' / 'configs').is_symlink()
+    place = run(venv / 'bin' / 'python', 'import clusterplug; print(clusterplug.__file__)', tmp_path)
+    assert Path(place) == source / 'clusterplug' / '__init__.py'
+    code = LOAD.format(name=PROBE) + 'print(cfg.number)'
+    assert run(venv / 'bin' / 'python', code, tmp_path) == '41'
