@@ -17,6 +17,8 @@ from clusterplug.functional._medoid_steps import (
 from clusterplug.functional._numerics import no_autocast, working_dtype
 from clusterplug.functional._self_distances import check_metric, check_square, self_distances
 
+_SCALED_AT_ONCE = 2**20
+
 
 @torch.no_grad()
 def kmedoids(
@@ -120,6 +122,13 @@ def start_scores(points: Tensor, distances: Tensor, metric: str, mask: Tensor | 
     """Return (B, N): the KKZ start is the largest norm, or the largest sum of distances where there are no points."""
     if metric == 'precomputed':
         return distances.sum(-1)
+    # A few problems at a time: the scaled copy of all would be larger than the distances.
+    block = max(1, _SCALED_AT_ONCE // points[0].numel()) if points.device.type == 'cpu' else len(points)
+    masks = [None] * len(points) if mask is None else mask.split(block)
+    return torch.cat([_norms(part, part_mask) for part, part_mask in zip(points.split(block), masks)])
+
+
+def _norms(points: Tensor, mask: Tensor | None) -> Tensor:
     points = points.to(working_dtype(points.dtype))
     if mask is not None:
         points = points.masked_fill(~mask[..., None], 0)
@@ -156,21 +165,24 @@ def _until_still(
     """Alternate until each problem's medoids stand still; problems that do are left out of later rounds."""
     final = medoids.clone()
     active = torch.arange(len(medoids), device=medoids.device)
-    for done in range(1, num_iters + 1):
+    going = torch.ones((len(medoids), 1), dtype=torch.bool, device=medoids.device)
+    rounds.zero_()
+    for _ in range(num_iters):
         nearest, labels = assign(distances, medoids, mask, filled)
         updated = update(distances, labels, medoids.shape[-1], mask is not None)
         moved = rows(distances, medoids).gather(-1, updated[..., None]).squeeze(-1)
         if filled is not None:
             moved = moved.masked_fill(~filled, 0)
-        moving = moved.sum(-1) > tol * nearest.sum(-1)
-        medoids = updated
+        medoids = torch.where(going, updated, medoids)
         final[active] = medoids
-        rounds[active] = done
-        keep = moving.nonzero().flatten()
+        rounds[active] += going.squeeze(-1)
+        going &= moved.sum(-1, keepdim=True) > tol * nearest.sum(-1, keepdim=True)
+        keep = going.squeeze(-1).nonzero().flatten()
         if len(keep) == 0:
             break
-        if len(keep) < len(active):
-            active, distances, medoids = active[keep], distances[keep], medoids[keep]
+        # Copying the distances of those that go on costs about half a round: not for every problem that stops.
+        if 2 * len(keep) <= len(active):
+            active, distances, medoids, going = active[keep], distances[keep], medoids[keep], going[keep]
             mask = None if mask is None else mask[keep]
             filled = None if filled is None else filled[keep]
     return final

@@ -113,18 +113,22 @@ def _swap(distances: Tensor, medoids: Tensor, num_passes: int, mask: Tensor | No
     filled = filled_clusters(medoids.shape[-1], mask)
     final, passes = medoids.clone(), medoids.new_zeros(len(medoids))
     active = torch.arange(len(medoids), device=medoids.device)
-    for done in range(1, num_passes + 1):
-        gained = torch.zeros_like(active, dtype=torch.bool)
+    going = torch.ones_like(active, dtype=torch.bool)
+    for _ in range(num_passes):
+        gained = torch.zeros_like(going)
         for start in range(0, num_points, _CANDIDATES):
             stop = min(start + _CANDIDATES, num_points)
             medoids, better = _best_swap(distances, medoids, start, stop, mask, filled)
             gained |= better
-        final[active], passes[active] = medoids, done
-        keep = gained.nonzero().flatten()
+        # A problem without a gain stays as it is in later passes too.
+        final[active] = medoids
+        passes[active] += going
+        going = gained
+        keep = going.nonzero().flatten()
         if len(keep) == 0:
             break
-        if len(keep) < len(active):
-            active, distances, medoids = active[keep], distances[keep], medoids[keep]
+        if 2 * len(keep) <= len(active):
+            active, distances, medoids, going = active[keep], distances[keep], medoids[keep], going[keep]
             mask = None if mask is None else mask[keep]
             filled = None if filled is None else filled[keep]
     return final, passes

@@ -94,13 +94,12 @@ def test_cosine_by_hand():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 24), st.integers(1, 12), st.integers(0, 10**6), st.data())
+@given(st.integers(1, 24), st.integers(2, 12), st.integers(0, 10**6), st.data())
 def test_equals_plain_loop(num_points, num_dims, seed, data):
+    # Not in one dimension: there the two middle members of every even cluster tie.
     num_clusters = data.draw(st.integers(1, num_points))
     metric = data.draw(st.sampled_from(['euclidean', 'cosine', 'precomputed']))
     x = torch.randn(num_points, num_dims, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    if metric == 'cosine' and num_dims == 1:
-        metric = 'euclidean'  # only the distances 0 and 2 would exist: ties alone
     if metric == 'precomputed':
         x = torch.cdist(x, x)
     assert_equal_to_plain(x, num_clusters, metric)
