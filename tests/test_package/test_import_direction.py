@@ -1,6 +1,7 @@
 """Maths knows no framework: every import of every file is read and compared with the table of the house."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,7 @@ RULES = {
     'evaluation': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'scipy', 'sklearn'}, PLUGS),
     'visualization': Rule({'torch', 'numpy'}, {*HOSTS, 'matplotlib', 'open3d'}, PLUGS),
     'compat': Rule({'torch', 'numpy', *MM, 'spconv'}, HOSTS, {'compat', 'functional', 'version'}),
+    'cli': Rule(set(), {'torch', *HOSTS}, {*PLUGS, 'dependencies', 'doctor', 'version'}),
     'testing': Rule({'torch', 'numpy', 'pytest', *MM}, EVERYTHING, {*PLUGS, 'testing'}),
 }
 
@@ -57,6 +59,7 @@ class Import(NamedTuple):
     lazy: bool
 
 
+@functools.cache
 def imports_of(path, name):
     """Imports of a file; ``name`` is the dotted name of its module."""
     found = []
