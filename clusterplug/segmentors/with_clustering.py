@@ -1,5 +1,7 @@
 """A clustering loss beside the loss that a model has, by config alone."""
 
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -21,21 +23,33 @@ class ClusteringBranch(nn.Module):
         if isinstance(loss, dict):
             loss = MODELS.build(_complete(loss, model, self.embedding))
         self.loss = loss
-        self.running = False
+        self.running = self.watching = False
+        self.enabled = True  # False: the model trains as if it had no clustering loss, to measure what it costs
+
+    @contextmanager
+    def watch(self):
+        """Keep the embedding of any call of the model, not only of training steps; read it with ``embedding.take``."""
+        self.watching = True
+        try:
+            yield
+        finally:
+            self.watching = self.embedding.open = False
 
     def before(self, model, args, kwargs):
         """Forward pre-hook of the model: open the taps in a training step."""
         mode = kwargs.get('mode', args[2] if len(args) > 2 else 'tensor')
-        self.running = self.training and mode == 'loss'
-        for tap in (self.embedding, self.predictions):
-            if tap is not None:
-                tap.open, tap.value = self.running, None
+        self.running = self.enabled and self.training and mode == 'loss'
+        self.embedding.open, self.embedding.value = self.running or self.watching, None
+        if self.predictions is not None:
+            self.predictions.open, self.predictions.value = self.running, None
 
     def after(self, model, args, kwargs, losses):
         """Forward hook of the model: add the clustering terms to its losses."""
         if not self.running:
             return None
-        self.running = False
+        self.running = self.embedding.open = False
+        if self.predictions is not None:
+            self.predictions.open = False
         inputs = kwargs.get('inputs', args[0] if args else None)
         samples = kwargs.get('data_samples', args[1] if len(args) > 1 else None)
         return {**losses, **self._terms(inputs, samples)}
@@ -51,7 +65,6 @@ class ClusteringBranch(nn.Module):
         target, predicted = labels[kind], None
         if self.predictions is not None:
             predicted = self.predictions.take().features
-        self.embedding.open = False
         if feature_rows is not None:
             # voxels that the coarse grid dropped have no feature
             target = torch.where(feature_rows >= 0, target, self.loss.ignore_index)
