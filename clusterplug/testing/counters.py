@@ -94,7 +94,7 @@ class _Waits(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if (
             name in _WAITS
-            or _has_data_dependent_size(name, func, args, kwargs or {})
+            or _has_data_dependent_size(name, args, kwargs or {})
             or _leaves_device(name, args, result)
         ):
             self.counts[name] += 1
