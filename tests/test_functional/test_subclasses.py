@@ -1,0 +1,209 @@
+"""assign_subclasses: the paper's kernel in float64, marginals, permutation, limits."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clusterplug.functional._alternate_log_softmax import alternate_log_softmax
+from clusterplug.functional.subclasses import assign_subclasses
+
+
+def _unit(generator, *shape):
+    return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+
+def _mixture(seed, num_points, num_centers, dims=16, noise=0.15):
+    """Points around means, and centers near the means: Sinkhorn has something to balance."""
+    g = torch.Generator().manual_seed(seed)
+    means = _unit(g, num_centers, dims)
+    x = F.normalize(means[torch.randint(0, num_centers, (num_points,), generator=g)]
+                    + noise * torch.randn(num_points, dims, generator=g), dim=-1)  # fmt: skip
+    return x, F.normalize(means + 0.1 * torch.randn(num_centers, dims, generator=g), dim=-1)
+
+
+def _pad(x, centers, slots=None, rows=None):
+    """One class with the empty last slot and the unused last center; what is empty holds other unit vectors."""
+    slots, rows = slots or len(x) + 1, rows or len(centers) + 1
+    g = torch.Generator().manual_seed(99)
+    padded, padded_centers = _unit(g, slots, x.shape[1]), _unit(g, rows, x.shape[1])
+    padded[: len(x)], padded_centers[: len(centers)] = x, centers
+    return padded, padded_centers, torch.arange(slots) < len(x), torch.tensor(len(centers))
+
+
+def _assign(x, centers, **options):
+    px, pc, valid, active = _pad(x, centers)
+    ids, left_out, closest = assign_subclasses(
+        px[None], pc[None], valid=valid[None], num_active=active[None], **options
+    )
+    assert left_out[0].tolist() == [False] * len(x) + [True]
+    assert ids[0, -1] == len(centers)
+    return ids[0, :-1], closest[0, :-1]
+
+
+def _sinkhorn_of_softmax_to_the_power(x, centers, power=25, num_iters=200):
+    """The paper's form: softmax over the centers, raised to a power, in float64, then scaled to uniform marginals."""
+    kernel = torch.softmax(x.double() @ centers.double().T, 1) ** power
+    n, k = kernel.shape
+    v = torch.full((n,), 1 / n, dtype=torch.float64)
+    for _ in range(num_iters):
+        u = 1 / k / (kernel.T @ v)
+        v = 1 / n / (kernel @ u)
+    return v[:, None] * kernel * u
+
+
+@pytest.mark.parametrize(('num_points', 'num_centers'), [(20, 10), (80, 40), (200, 10), (500, 40)])
+@pytest.mark.parametrize('seed', range(3))
+def test_kernel_identity(seed, num_points, num_centers):
+    """softmax to the power 25 has the labels of exp(25 cos): the normaliser of a point is absorbed by its scaling."""
+    x, centers = _mixture(seed, num_points, num_centers)
+    expected = _sinkhorn_of_softmax_to_the_power(x, centers)
+    ids, _ = _assign(x, centers, epsilon=0.04, num_iters=200)
+    # where fp32 and float64 differ, the two best entries of the plan must be equal to 1e-4
+    top = expected.topk(2, dim=1)
+    gap = 1 - top.values[:, 1] / top.values[:, 0]
+    assert (gap[ids != top.indices[:, 0]] < 1e-4).all()
+    assert (ids != top.indices[:, 0]).sum() <= 1
+
+
+def test_sixteen_iterations_give_nearly_the_limit():
+    shares = []
+    for seed in range(5):
+        x, centers = _mixture(seed, 200, 20)
+        limit = _sinkhorn_of_softmax_to_the_power(x, centers, num_iters=1000).argmax(1)
+        shares.append((_assign(x, centers)[0] == limit).float().mean())
+    assert torch.stack(shares).mean() > 0.95
+
+
+@pytest.mark.parametrize(('num_points', 'num_centers'), [(200, 10), (50, 7)])
+def test_marginals(num_points, num_centers):
+    g = torch.Generator().manual_seed(0)
+    x, centers = _unit(g, num_points, 16), _unit(g, num_centers, 16)
+    plan = alternate_log_softmax(x @ centers.T / 0.04, 50).exp() / num_points
+    torch.testing.assert_close(plan.sum(1), torch.full((num_points,), 1 / num_points), rtol=1e-5, atol=0)
+    torch.testing.assert_close(plan.sum(0), torch.full((num_centers,), 1 / num_centers), rtol=1e-4, atol=0)
+    sizes = torch.bincount(plan.argmax(1), minlength=num_centers)
+    nearest = torch.bincount((x @ centers.T).argmax(1), minlength=num_centers)
+    assert (sizes - num_points / num_centers).abs().max() <= 0.3 * num_points / num_centers
+    assert sizes.max() - sizes.min() < nearest.max() - nearest.min()
+
+
+def test_argmax_sizes_are_balanced_for_200_points_and_10_centers():
+    for seed in range(5):
+        g = torch.Generator().manual_seed(seed)
+        ids, _ = _assign(_unit(g, 200, 32), _unit(g, 10, 32), num_iters=50)
+        sizes = torch.bincount(ids, minlength=10)
+        assert sizes.min() >= 16
+        assert sizes.max() <= 24
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), num_points=st.integers(1, 60), num_centers=st.integers(1, 9))
+def test_permutation(seed, num_points, num_centers):
+    x, centers = _mixture(seed, num_points, num_centers)
+    g = torch.Generator().manual_seed(seed)
+    points, order = torch.randperm(num_points, generator=g), torch.randperm(num_centers, generator=g)
+    for options in ({}, {'balance': 0.5}, {'min_points_per_cluster': 0}):
+        ids, closest = _assign(x, centers, **options)
+        moved, moved_closest = _assign(x[points], centers[order], **options)
+        differs = order[moved] != ids[points]
+        # sums in another order may tip a tie
+        assert differs.sum() <= (1 if options.get('min_points_per_cluster') != 0 else 0.05 * num_points + 1)
+        torch.testing.assert_close(moved_closest, closest[points])
+
+
+def test_a_constant_added_to_the_scores_of_a_point_changes_nothing():
+    x, centers = _mixture(3, 100, 8)
+    scores = x @ centers.T / 0.04
+    shift = torch.linspace(-50, 50, 100)[:, None]
+    limit, shifted = (
+        alternate_log_softmax(scores.double(), 2000),
+        alternate_log_softmax((scores + shift).double(), 2000),
+    )
+    torch.testing.assert_close(shifted, limit, rtol=1e-6, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), num_classes=st.integers(1, 5), slots=st.integers(2, 30), rows=st.integers(2, 6),
+       balance=st.sampled_from([1.0, 0.7, 0.0]))  # fmt: skip
+def test_batch_of_uneven_classes_equals_one_class_at_a_time(seed, num_classes, slots, rows, balance):
+    g = torch.Generator().manual_seed(seed)
+    x, centers = _unit(g, num_classes, slots, 8), _unit(g, num_classes, rows, 8)
+    valid = torch.rand(num_classes, slots, generator=g) < 0.7
+    valid[:, -1] = False
+    active = torch.randint(0, rows, (num_classes,), generator=g)
+    ids, left_out, closest = assign_subclasses(x, centers, valid=valid, num_active=active, balance=balance)
+    for c in range(num_classes):
+        if active[c] == 0 or not valid[c].any():
+            assert (ids[c] == rows - 1).all()
+            assert left_out[c].all()
+            assert (closest[c][valid[c]] < -1e5).all()
+            continue
+        expected, expected_closest = _assign(x[c][valid[c]], centers[c, : active[c]], balance=balance)
+        assert torch.equal(left_out[c], ~valid[c])
+        assert (ids[c][~valid[c]] == rows - 1).all()
+        assert (ids[c][valid[c]] != expected).sum() <= 1
+        torch.testing.assert_close(closest[c][valid[c]], expected_closest)
+
+
+def test_too_few_points_to_balance_go_to_the_nearest_center():
+    x, centers = _mixture(4, 19, 10)
+    nearest = (x @ centers.T).argmax(1)
+    assert torch.equal(_assign(x, centers)[0], nearest)
+    balanced = _sinkhorn_of_softmax_to_the_power(x, centers).argmax(1)
+    assert not torch.equal(balanced, nearest)
+    assert torch.equal(_assign(x, centers, min_points_per_cluster=0, num_iters=200)[0], balanced)
+
+
+def test_number_of_centers_is_that_of_the_class_in_the_row_marginal():
+    """The authors' 1/40 for classes of 10 clusters makes every label 0."""
+    x, centers = _mixture(5, 100, 10)
+    px, pc, valid, active = _pad(x, centers, rows=41)
+    ids, *_ = assign_subclasses(px[None], pc[None], valid=valid[None], num_active=active[None])
+    sizes = torch.bincount(ids[0, :-1], minlength=41)
+    assert sizes[:10].min() >= 6
+    assert sizes[10:].sum() == 0
+
+
+@pytest.mark.parametrize('epsilon', [1e-3, 0.04, 1e4])
+def test_extreme_epsilon_stays_finite(epsilon):
+    x, centers = _mixture(6, 60, 5)
+    ids, closest = _assign(x, centers, epsilon=epsilon)
+    assert torch.isfinite(closest).all()
+    assert ids.min() >= 0
+    assert ids.max() < 5
+
+
+def test_duplicates_and_equal_centers_are_shared_out():
+    x = torch.eye(4)[:1].repeat(40, 1)
+    ids, _ = _assign(x, torch.eye(4)[:1].repeat(3, 1))
+    assert set(ids.tolist()) <= {0, 1, 2}
+
+
+def test_balance_one_is_balanced_and_zero_is_nearest():
+    g = torch.Generator().manual_seed(7)
+    means = torch.eye(3, 8)
+    which = torch.multinomial(torch.tensor([0.8, 0.15, 0.05]), 400, replacement=True, generator=g)
+    x = F.normalize(means[which] + 0.1 * torch.randn(400, 8, generator=g), dim=1)
+    spread = []
+    for balance in (1.0, 0.9, 0.5, 0.0):
+        ids, _ = _assign(x, means, balance=balance)
+        spread.append(int(torch.bincount(ids, minlength=3).max()))
+    assert spread == sorted(spread)
+    assert spread[0] < 200  # equal shares are 133; the rest are near ties within the big mode
+    assert spread[-1] > 300
+    assert torch.equal(ids, (x @ means.T).argmax(1))
+
+
+def test_relaxed_columns_equal_a_plain_unbalanced_scaling():
+    x, centers = _mixture(8, 50, 6)
+    kernel, power = (x.double() @ centers.double().T / 0.04).exp(), 0.6
+    v = torch.ones(6, dtype=torch.float64)
+    u = 1 / (kernel @ v)
+    for _ in range(30):
+        v = (1 / (kernel.T @ u)) ** power
+        u = 1 / (kernel @ v)
+    expected = u[:, None] * kernel * v
+    plan = alternate_log_softmax((x @ centers.T / 0.04), 30, col_power=power).exp()
+    torch.testing.assert_close(plan.double(), expected, rtol=1e-3, atol=1e-6)
