@@ -67,3 +67,18 @@ def test_every_option_of_make_that_the_documents_name_exists():
     for document in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
         named = set(re.findall(r'(?:^|`)make ([a-z-]+)', document.read_text(), re.MULTILINE))
         assert named <= targets, document.name
+
+
+def test_docstrings_are_translated(monkeypatch):
+    pytest.importorskip('griffe', reason='documentation tools are not installed: make docs')
+    monkeypatch.syspath_prepend(str(ROOT / 'docs'))
+    from docstrings import translate
+
+    docstring = (
+        'See :class:`~clusterplug.memory.SubclassMemory` and :func:`torch.sum`.\n\n'
+        '.. math:: a = b\n\n    c = d\n\nAfter.\n\nExample:\n    >>> 1\n'
+    )
+    assert translate(docstring) == (
+        'See `SubclassMemory` and `torch.sum`.\n\n'
+        '\n```text\na = b\nc = d\n```\n\nAfter.\n\nExamples:\n    >>> 1'
+    )  # fmt: skip
