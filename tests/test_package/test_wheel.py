@@ -1,5 +1,6 @@
 """The wheel: what is in it, and that an installed package finds its configs without a checkout."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -151,3 +152,44 @@ def test_an_editable_checkout_finds_its_configs_too(source, tmp_path):
     assert Path(place) == source / 'clusterplug' / '__init__.py'
     code = LOAD.format(name=PROBE) + 'print(cfg.number)'
     assert run(venv / 'bin' / 'python', code, tmp_path) == '41'
+
+
+# torch, numpy, and what they need themselves; the folders of `pip install torch numpy`.
+CORE = (
+    'torch', 'torchgen', 'functorch', 'numpy', 'numpy.libs', 'typing_extensions.py', 'sympy', 'mpmath', 'networkx',
+    'jinja2', 'markupsafe', 'filelock', 'fsspec', 'nvidia', 'triton', 'cuda', 'packaging',
+)  # fmt: skip
+
+
+def test_the_pure_torch_part_works_with_torch_and_numpy_alone(wheel, tmp_path):
+    """`pip install .` without extras: kernels and losses compute, the doctor is content and names what is missing."""
+    borrowed = tmp_path / 'borrowed'
+    borrowed.mkdir()
+    for pattern in (*CORE, 'torch-*.dist-info', 'numpy-*.dist-info'):
+        for path in Path(BIG_PACKAGES).glob(pattern):
+            (borrowed / path.name).symlink_to(path)
+    venv = tmp_path / 'venv'
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', venv], check=True)
+    (site,) = venv.glob('lib/python*/site-packages')
+    (site / 'borrowed.pth').write_text(f'{borrowed}\n')
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    python = venv / 'bin' / 'python'
+
+    code = (
+        'import sys, torch\nfrom clusterplug.losses import PointClusterLoss\n'
+        'loss = PointClusterLoss(num_classes=2, in_channels=8, num_clusters=3)\n'
+        'terms = loss(torch.randn(100, 8), torch.randint(0, 2, (100,)))\n'
+        "print(len(terms), {'mmengine', 'scipy', 'sklearn'} & set(sys.modules))"
+    )
+    assert run(python, code, tmp_path) == '3 set()'
+
+    result = subprocess.run(
+        [python, '-m', 'clusterplug', 'doctor', '--json'], capture_output=True, text=True, cwd=tmp_path
+    )
+    found = json.loads(result.stdout)
+    assert found['problems'] == []
+    assert result.returncode == 0
+    states = {part['name']: part['state'] for part in found['parts']}
+    assert states['pure-torch kernels'] == states['losses and layers'] == 'works'
+    assert states['mmdet3d hosts'] == states['LiDAR city'] == states['documentation'] == 'not installed'
