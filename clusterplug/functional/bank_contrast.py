@@ -6,23 +6,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from clusterplug.functional._constants import arange, constant
-from clusterplug.functional.contrast import NEVER
+from clusterplug.functional.contrast import NEVER, absent_logit
 
 # Largest (rows, S*T) buffer of logits held at once; more anchors are taken in several passes.
 _MAX_BYTES = 256 * 2**20
 
 
-def _one_pass(anchors, ids, keys, bias, slots, temperature):
+def _one_pass(anchors, ids, keys, bias, slots, temperature, absent):
     """Values (A,), number of positives (A,) and the gradient of each value with respect to ``anchor / temperature``.
 
-    ``bias`` (S*T,) is minus the largest possible logit for a filled slot, so that exp never overflows, and a large
-    negative number for an empty one. The GEMM adds it at no further pass over the logits.
+    ``bias`` (S*T,) is minus the largest possible logit for a filled slot, so that exp never overflows, and ``absent``
+    for an empty one. The GEMM adds it at no further pass over the logits.
     """
     logits = torch.addmm(bias, anchors, keys.mT, alpha=1 / temperature)
     own_columns = (ids * len(slots))[:, None] + slots
     own = logits.gather(1, own_columns)
-    logits.scatter_(1, own_columns, NEVER)
-    empty = own < NEVER / 2
+    logits.scatter_(1, own_columns, absent)
+    # filled slots have logits from -2 / temperature to 0
+    empty = own < absent / 2 - 1 / temperature
     count = len(slots) - empty.sum(1, keepdim=True)
     total = logits.exp_().sum(1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).tiny)
     gap = (total.log() - own).masked_fill_(empty, NEVER)
@@ -40,13 +41,14 @@ class _BankContrast(torch.autograd.Function):
     def forward(ctx, anchors, ids, bank, empty, temperature):
         slots = arange(bank.shape[1], ids.device)
         keys = bank.view(-1, bank.shape[2])
-        bias = constant(-1 / temperature, anchors.dtype, anchors.device).masked_fill(empty.view(-1), NEVER)
+        absent = absent_logit(temperature) - 1 / temperature
+        bias = constant(-1 / temperature, anchors.dtype, anchors.device).masked_fill(empty.view(-1), absent)
         rows = max(1, _MAX_BYTES // (keys.shape[0] * anchors.element_size()))
         if anchors.shape[0] <= rows:
-            values, count, grad = _one_pass(anchors, ids, keys, bias, slots, temperature)
+            values, count, grad = _one_pass(anchors, ids, keys, bias, slots, temperature, absent)
         else:
             parts = [
-                _one_pass(a, i, keys, bias, slots, temperature)
+                _one_pass(a, i, keys, bias, slots, temperature, absent)
                 for a, i in zip(anchors.split(rows), ids.split(rows), strict=True)
             ]
             values, count, grad = (torch.cat(part) for part in zip(*parts, strict=True))
