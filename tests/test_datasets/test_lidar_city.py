@@ -52,7 +52,10 @@ def flat_street(material='plaster', movers=()):
     mesh = quads([[[-size, -size, 0], [size, -size, 0], [size, size, 0], [-size, size, 0]]], material)
     patch = SimpleNamespace(paint_instance=0, marking=0, marking_width=0.0, marking_origin=0.0)
     ground = SimpleNamespace(
-        patches=[patch], street_coordinates=mesh.vertices[:, :2], surface=lambda s, d: np.asarray(0.02)
+        patches=[patch],
+        patch=np.zeros(2, dtype=np.int64),
+        street_coordinates=mesh.vertices[:, :2],
+        surface=lambda s, d: np.asarray(0.02),
     )
     course = SimpleNamespace(
         start=-100.0, end=100.0, place=lambda s, d: (np.asarray(s), np.asarray(d)), heading=lambda s: 0.0

