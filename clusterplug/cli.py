@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clusterplug import compat
+from clusterplug.compat._accelerator import has_accelerator
+from clusterplug.compat.freed_memory import keep_freed_memory
 
 TASKS = ('mono_det', 'multi-view_det', 'lidar_det', 'lidar_seg', 'multi-modality_det')
 
 
-def train(arguments: Sequence[str] | None = None) -> int:
+def run_train(arguments: Sequence[str] | None = None) -> int:
     """Train the model of a config; returns the exit code (130 after Ctrl-C).
 
     Args:
@@ -51,7 +53,7 @@ def train(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def test(arguments: Sequence[str] | None = None) -> int:
+def run_test(arguments: Sequence[str] | None = None) -> int:
     """Test a checkpoint on the test set of a config; returns the exit code (130 after Ctrl-C).
 
     Args:
@@ -219,6 +221,8 @@ def _build_runner(config):
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
+    if not has_accelerator():
+        keep_freed_memory()
     return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
 
 
