@@ -11,6 +11,7 @@ _NAMES = (
     'amp_cpu',
     'atomic_files',
     'checkpoint_order',
+    'config_scope',
     'ddp_cpu',
     'gloo_without_cuda',
     'headless_show',

@@ -18,28 +18,44 @@ _ADVICE = (
 )
 
 
-def _statistic(owner: type, name: str):
-    """Stand in for ``getattr``, through which pickle finds a history's statistics (min, max, current, mean)."""
-    from mmengine.logging.history_buffer import HistoryBuffer
+def _mm_function(owner: type, name: str):
+    """Stand in for ``getattr``, through which pickle finds functions that mmengine keeps in a class.
 
-    if owner is not HistoryBuffer or name not in HistoryBuffer._statistics_methods:
-        raise pickle.UnpicklingError(f'Unsupported attribute: {name!r} of {owner!r}')
-    return HistoryBuffer._statistics_methods[name]
+    These are a history's statistics (min, max, current, mean) and the curve of a one-cycle schedule.
+    """
+    from mmengine.logging.history_buffer import HistoryBuffer
+    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+
+    HistoryBuffer()  # the first history of a process fills the table of statistics
+    if owner is HistoryBuffer and name in HistoryBuffer._statistics_methods:
+        return HistoryBuffer._statistics_methods[name]
+    if owner is OneCycleParamScheduler and name in ('_annealing_cos', '_annealing_linear'):
+        return getattr(OneCycleParamScheduler, name)
+    raise pickle.UnpicklingError(f'Unsupported attribute: {name!r} of {owner!r}')
 
 
 def allowed_classes() -> list:
-    """What mmengine writes into a checkpoint besides tensors: log histories, numpy arrays and numbers, configs."""
+    """What mmengine writes into a checkpoint besides tensors: log histories, schedules, numpy values, configs."""
     from mmengine.config import ConfigDict
     from mmengine.logging.history_buffer import HistoryBuffer
+    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
     core = np._core if hasattr(np, '_core') else np.core
-    classes = [HistoryBuffer, ConfigDict, np.ndarray, np.dtype, core.multiarray._reconstruct, core.multiarray.scalar]
+    classes = [
+        HistoryBuffer,
+        OneCycleParamScheduler,
+        ConfigDict,
+        np.ndarray,
+        np.dtype,
+        core.multiarray._reconstruct,
+        core.multiarray.scalar,
+    ]
     classes += [type(np.dtype(code)) for code in '?bBhHiIlLqQefdU']
     # Files from numpy 1 call the same functions by their old address.
     old_names = [(core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct')]
     old_names += [(core.multiarray.scalar, 'numpy.core.multiarray.scalar')]
     # Pickle writes the statistics as getattr(HistoryBuffer, 'min'); the true getattr would reach anything.
-    getattr_names = [(_statistic, f'{module}.getattr') for module in ('builtins', '__builtin__')]
+    getattr_names = [(_mm_function, f'{module}.getattr') for module in ('builtins', '__builtin__')]
     return list(dict.fromkeys(classes)) + old_names + getattr_names
 
 

@@ -109,8 +109,8 @@ def write_infos(path: str | Path, data_root: str | Path, scans: Iterable[str], w
     scans, root = list(scans), Path(data_root)
     faults = [fault for scan in scans for fault in check_scan(root, scan, with_labels)]
     if not scans or faults:
-        summary = '\n  '.join(faults[:20] + [f'... and {len(faults) - 20} more'] * (len(faults) > 20))
-        raise ValueError(f'{path} was not written: {summary and f"{len(faults)} faults" or "no scans"}\n  {summary}')
+        listed = faults[:20] + [f'... and {len(faults) - 20} more'] * (len(faults) > 20)
+        raise ValueError('\n  '.join([f'{path} was not written: {len(faults)} faults in {len(scans)} scans', *listed]))
     entries = []
     for scan in scans:
         points, labels = _files(Path(), scan)

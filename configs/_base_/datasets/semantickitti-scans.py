@@ -4,7 +4,9 @@
 # The training scans have no remission (all zeros), so only x, y, z are used.
 _base_ = './semantickitti_layout.py'
 
-scans = dict(pts='{{$CLUSTERPLUG_DATA:data}}/semantickitti', pts_semantic_mask='{{$CLUSTERPLUG_DATA:data}}/semantickitti')
+scans = dict(
+    pts='{{$CLUSTERPLUG_DATA:data}}/semantickitti', pts_semantic_mask='{{$CLUSTERPLUG_DATA:data}}/semantickitti'
+)
 infos = 'data/semantickitti-scans/semantickitti_infos_'
 load_points = dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=4, use_dim=3)
 train_pipeline = [load_points, *_base_.train_pipeline[1:]]
