@@ -14,7 +14,7 @@ from clusterplug.functional._medoid_steps import (
     rows,
     update,
 )
-from clusterplug.functional._numerics import no_autocast, working_dtype
+from clusterplug.functional._numerics import exact_products, working_dtype
 from clusterplug.functional._self_distances import check_metric, check_square, self_distances
 
 _SCALED_AT_ONCE = 2**20
@@ -103,7 +103,7 @@ def kmedoids(
     starts = None if isinstance(init, str) else init.reshape(-1, num_clusters)
     step = problems_at_once(len(points), num_points, x.device)
     parts = []
-    with no_autocast(x):
+    with exact_products(x):
         for first in range(0, len(points), step):
             part = slice(first, first + step)
             part_mask = None if masks is None else masks[part]

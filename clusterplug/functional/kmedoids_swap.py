@@ -12,7 +12,7 @@ from clusterplug.functional._medoid_steps import (
     problems_at_once,
     rows,
 )
-from clusterplug.functional._numerics import no_autocast
+from clusterplug.functional._numerics import exact_products
 from clusterplug.functional._self_distances import check_metric, check_square, self_distances
 from clusterplug.functional.kmedoids import alternate, check_indices, check_init, start_scores
 
@@ -90,7 +90,7 @@ def kmedoids_swap(
     starts = None if isinstance(init, str) else init.reshape(-1, num_clusters)
     step = problems_at_once(len(points), num_points, x.device)
     parts = []
-    with no_autocast(x):
+    with exact_products(x):
         for first in range(0, len(points), step):
             part = slice(first, first + step)
             part_mask = None if masks is None else masks[part]

@@ -8,7 +8,7 @@ from torch import Tensor
 from clusterplug.functional._checks import check_finite, check_mask, check_num_clusters, check_points
 from clusterplug.functional._medoid_steps import problems_at_once
 from clusterplug.functional._merges import reciprocal_merges, spanning_tree
-from clusterplug.functional._numerics import no_autocast
+from clusterplug.functional._numerics import exact_products
 from clusterplug.functional._self_distances import check_metric, check_square, self_distances
 
 METHODS = ('single', 'complete', 'average', 'ward')
@@ -87,7 +87,7 @@ def linkage(
         mask = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
     step = problems_at_once(len(points), num_points, x.device)
     chunks = []
-    with no_autocast(x):
+    with exact_products(x):
         for start in range(0, len(points), step):
             part = slice(start, start + step)
             part_mask = None if flat_mask is None else flat_mask[part]

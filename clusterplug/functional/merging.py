@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clusterplug.functional._checks import check_device, check_points
-from clusterplug.functional._numerics import no_autocast, working_dtype
+from clusterplug.functional._numerics import exact_products, working_dtype
 
 REDUCTIONS = ('mean', 'sum', 'max')
 
@@ -89,7 +89,7 @@ def bipartite_matching(metric: Tensor, num_merged: int, *, num_protected: int = 
     if num_merged == 0:
         target = torch.arange(num_tokens, device=metric.device).expand(metric.shape[:-1])
     else:
-        with torch.no_grad(), no_autocast(metric):
+        with torch.no_grad(), exact_products(metric):
             target = _targets(metric, num_merged, num_protected)
     num_left = num_tokens - num_merged
 

@@ -7,7 +7,7 @@ from clusterplug.functional._affinity import affinity_matrix, normalized_adjacen
 from clusterplug.functional._checks import check_finite, check_mask, check_num_clusters, check_points
 from clusterplug.functional._leading_eigenvectors import leading_eigenvectors
 from clusterplug.functional._medoid_steps import KMedoidsResult, farthest_first, problems_at_once
-from clusterplug.functional._numerics import no_autocast, working_dtype
+from clusterplug.functional._numerics import exact_products, working_dtype
 from clusterplug.functional._self_distances import check_square, self_distances
 from clusterplug.functional.kmedoids import alternate
 
@@ -92,7 +92,7 @@ def spectral_clustering(
     masks = None if mask is None else mask.reshape(-1, num_points)
     step = problems_at_once(len(points), num_points, x.device)
     parts = []
-    with no_autocast(x):
+    with exact_products(x):
         for first in range(0, len(points), step):
             part_mask = None if masks is None else masks[first : first + step]
             weights = _weights(points[first : first + step], affinity, sigma, num_neighbors, part_mask)

@@ -1,0 +1,13 @@
+"""Clustering with scikit-learn's conventions: NumPy arrays or tensors in, the same kind out, on any device.
+
+torch and numpy are enough. Where scikit-learn is installed the estimators inherit from its base classes, so that
+pipelines, ``clone`` and its own checks work.
+"""
+
+from clusterplug.estimators.agglomerative import AgglomerativeClustering
+from clusterplug.estimators.kmeans import KMeans
+from clusterplug.estimators.kmedoids import KMedoids
+from clusterplug.estimators.minibatch_kmeans import MiniBatchKMeans
+from clusterplug.estimators.spectral import SpectralClustering
+
+__all__ = ['AgglomerativeClustering', 'KMeans', 'KMedoids', 'MiniBatchKMeans', 'SpectralClustering']

@@ -1,0 +1,116 @@
+"""k-medoids as an estimator."""
+
+import numbers
+from typing import Any
+
+import torch
+
+from clusterplug.estimators._arrays import as_tensor_beside, check_interval, read_points
+from clusterplug.estimators._base import Clusterer, TransformerMixin
+from clusterplug.estimators.kmeans import check_enough
+from clusterplug.functional.distances import pairwise_distances
+from clusterplug.functional.kmedoids import kmedoids
+from clusterplug.functional.kmedoids_swap import kmedoids_swap
+
+_METHODS = ('alternate', 'swap')
+
+
+class KMedoids(TransformerMixin, Clusterer):
+    """k-medoids clustering of NumPy arrays or tensors, on the device of the data. Deterministic.
+
+    A thin estimator over :func:`clusterplug.functional.kmedoids` and ``kmedoids_swap``.
+
+    Args:
+        n_clusters: K.
+        metric: ``'euclidean'``, ``'cosine'`` or ``'precomputed'`` (X holds distances).
+        init: ``'kkz'`` or K indices of the first medoids.
+        method: ``'alternate'`` (fast) or ``'swap'`` (the cost of FasterPAM).
+        max_iter: Most rounds (``'alternate'``) or passes (``'swap'``).
+        tol: For ``'alternate'``: ends when the medoids move by at most this share of the cost.
+        verbose: 1 prints a line at the end.
+
+    Attributes:
+        medoid_indices_: (K,) ascending. cluster_centers_: (K, D) the medoids themselves; None for ``'precomputed'``.
+        labels_: (N,). inertia_: float, sum of distances to the medoids. n_iter_: int. n_features_in_: D.
+
+    Example:
+        >>> import numpy as np
+        >>> model = KMedoids(2).fit(np.array([[0.0], [1.0], [2.0], [10.0], [11.0], [15.0]]))
+        >>> model.medoid_indices_.tolist(), model.inertia_
+        ([1, 4], 7.0)
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        metric: str = 'euclidean',
+        init: Any = 'kkz',
+        method: str = 'alternate',
+        max_iter: int = 100,
+        tol: float = 1e-6,
+        verbose: int = 0,
+    ):
+        self.n_clusters = n_clusters
+        self.metric = metric
+        self.init = init
+        self.method = method
+        self.max_iter = max_iter
+        self.tol = tol
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> 'KMedoids':
+        """Cluster ``X``, (N, D) or (N, N) distances. ``y`` is ignored."""
+        check_interval('n_clusters', self.n_clusters, numbers.Integral, 1)
+        check_interval('max_iter', self.max_iter, numbers.Integral, 1)
+        check_interval('tol', self.tol, numbers.Real, 0)
+        if self.method not in _METHODS:
+            raise ValueError(f'method must be one of {", ".join(_METHODS)}, got {self.method!r}')
+        points = read_points(self, X, reset=True)
+        check_enough(len(points.tensor), self.n_clusters)
+        init = self.init
+        if not isinstance(init, str):
+            init = as_tensor_beside(init, points.tensor, 'init').to(torch.int64)
+        options = {'metric': self.metric, 'init': init}
+        if self.method == 'swap':
+            result = kmedoids_swap(points.tensor, int(self.n_clusters), num_passes=int(self.max_iter), **options)
+        else:
+            # 0 would mean the form that never looks at the data; what is meant here is: until nothing moves.
+            tol = max(float(self.tol), 1e-12)
+            num_clusters, rounds = int(self.n_clusters), int(self.max_iter)
+            result = kmedoids(points.tensor, num_clusters, num_iters=rounds, tol=tol, **options)
+        self.medoid_indices_ = points.like(result.medoids)
+        precomputed = self.metric == 'precomputed'
+        self.cluster_centers_ = None if precomputed else points.like(points.tensor[result.medoids])
+        self.labels_ = points.like(result.labels)
+        self.inertia_ = float(result.cost)
+        self.n_iter_ = int(result.num_iters)
+        self._report(f'{self.n_iter_} rounds, cost {self.inertia_:.6g}')
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """Return the nearest medoid of each sample, (M,); ``'precomputed'``: X holds distances to the N samples."""
+        points, distances = self._to_medoids(X)
+        return points.like(distances.argmin(-1))
+
+    def transform(self, X: Any) -> Any:
+        """Return the distance of each sample to each medoid, (M, K)."""
+        points, distances = self._to_medoids(X)
+        return points.like(distances)
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.medoid_indices_)
+
+    def _to_medoids(self, X: Any) -> tuple:
+        self._check_fitted()
+        points = read_points(self, X, reset=False)
+        if self.metric == 'precomputed':
+            return points, points.tensor[:, torch.as_tensor(self.medoid_indices_).to(points.tensor.device)]
+        centers = torch.as_tensor(self.cluster_centers_).to(points.tensor)
+        return points, pairwise_distances(points.tensor, centers, metric=self.metric)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.pairwise = self.metric == 'precomputed'
+        return tags
