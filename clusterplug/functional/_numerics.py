@@ -36,8 +36,9 @@ def _without_tf32():
 
 def exact_products(tensor: Tensor) -> contextlib.AbstractContextManager:
     """Return a context in which fp32 products are fp32: autocast off, and TF32 too (not while compiling)."""
+    if torch.compiler.is_compiling() or tensor.device.type != 'cuda' or not torch.backends.cuda.matmul.allow_tf32:
+        return no_autocast(tensor)  # an ExitStack around it would break the graph
     stack = contextlib.ExitStack()
     stack.enter_context(no_autocast(tensor))
-    if tensor.device.type == 'cuda' and not torch.compiler.is_compiling() and torch.backends.cuda.matmul.allow_tf32:
-        stack.enter_context(_without_tf32())
+    stack.enter_context(_without_tf32())
     return stack

@@ -15,7 +15,7 @@ def plain_merge(metric, tokens, sizes, num_merged, num_protected):
     free = list(range(num_protected, len(metric)))
     sources, destinations = free[0::2], free[1::2]
     best = []
-    for source in sources:
+    for source in sources if destinations else []:
         scores = [unit[source] @ unit[d] for d in destinations]
         best.append((-max(scores), source, destinations[int(np.argmax(scores))]))
     groups = {n: [n] for n in range(len(metric))}
