@@ -31,6 +31,8 @@ def _check_kinds(features: Tensor, labels: Tensor, feature_rows: Tensor | None) 
 
 def _to_classes(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Predicted classes (N,) int64 from classes or logits."""
+    if not isinstance(predictions, Tensor):
+        raise TypeError(f'predictions must be a tensor of classes or logits, got {type(predictions).__name__}')
     if predictions.dim() == 2:
         if predictions.shape[1] != num_classes:
             raise ValueError(
@@ -82,7 +84,7 @@ def _to_table(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
 def check_inputs(
     loss: nn.Module, features: Tensor, labels: Tensor, predictions: Tensor | None, feature_rows: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Checked features, int64 labels (ignored ones -1), predicted classes, rows; an empty batch becomes one ignored row.
+    """Checked features, int64 labels (-1 = ignored), predicted classes, rows; an empty batch becomes one ignored row.
 
     With no row at all there would be nothing to gather and no gradient path; one row that takes no part keeps every
     rank on the same sequence of collectives.

@@ -122,10 +122,15 @@ class PointClusterLoss(nn.Module):
         _check_fraction('loss_weight', loss_weight, 0.0, float('inf'))
         if not terms or any(term not in TERMS for term in terms):
             raise ValueError(f'terms must be some of {TERMS}, got {tuple(terms)}')
-        for name, value in (('num_anchors_per_class', num_anchors_per_class), ('max_anchors', max_anchors)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f'{name} must be None or an int of at least 1, got {value!r}')
-        if isinstance(ignore_index, int) and 0 <= ignore_index < num_classes:
+        for name, value, may_be_none in (
+            ('num_classes', num_classes, False), ('sinkhorn_iters', sinkhorn_iters, False),
+            ('num_anchors_per_class', num_anchors_per_class, True), ('max_anchors', max_anchors, True),
+        ):  # fmt: skip
+            if not (may_be_none and value is None) and (not isinstance(value, int) or value < 1):
+                raise ValueError(f'{name} must be {"None or " * may_be_none}an int of at least 1, got {value!r}')
+        if not isinstance(ignore_index, int):
+            raise ValueError(f'ignore_index must be an int, got {ignore_index!r}')
+        if 0 <= ignore_index < num_classes:
             raise ValueError(
                 f'ignore_index must not be one of the classes 0 to {num_classes - 1}, got {ignore_index}; '
                 f'check num_classes'
