@@ -38,7 +38,7 @@ RULES = {
     'layers': Rule({'torch'}, set(), PURE),
     'memory': Rule({'torch'}, set(), PURE),
     'heads': Rule({'torch', *MM}, set(), PURE),
-    'estimators': Rule({'torch', 'numpy'}, {'scipy', 'sklearn'}, PURE),
+    'estimators': Rule({'torch', 'numpy'}, {'scipy', 'sklearn'}, {*PURE, 'version'}),
     'registry': Rule({'mmengine'}),
     'segmentors': Rule({'torch', *MM}, HOSTS, PLUGS),
     'hooks': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'matplotlib'}, PLUGS),

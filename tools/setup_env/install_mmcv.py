@@ -69,7 +69,8 @@ def _build(python, requirements, folder, wheels, logs, options):
     env = {'CFLAGS': '-g0', 'MMCV_WITH_OPS': '1', 'MAX_JOBS': str(jobs), **_without_cuda(python)}
     # ninja is looked for on PATH.
     env['PATH'] = f'{python.parent}{os.pathsep}{os.environ.get("PATH", "")}'
-    command = [python, '-m', 'pip', 'wheel', '-v', '.', '--no-deps', '--no-build-isolation', '-w', wheels / 'part']
+    # Not through pip, which cleans up after a failure or an interruption: the objects shall stay.
+    command = [python, '-u', 'setup.py', 'bdist_wheel', '-d', wheels / 'part']
     run(command, logs / 'mmcv-build.log', expected=60 * CORE_MINUTES / jobs, env=env, cwd=source, **options)
     (wheel,) = (wheels / 'part').glob('mmcv-*.whl')
     wheel.replace(wheels / wheel.name)
