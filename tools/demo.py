@@ -14,8 +14,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = {
-    'baseline': 'minkunet18_w16_spconv_1xb2-400i_lidar-city.py',
-    'clustering': 'point-cluster_minkunet18_w16_spconv_1xb2-400i_lidar-city.py',
+    'baseline': 'minkunet18_w16_spconv_1xb2-4e_lidar-city.py',
+    'clustering': 'point-cluster_minkunet18_w16_spconv_1xb2-4e_lidar-city.py',
 }
 
 
@@ -25,7 +25,7 @@ def parse_arguments():
     parser.add_argument('--data', type=Path, default=Path('data/lidar_city'), help='where the scans are generated')
     parser.add_argument('--num-train', type=int, default=160, help='training scans')
     parser.add_argument('--num-val', type=int, default=40, help='scans of other streets for the evaluation')
-    parser.add_argument('--iters', type=int, help='iterations of each training, default: that of the config')
+    parser.add_argument('--epochs', type=int, default=4, help='epochs of each training')
     parser.add_argument('--seed', type=int, default=0, help='seed of both trainings')
     return parser.parse_args()
 
@@ -41,8 +41,9 @@ def load(name: str, args):
     data = str(args.data.resolve())
     options = {f'{split}_dataloader.dataset.data_root': data for split in ('train', 'val', 'test')}
     options['randomness'] = dict(seed=args.seed)
-    if args.iters:
-        options['train_cfg.max_iters'] = options['train_cfg.val_interval'] = args.iters
+    options['train_cfg'] = dict(max_epochs=args.epochs, val_interval=args.epochs)
+    options['param_scheduler.1.T_max'] = options['param_scheduler.1.end'] = args.epochs
+    options['default_hooks.logger.interval'] = options['log_processor.window_size'] = 10
     folder = ROOT / 'configs' if (ROOT / 'configs').is_dir() else Path(__file__).resolve().parents[1] / 'configs'
     return load_config(str(folder / 'point_cluster' / RUNS[name]), options, str(args.out / name))
 
@@ -52,7 +53,7 @@ def train_and_test(name: str, args) -> dict:
     from mmengine.runner import Runner
 
     result_file = args.out / name / 'result.json'
-    settings = dict(seed=args.seed, iters=args.iters, num_train=args.num_train, num_val=args.num_val)
+    settings = dict(seed=args.seed, epochs=args.epochs, num_train=args.num_train, num_val=args.num_val)
     if result_file.is_file():
         result = json.loads(result_file.read_text())
         if result.pop('settings') == settings:
@@ -60,7 +61,7 @@ def train_and_test(name: str, args) -> dict:
             return result
     config = load(name, args)
     config.resume = (args.out / name / 'last_checkpoint').is_file()
-    say(f'{name}: {"resuming" if config.resume else "training"}, {config.train_cfg.max_iters} iterations')
+    say(f'{name}: {"resuming" if config.resume else "training"}, {args.epochs} epochs of {args.num_train // 2} steps')
     runner = Runner.from_cfg(config)
     begin = time.time()
     runner.train()
