@@ -38,8 +38,8 @@ class PointClusterLoss(nn.Module):
 
     Everything runs in fp32 with autocast off, in about 200 launches, without host synchronisation. Nothing of it is
     used at test time. In a distributed run the anchors of all ranks form one set: the state and the mean gradient equal
-    those of one process with the joined batch, provided no class exceeds its anchors; each rank adds two collectives
-    forward and one backward a step, whatever its data.
+    those of one process with the joined batch, provided no class exceeds its anchors (the draw of seeds apart); each rank adds
+    three collectives forward and one backward a step, whatever its data.
 
     Args:
         num_classes: C; labels outside 0 .. C-1 other than ``ignore_index`` are an error.
@@ -161,9 +161,10 @@ class PointClusterLoss(nn.Module):
             rows = rows.flatten()
             anchors, valid = self._embed(features, rows if feature_rows is None else feature_rows[rows], valid)
             by_rank = gather_ranks(anchors)
-            # (R, C, V, ...) to (C, R * V, ...): the anchors of all ranks are one set
-            everyone = by_rank.detach().transpose(0, 1).flatten(1, 2)
-            valid = gather_ranks(valid).transpose(0, 1).flatten(1, 2)
+            # (R, C, V, ...) to (C, V * R, ...): the anchors of all ranks are one set, and take turns in it, as only the
+            # first few of a subclass enter its queue
+            everyone = by_rank.detach().permute(1, 2, 0, 3).flatten(1, 2)
+            valid = gather_ranks(valid).permute(1, 2, 0).flatten(1)
             with torch.no_grad():
                 ids, left_out, closest = self._assign(everyone, valid)
             losses = self._terms(anchors, by_rank, ids + self.memory.id_offset, left_out)
@@ -206,12 +207,12 @@ class PointClusterLoss(nn.Module):
         )
 
     def _terms(self, anchors: Tensor, by_rank: Tensor, ids: Tensor, left_out: Tensor) -> dict[str, Tensor]:
-        """The weighted terms for this rank's anchors (C, V + 1, D); ``ids`` (C, R * (V + 1)) are those of all ranks."""
+        """The weighted terms for this rank's anchors (C, V + 1, D); ``ids`` (C, (V + 1) * R) are those of all ranks."""
         memory, temperature = self.memory, self.temperature
         x = anchors.flatten(0, 1)
         unused = memory.unused if not self.reference else memory.unused | left_out.all(1, keepdim=True)
-        ids = ids.unflatten(1, (-1, anchors.shape[1])).transpose(0, 1).flatten(1)
-        left_out = left_out.unflatten(1, (-1, anchors.shape[1])).transpose(0, 1).flatten(1)
+        ids = ids.unflatten(1, (anchors.shape[1], -1)).permute(2, 0, 1).flatten(1)
+        left_out = left_out.unflatten(1, (anchors.shape[1], -1)).permute(2, 0, 1).flatten(1)
         own_ids, own_left_out = ids[rank()], left_out[rank()]
         pairs = {}
         if 'queue' in self.terms:
