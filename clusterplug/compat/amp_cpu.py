@@ -15,13 +15,15 @@ from clusterplug.compat._patch import Workaround
 
 def patch(module):
     """Wrap ``AmpOptimWrapper.__init__``; with an accelerator it is called as it is."""
+    from mmengine.logging import print_log
+
     host_init = module.AmpOptimWrapper.__init__
 
     def __init__(self, loss_scale='dynamic', dtype=None, **kwargs):
         if has_accelerator():
             return host_init(self, loss_scale=loss_scale, dtype=dtype, **kwargs)
         if dtype in ('float16', torch.float16):
-            module.print_log('CPU autocast has no float16: bfloat16 is used', 'current', logging.WARNING)
+            print_log('CPU autocast has no float16: bfloat16 is used', 'current', logging.WARNING)
             dtype = 'bfloat16'
         available, scaler = module.is_cuda_available, module.GradScaler
         if hasattr(torch.amp, 'GradScaler'):  # before torch 2.3 the CUDA scaler switches itself off here
