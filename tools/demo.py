@@ -66,7 +66,8 @@ def train_and_test(name: str, args) -> dict:
     begin = time.time()
     runner.train()
     metrics = {key: float(value) for key, value in runner.test().items()}
-    result = dict(metrics=metrics, seconds_per_step=seconds_per_step(args.out / name), minutes=(time.time() - begin) / 60)
+    minutes = (time.time() - begin) / 60
+    result = dict(metrics=metrics, seconds_per_step=seconds_per_step(args.out / name), minutes=minutes)
     temporary = result_file.with_suffix('.part')
     temporary.write_text(json.dumps(dict(result, settings=settings), indent=1))
     temporary.replace(result_file)
@@ -111,7 +112,7 @@ def discovered(args) -> tuple[dict, list]:
     memory = clustered.clustering.loss.memory
     plain, _, _ = load_trained('baseline', args)
     tapped = {}
-    plain.decode_head.conv_seg.register_forward_hook(lambda _, inputs, out: tapped.update(feature=inputs[0], logits=out))
+    plain.decode_head.conv_seg.register_forward_pre_hook(lambda _, inputs: tapped.update(feature=inputs[0]))
     columns = {key: [] for key in ('classes', 'subclasses', 'subtypes', 'features')}
     scenes = []
     for data in loader:
@@ -172,17 +173,14 @@ def draw(scenes: list, num_clusters: int, out: Path) -> list[Path]:
     for number, scene in enumerate(scenes):
         present = sorted(set(np.unique(scene['truth'])) & set(range(len(names))))
         files.append(out / f'scan_{number}.png')
-        save_panels(
-            files[-1],
-            scene['points'],
-            [
-                ('truth', class_colors(scene['truth'])),
-                ('subclasses found within each class', subclass_colors(scene['truth'], scene['subclasses'], num_clusters)),
-                ('prediction without clustering loss', class_colors(scene['baseline'])),
-                ('prediction with clustering loss', class_colors(scene['clustering'])),
-            ],
-            legend=[(names[c], SEMANTICKITTI[c]) for c in present],
-        )
+        found = subclass_colors(scene['truth'], scene['subclasses'], num_clusters)
+        panels = [
+            ('truth', class_colors(scene['truth'])),
+            ('subclasses found within each class', found),
+            ('prediction without clustering loss', class_colors(scene['baseline'])),
+            ('prediction with clustering loss', class_colors(scene['clustering'])),
+        ]
+        save_panels(files[-1], scene['points'], panels, legend=[(names[c], SEMANTICKITTI[c]) for c in present])
     return files
 
 
@@ -199,10 +197,12 @@ def table(results: dict, agreement: dict, cost) -> str:
     per_class = [name for name in class_names() if not np.isnan(base.get(name, np.nan))]
     for name in ('miou', 'acc', *per_class):
         label = {'miou': '**mIoU**', 'acc': 'accuracy'}.get(name, f'IoU {name}')
-        lines.append(f'| {label} | {100 * base[name]:.1f} | {100 * ours[name]:.1f} | {100 * (ours[name] - base[name]):+.1f} |')
+        without, found = 100 * base[name], 100 * ours[name]
+        lines.append(f'| {label} | {without:.1f} | {found:.1f} | {found - without:+.1f} |')
     without, found = agreement['baseline'].mean, agreement['clustering'].mean
     lines += [
-        f'| NMI of subclasses with hidden sub-types (without: k-means) | {without:.3f} | {found:.3f} | {found - without:+.3f} |',
+        f'| NMI of subclasses with hidden sub-types (without: k-means) | {without:.3f} | {found:.3f} | '
+        f'{found - without:+.3f} |',
         f'| seconds per step in training | {results["baseline"]["seconds_per_step"]:.3f} | '
         f'{results["clustering"]["seconds_per_step"]:.3f} | |',
         f'| seconds per step, in turn on one batch | {cost.plain:.3f} | {cost.clustered:.3f} | '

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from clusterplug.functional._constants import arange
 from clusterplug.functional._alternate_log_softmax import alternate_log_softmax
+from clusterplug.functional._constants import arange
 
 # Between the block of what takes part and the block of what does not: exp of it is 0, yet it is finite.
 _APART = -1e6

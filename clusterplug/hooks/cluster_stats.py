@@ -40,7 +40,7 @@ def subclass_stats(memory: SubclassMemory, previous_centers: Tensor | None = Non
     }
     if previous_centers is not None:
         both = seeded & (previous_centers.abs().sum(-1) > 0)
-        drift = 1 - (memory.centers * previous_centers).sum(-1)
+        drift = (1 - (memory.centers * previous_centers).sum(-1)).clamp(min=0)
         stats['drift'] = (drift * both).sum() / both.sum().clamp(min=1)
     return {name: float(value) for name, value in stats.items()}
 

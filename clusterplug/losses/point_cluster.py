@@ -38,8 +38,8 @@ class PointClusterLoss(nn.Module):
 
     Everything runs in fp32 with autocast off, in about 200 launches, without host synchronisation. Nothing of it is
     used at test time. In a distributed run the anchors of all ranks form one set: the state and the mean gradient equal
-    those of one process with the joined batch, provided no class exceeds its anchors (the draw of seeds apart); each rank adds
-    three collectives forward and one backward a step, whatever its data.
+    those of one process with the joined batch, provided no class exceeds its anchors (the draw of seeds apart). Each
+    rank adds three collectives forward and one backward a step, whatever its data.
 
     Args:
         num_classes: C; labels outside 0 .. C-1 other than ``ignore_index`` are an error.

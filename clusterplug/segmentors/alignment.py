@@ -19,7 +19,8 @@ def align(rows: Rows, labels: dict[str, Tensor], coords: Tensor | None, path: st
     Args:
         rows: the tapped feature.
         labels: the labels at hand by kind.
-        coords: (N, 4) coordinates of the voxels that carry the 'voxel' labels, batch index first, or None.
+        coords: (N, 4) coordinates of the voxels that carry the 'voxel' labels, or of the voxel of each point where the
+            model makes the voxels itself; batch index first; or None.
         path: name of the tap, for messages.
 
     Returns:
@@ -32,8 +33,10 @@ def align(rows: Rows, labels: dict[str, Tensor], coords: Tensor | None, path: st
     for kind, values in labels.items():
         if values.shape[0] == rows.features.shape[0]:
             return kind, None
-    if rows.indices is not None and coords is not None and 'voxel' in labels:
-        return 'voxel', coarse_rows(rows, coords)
+    if rows.indices is not None and coords is not None:
+        for kind, values in labels.items():
+            if values.shape[0] == coords.shape[0]:
+                return kind, coarse_rows(rows, coords)
     have = ', '.join(f'{values.shape[0]} {kind} labels' for kind, values in labels.items()) or 'no labels'
     raise ValueError(
         f"the layer '{path}' has {rows.features.shape[0]} rows, which cannot be aligned with {have}; tap a layer with "
@@ -42,18 +45,22 @@ def align(rows: Rows, labels: dict[str, Tensor], coords: Tensor | None, path: st
 
 
 def coarse_rows(rows: Rows, coords: Tensor) -> Tensor:
-    """(N,) row of the coarse voxel that contains each fine voxel, -1 where there is none. No host synchronisation."""
-    shape = rows.spatial_shape
-    fine = coords.long()
-    # strided sparse convolution: coarse = fine // stride, and the largest axis tells the stride best
-    axis = max(range(3), key=lambda i: shape[i])
-    extent = fine[:, axis + 1].amax() + 1
-    stride = 2 ** torch.log2(extent / shape[axis]).round().long()
+    """(N,) row of the coarse voxel that contains each fine voxel, -1 where there is none. No host synchronisation.
+
+    Each axis may have a stride of its own, a power of 2.
+    """
+    fine, shape = coords.long(), torch.tensor(rows.spatial_shape, device=coords.device)
+    # strided sparse convolution: coarse = fine // stride. The longest axis tells its stride best; an axis of few cells
+    # tells it badly, so it takes that of the longest unless that is out of the question (Cylinder3D keeps the height).
+    extent = fine[:, 1:].amax(0) + 1
+    own = 2 ** torch.log2(extent / shape).round().clamp_min(0)
+    longest = own[max(range(3), key=lambda axis: rows.spatial_shape[axis])]
+    stride = torch.where((extent / longest - shape).abs() < 1, longest, own).long()
     target = torch.cat([fine[:, :1], fine[:, 1:] // stride], 1)
-    keys, order = _key(rows.indices.long(), shape).sort()
-    wanted = _key(target, shape)
+    keys, order = _key(rows.indices.long(), rows.spatial_shape).sort()
+    wanted = _key(target, rows.spatial_shape)
     place = torch.searchsorted(keys, wanted).clamp_max_(keys.shape[0] - 1)
-    inside = (target[:, 1:] < torch.tensor(shape, device=fine.device)).all(1)
+    inside = (target[:, 1:] < shape).all(1)
     return torch.where((keys[place] == wanted) & inside, order[place], -1)
 
 

@@ -86,7 +86,7 @@ class Tap:
 
 
 def _width(layer: nn.Module, side: str) -> int | None:
-    """Columns of what goes into or comes out of a layer, as its first or last sub-layer that tells; None if none does."""
+    """Columns of what goes into or comes out of a layer, from its first or last sub-layer that tells, or None."""
     names = ('in_features', 'in_channels') if side == 'input' else ('out_features', 'out_channels', 'num_features')
     layers = list(layer.modules())
     for module in layers if side == 'input' else reversed(layers):

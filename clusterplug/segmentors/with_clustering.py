@@ -81,7 +81,7 @@ def _complete(loss: dict, model: nn.Module, tap: Tap) -> dict:
         if known is not None and loss.setdefault(name, known) != known:
             raise ValueError(
                 f'{name} of the clustering loss is {loss[name]} but that of the decode head is {known}; leave it out '
-                f'of the loss to take the head\'s'
+                f"of the loss to take the head's"
             )
     if 'num_classes' not in loss:
         raise ValueError(

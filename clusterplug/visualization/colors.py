@@ -27,10 +27,12 @@ def subclass_colors(classes: np.ndarray, subclasses: np.ndarray, num_clusters: i
         subclasses: (N,) subclass within the class, below 0 = grey.
         num_clusters: K.
     """
+    # the golden angle apart from class to class; every other subclass paler
     table = np.array([
-        [int(255 * part) for part in colorsys.hsv_to_rgb((0.381966 * c + k / num_clusters) % 1, 0.85 - 0.35 * (k % 2), 1)]
+        colorsys.hsv_to_rgb((0.381966 * c + k / num_clusters) % 1, 0.85 - 0.35 * (k % 2), 1)
         for c in range(int(classes.max(initial=0)) + 1)
         for k in range(num_clusters)
-    ], dtype=np.uint8)  # fmt: skip
+    ])  # fmt: skip
+    table = (255 * table).astype(np.uint8)
     known = (classes >= 0) & (subclasses >= 0)
     return np.where(known[:, None], table[np.where(known, classes * num_clusters + subclasses, 0)], IGNORED)

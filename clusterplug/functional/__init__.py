@@ -1,0 +1,30 @@
+"""Clustering kernels: maths on tensors, in torch alone.
+
+Batched (..., N, D), masked, weighted, on any device; computed in fp32 at least, returned in the type of the input.
+"""
+
+from clusterplug.functional.anchor_sampling import AnchorSample, sample_anchors
+from clusterplug.functional.bank_contrast import bank_contrast_terms
+from clusterplug.functional.contrast import subclass_contrast, subclass_contrast_terms
+from clusterplug.functional.distances import pairwise_distances
+from clusterplug.functional.gather import gather_ranks
+from clusterplug.functional.kmeans import KMeansResult, kmeans, nearest_center
+from clusterplug.functional.kmeans_init import kkz, kmeans_plus_plus
+from clusterplug.functional.kmedoids import KMedoidsResult, kmedoids
+from clusterplug.functional.kmedoids_swap import kmedoids_swap
+from clusterplug.functional.linkage import LinkageTree, cut_linkage, cut_linkage_at, linkage
+from clusterplug.functional.merging import MergedTokens, TokenMatching, bipartite_matching, merge_tokens
+from clusterplug.functional.metrics import adjusted_rand_index, clustering_accuracy, normalized_mutual_info
+from clusterplug.functional.sinkhorn import sinkhorn, sinkhorn_log_plan
+from clusterplug.functional.spectral import spectral_clustering
+from clusterplug.functional.subclasses import assign_subclasses
+from clusterplug.functional.transport import partial_transport, unbalanced_transport
+
+__all__ = [
+    'AnchorSample', 'KMeansResult', 'KMedoidsResult', 'LinkageTree', 'MergedTokens', 'TokenMatching',
+    'adjusted_rand_index', 'assign_subclasses', 'bank_contrast_terms', 'bipartite_matching', 'clustering_accuracy',
+    'cut_linkage', 'cut_linkage_at', 'gather_ranks', 'kkz', 'kmeans', 'kmeans_plus_plus', 'kmedoids', 'kmedoids_swap',
+    'linkage', 'merge_tokens', 'nearest_center', 'normalized_mutual_info', 'pairwise_distances', 'partial_transport',
+    'sample_anchors', 'sinkhorn', 'sinkhorn_log_plan', 'spectral_clustering', 'subclass_contrast',
+    'subclass_contrast_terms', 'unbalanced_transport',
+]  # fmt: skip
