@@ -49,6 +49,8 @@ def coarse_rows(rows: Rows, coords: Tensor) -> Tensor:
 
     Each axis may have a stride of its own, a power of 2.
     """
+    if rows.indices.shape[0] == 0:
+        return torch.full_like(coords[:, 0], -1, dtype=torch.int64)
     fine, shape = coords.long(), torch.tensor(rows.spatial_shape, device=coords.device)
     # strided sparse convolution: coarse = fine // stride. The longest axis tells its stride best; an axis of few cells
     # tells it badly, so it takes that of the longest unless that is out of the question (Cylinder3D keeps the height).
