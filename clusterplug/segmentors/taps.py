@@ -63,7 +63,7 @@ class Tap:
         self.side = side or 'output'
         layers = dict(model.named_modules())
         if not name or name not in layers:
-            near = difflib.get_close_matches(name, layers, n=5, cutoff=0.5) or [n for n in layers if n.count('.') == 0]
+            near = difflib.get_close_matches(name, layers, n=5, cutoff=0.5) or [n for n in layers if n and '.' not in n]
             raise ValueError(f'the model {type(model).__name__} has no layer {name!r}; near matches: {", ".join(near)}')
         layer = layers[name]
         self.channels = _width(layer, self.side)

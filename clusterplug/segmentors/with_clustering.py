@@ -21,7 +21,9 @@ class ClusteringBranch(nn.Module):
         self.predictions = Tap(model, predictions) if predictions else None
         self.labels = labels
         if isinstance(loss, dict):
-            loss = MODELS.build(_complete(loss, model, self.embedding))
+            # so that the model is initialised and trained from the same random numbers as without the loss
+            with torch.random.fork_rng(devices=[]):
+                loss = MODELS.build(_complete(loss, model, self.embedding))
         self.loss = loss
         self.running = self.watching = False
         self.enabled = True  # False: the model trains as if it had no clustering loss, to measure what it costs
