@@ -6,16 +6,24 @@ import torch
 from torch import Tensor
 
 # Bytes of one block of scores. On the CPU it shares the second-level cache with its block of points.
-CPU_BLOCK_BYTES = 3 << 17
+CPU_BLOCK_BYTES = 1 << 21
 DEVICE_BLOCK_BYTES = 256 << 20
 
 
 def blocks(num_points: int, bytes_per_point: int, device: torch.device) -> Iterator[slice]:
     """Yield slices over the points whose blocks of scores (and, on the CPU, points) stay within the budget."""
-    budget = CPU_BLOCK_BYTES * torch.get_num_threads() if device.type == 'cpu' else DEVICE_BLOCK_BYTES
+    budget = DEVICE_BLOCK_BYTES
+    if device.type == 'cpu' and not torch.compiler.is_compiling():
+        budget = CPU_BLOCK_BYTES * torch.get_num_threads()
     step = max(1, budget // max(1, bytes_per_point))
     for start in range(0, num_points, step):
         yield slice(start, min(start + step, num_points))
+
+
+def cpu_blocks(points: Tensor, num_clusters: int) -> list[slice]:
+    """Return the blocks of points (B, N, D) that share the cache with their scores."""
+    batch, num_points, dim = points.shape
+    return list(blocks(num_points, batch * (num_clusters + dim) * points.element_size(), points.device))
 
 
 def center_norms(centers: Tensor) -> Tensor:
@@ -24,63 +32,66 @@ def center_norms(centers: Tensor) -> Tensor:
 
 
 class CpuAssigner:
-    """Labels of a block of points (B, n, D) by whole-row operations that the CPU vectorises.
+    """Labels of blocks of points by whole-row operations that the CPU vectorises.
 
-    ``argmin`` over a short dimension is scalar code and costs as much as the product. Here the minimum over centers is
-    taken with points along the fast dimension, compared back into a 0/1 matrix, and one small product with the rows
-    (0, 1, ..., K - 1) and (1, ..., 1) reads off both the label and the number of centers at the minimum. Where that
-    number is not 1 (ties) the block is done again by ``argmin``, which takes the lowest index.
+    Points carry a last coordinate 1 and centers a last coordinate -|c|^2 / 2, so one product gives x.c - |c|^2 / 2, the
+    largest for the nearest center. ``argmax`` over a short dimension is scalar code and costs as much as the product.
+    Here the maximum over centers is taken with points along the fast dimension, compared back into a 0/1 matrix, and
+    a small product with the rows (0, 1, ..., K - 1) and (1, ..., 1) reads off the label and the number of centers at
+    the maximum. Where that is not 1 (ties) the block is done again by ``argmax``, which takes the lowest index.
     """
 
-    def __init__(self, centers: Tensor) -> None:
-        num_clusters = centers.shape[-2]
-        ranks = torch.arange(num_clusters, dtype=centers.dtype, device=centers.device)
-        self.readout = torch.stack([ranks, torch.ones_like(ranks)])
+    def __init__(self, points: Tensor, centers: Tensor) -> None:
+        """Take points (B, N, D + 1) with last coordinate 1 and centers (B, K, D)."""
+        batch, num_clusters, self.dim = centers.shape
+        self.table = centers.new_empty(batch, num_clusters, self.dim + 1)
+        ranks = torch.arange(num_clusters, dtype=centers.dtype)
+        self.readout = torch.stack([ranks, torch.ones_like(ranks)]).expand(batch, 2, num_clusters)
         self.buffers = {}
-        self.update(centers)
+        self.parts = cpu_blocks(points, num_clusters)
+        self.transposed = points.mT
+        self.centers.copy_(centers)
+        self.refresh()
 
-    def update(self, centers: Tensor) -> None:
-        """Take new centers (B, K, D)."""
-        self.centers = centers
-        self.norms = center_norms(centers).unsqueeze(-1)
+    @property
+    def centers(self) -> Tensor:
+        """The centers (B, K, D), to be written in place and followed by ``refresh``."""
+        return self.table[..., : self.dim]
 
-    def __call__(self, points: Tensor) -> Tensor:
-        """Return int64 labels (B, n) of points (B, n, D)."""
-        batch, count = points.shape[:2]
-        scores, lowest = self._buffer(batch, count)
-        torch.baddbmm(self.norms, self.centers, points.mT, alpha=-2.0, out=scores)
-        torch.amin(scores, 1, keepdim=True, out=lowest)
-        torch.eq(scores, lowest, out=scores)
-        readout = torch.matmul(self.readout, scores)
-        if float(readout[:, 1].amax()) > 1.0:
-            torch.baddbmm(self.norms, self.centers, points.mT, alpha=-2.0, out=scores)
-            return scores.argmin(1)
+    def refresh(self) -> None:
+        """Bring the norms up to date with the centers."""
+        torch.mul(center_norms(self.centers), -0.5, out=self.table[..., self.dim])
+
+    def __call__(self, part: slice) -> Tensor:
+        """Return int64 labels (B, n) of the points in ``part``."""
+        points = self.transposed[..., part]
+        scores, highest, readout = self._buffer(points.shape[-1])
+        torch.bmm(self.table, points, out=scores)
+        torch.amax(scores, 1, keepdim=True, out=highest)
+        torch.eq(scores, highest, out=scores)
+        torch.bmm(self.readout, scores, out=readout)
+        if readout[:, 1].amax().item() > 1.0:
+            torch.bmm(self.table, points, out=scores)
+            return scores.argmax(1)
         return readout[:, 0].long()
 
-    def _buffer(self, batch: int, count: int) -> tuple[Tensor, Tensor]:
+    def _buffer(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         if count not in self.buffers:
-            num_clusters = self.centers.shape[-2]
-            self.buffers[count] = (
-                self.centers.new_empty(batch, num_clusters, count),
-                self.centers.new_empty(batch, 1, count),
-            )
+            batch, num_clusters = self.table.shape[:2]
+            shapes = ((batch, num_clusters, count), (batch, 1, count), (batch, 2, count))
+            self.buffers[count] = tuple(self.table.new_empty(shape) for shape in shapes)
         return self.buffers[count]
 
 
 def nearest(points: Tensor, centers: Tensor) -> Tensor:
     """Return int64 labels (B, N) of points (B, N, D) among centers (B, K, D), on any device; ties: lowest index."""
-    batch, num_points, dim = points.shape
-    num_clusters, size = centers.shape[-2], points.element_size()
-    if points.device.type == 'cpu' and not torch.compiler.is_compiling():
-        assign = CpuAssigner(centers)
-        bytes_per_point = batch * (num_clusters + dim) * size
-        parts = [assign(points[:, part]) for part in blocks(num_points, bytes_per_point, points.device)]
-    else:
-        norms, transposed = center_norms(centers).unsqueeze(-2), centers.mT
-        parts = [
-            torch.baddbmm(norms, points[:, part], transposed, alpha=-2.0).argmin(-1)
-            for part in blocks(num_points, batch * num_clusters * size, points.device)
-        ]
+    batch, num_points, _ = points.shape
+    num_clusters = centers.shape[-2]
+    norms, transposed = center_norms(centers).unsqueeze(-2), centers.mT
+    parts = [
+        torch.baddbmm(norms, points[:, part], transposed, alpha=-2.0).argmin(-1)
+        for part in blocks(num_points, batch * num_clusters * points.element_size(), points.device)
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
@@ -92,5 +103,5 @@ def squared_distances_to(points: Tensor, centers: Tensor, labels: Tensor) -> Ten
     parts = []
     for part in blocks(num_points, batch * 2 * dim * points.element_size(), points.device):
         own = table.index_select(0, (labels[:, part] + offset).reshape(-1)).view(batch, -1, dim)
-        parts.append(own.sub_(points[:, part]).square_().sum(-1))
+        parts.append(torch.linalg.vector_norm(own.sub_(points[:, part]), dim=-1).square_())
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

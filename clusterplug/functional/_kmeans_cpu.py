@@ -3,115 +3,153 @@
 import torch
 from torch import Tensor
 
-from clusterplug.functional._kmeans_assign import CpuAssigner, blocks, nearest, squared_distances_to
-from clusterplug.functional._kmeans_update import averages, relocate
+from clusterplug.functional._kmeans_assign import CpuAssigner, squared_distances_to
+from clusterplug.functional._kmeans_update import RELOCATE_EVERY, averages, relocate
 
-# Above this share of changed points summing all of them anew is cheaper than moving the changed ones.
-REFRESH_SHARE = 0.25
+# Moving a changed point costs three times what summing it anew does, and an iteration changes at most about half as
+# many points as the one before: above this share of the last iteration all points are summed anew.
+REFRESH_SHARE = 0.5
 # Sums are made anew this often, so that rounding does not pile up.
 REFRESH_EVERY = 25
+# For timing: run all iterations of the fixed-iteration form even where nothing changes any more.
+RUN_ALL = False
 
 
 def lloyd_cpu(
-    points: Tensor, weights: Tensor | None, centers: Tensor, num_iters: int, tolerance: Tensor
+    points: Tensor, weights: Tensor | None, centers: Tensor, num_iters: int, tolerance: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return labels (B, N), centers (B, K, D) and the iterations used (B,) of problems that share a group.
 
     Args:
-        points: (B, N, D) contiguous, near the origin.
+        points: (B, N, D + 1) contiguous, near the origin, with a last coordinate 1.
         weights: (B, N), zero = takes no part; None = 1.
         centers: (B, K, D) to start from.
         num_iters: Most iterations.
-        tolerance: (B,) squared center movement, summed over clusters, at which a problem stops. A problem also stops
-            when no label changes; going on would change nothing. Negative = never (to time all iterations).
+        tolerance: (B,) squared center movement, summed over clusters, at which a problem stops; it also stops when
+            no label changes. None = the fixed-iteration form, which relocates only in one of ``RELOCATE_EVERY``
+            iterations; what would change nothing is left out, unless ``RUN_ALL``.
     """
-    sums = _Sums(points, weights, centers.shape[-2])
-    assign = CpuAssigner(centers)
-    active = torch.ones(points.shape[0], dtype=torch.bool)
-    settled = torch.zeros_like(active)
-    used = torch.zeros(points.shape[0], dtype=torch.long)
-    for _ in range(num_iters):
-        changed = sums.update(assign)
-        used += active
-        moved_to = sums.centers(centers).to(centers.dtype)
-        shift = (moved_to - centers).square().sum((-2, -1))
-        centers = torch.where(active.view(-1, 1, 1), moved_to, centers)
-        unchanged = ~changed
-        settled |= active & unchanged
-        active &= ~(unchanged & (tolerance >= 0) | (shift <= tolerance))
-        assign.update(centers)
-        if not active.any():
+    assign = CpuAssigner(points, centers)
+    sums = _Sums(points, weights, assign)
+    batch = points.shape[0]
+    fixed = tolerance is None
+    limits = [0.0] * batch if fixed else tolerance.tolist()
+    active, settled, used = [True] * batch, [False] * batch, [0] * batch
+    for step in range(num_iters):
+        changed = sums.update()
+        shifts = [0.0] * batch
+        if any(changed) or sums.empty:
+            relocating = not fixed or step % RELOCATE_EVERY == 0
+            shifts = _move(assign, sums, active, relocating, max(limits) > 0)
+        for index in [index for index in range(batch) if active[index]]:
+            used[index] += 1
+            settled[index] = not (changed[index] or (fixed and sums.empty))
+            active[index] = not (settled[index] or (changed[index] and shifts[index] <= limits[index]))
+        if not any(active) and not (fixed and RUN_ALL):
             break
     # labels belong to the centers before the last update unless nothing changed
-    labels = sums.labels if bool(settled.all()) else nearest(points, centers)
-    return labels, centers, used
+    if not all(settled):
+        sums.relabel()
+    return sums.labels, assign.centers.contiguous(), torch.tensor(used)
+
+
+def _move(assign: CpuAssigner, sums: '_Sums', active: list[bool], relocating: bool, measure: bool) -> list[float]:
+    """Move the centers of active problems to their averages; return the squared movement of each if asked."""
+    before = assign.centers.clone() if measure or not all(active) else None
+    sums.write_centers(relocating)
+    if not all(active):
+        kept = torch.tensor(active).view(-1, 1, 1)
+        assign.centers.copy_(torch.where(kept, assign.centers, before))
+    assign.refresh()
+    if measure:
+        return (assign.centers - before).square_().sum((-2, -1)).tolist()
+    return [float('inf')] * len(active)
 
 
 class _Sums:
-    """Labels, and the weighted sums (B, K, D) and mass (B, K) of each cluster in float64, updated by block."""
+    """Labels (B, N) and the sums of weight x (point, 1) of each cluster (B * K, D + 1), updated block by block."""
 
-    def __init__(self, points: Tensor, weights: Tensor | None, num_clusters: int) -> None:
-        self.points, self.weights = points, weights
-        batch, num_points, self.dim = points.shape
-        self.num_clusters = num_clusters
-        bytes_per_point = batch * (num_clusters + self.dim) * points.element_size()
-        self.parts = list(blocks(num_points, bytes_per_point, points.device))
-        self.offset = torch.arange(batch).unsqueeze(-1) * num_clusters
+    def __init__(self, points: Tensor, weights: Tensor | None, assign: CpuAssigner) -> None:
+        self.points, self.weights, self.assign = points, weights, assign
+        batch, num_points, self.width = points.shape
+        self.num_clusters = assign.table.shape[1]
+        self.offset = None if batch == 1 else torch.arange(batch).unsqueeze(-1) * self.num_clusters
         self.labels = torch.full((batch, num_points), -1)
-        self.total = points.new_zeros(batch * num_clusters, self.dim, dtype=torch.float64)
+        # many short fp32 sums, one for each block, are added in float64; a single block needs no second sum
+        self.several = len(assign.parts) > 1
+        self.total = points.new_zeros(
+            batch * self.num_clusters, self.width, dtype=torch.float64 if self.several else points.dtype
+        )
         self.share, self.age = 1.0, 0
+        self.empty = False
 
-    def update(self, assign: CpuAssigner) -> Tensor:
-        """Assign all points, bring the sums up to date and return which problems (B,) changed a label."""
-        refresh = self.share > REFRESH_SHARE or self.age >= REFRESH_EVERY
+    def update(self) -> list[bool]:
+        """Assign all points, bring the sums up to date and tell for each problem if a label changed."""
+        # moving weights in and out would leave rounding in the mass of a cluster that became empty
+        refresh = self.weights is not None or self.share > REFRESH_SHARE or self.age >= REFRESH_EVERY
         self.age = 0 if refresh else self.age + 1
         if refresh:
             self.total.zero_()
-        moved = torch.zeros(self.total.shape, dtype=self.points.dtype)
-        changes = torch.zeros(self.labels.shape[0], dtype=torch.long)
-        for part in self.parts:
-            labels = assign(self.points[:, part])
+        moved = self.total
+        if self.several:
+            moved = self.total.new_zeros(self.total.shape, dtype=self.points.dtype)
+        changes = [0] * len(self.labels)
+        for part in self.assign.parts:
+            labels = self.assign(part)
             differs = labels != self.labels[:, part]
-            changes += differs.sum(-1)
+            counts = differs.sum(-1).tolist()
+            changes = [a + b for a, b in zip(changes, counts)]
             if refresh:
                 self._add_all(moved, part, labels)
-            else:
+            elif any(counts):
                 self._add_changed(moved, part, labels, differs)
-            self.labels[:, part] = labels
-            if len(self.parts) > 1:  # short fp32 sums, added in float64
+            if any(counts):
+                self.labels[:, part] = labels
+            if self.several and (refresh or any(counts)):
                 self.total += moved
                 moved.zero_()
-        if len(self.parts) == 1:
-            self.total += moved
-        self.share = float(changes.sum()) / self.labels.numel()
-        return changes > 0
+        self.share = sum(changes) / self.labels.numel()
+        return [count > 0 for count in changes]
+
+    def relabel(self) -> None:
+        """Assign all points without touching the sums."""
+        for part in self.assign.parts:
+            self.labels[:, part] = self.assign(part)
+
+    def _flat(self, labels: Tensor) -> Tensor:
+        """Return labels (B, n) as rows (B * n,) of the sums."""
+        return (labels if self.offset is None else labels + self.offset).reshape(-1)
 
     def _add_all(self, moved: Tensor, part: slice, labels: Tensor) -> None:
         points = self.points[:, part]
         if self.weights is not None:
             points = points * self.weights[:, part].unsqueeze(-1)
-        moved.index_add_(0, (labels + self.offset).reshape(-1), points.reshape(-1, self.dim))
+        moved.index_add_(0, self._flat(labels), points.reshape(-1, self.width))
 
     def _add_changed(self, moved: Tensor, part: slice, labels: Tensor, differs: Tensor) -> None:
         index = differs.reshape(-1).nonzero().squeeze(-1)
-        if index.numel() == 0:
-            return
-        rows = self.points[:, part].reshape(-1, self.dim).index_select(0, index)
-        if self.weights is not None:
-            rows *= self.weights[:, part].reshape(-1).index_select(0, index).unsqueeze(-1)
-        moved.index_add_(0, (labels + self.offset).reshape(-1).index_select(0, index), rows)
-        before = (self.labels[:, part] + self.offset).reshape(-1).index_select(0, index)
+        rows = self.points[:, part].reshape(-1, self.width).index_select(0, index)
+        moved.index_add_(0, self._flat(labels).index_select(0, index), rows)
+        before = self._flat(self.labels[:, part]).index_select(0, index)
         moved.index_add_(0, before, rows, alpha=-1.0)
 
-    def centers(self, before: Tensor) -> Tensor:
-        """Return the float64 averages (B, K, D), after relocation of empty clusters away from ``before``."""
-        flat = (self.labels + self.offset).reshape(-1)
-        weights = None if self.weights is None else self.weights.reshape(-1).double()
-        mass = torch.bincount(flat, weights, minlength=self.total.shape[0]).double().view(-1, self.num_clusters)
-        sums = self.total.view(-1, self.num_clusters, self.dim)
-        empty = mass <= 0
-        if empty.any():
-            sums = sums.masked_fill(empty.unsqueeze(-1), 0.0)  # what rounding left of moved points
-            distances = squared_distances_to(self.points, before, self.labels)
-            sums, mass = relocate(sums, mass, self.points, self.weights, self.labels, distances)
-        return averages(sums, mass)
+    def write_centers(self, relocating: bool) -> None:
+        """Write the averages to the assigner. A cluster without points takes a far one, or stays if not relocating."""
+        sums = self.total.view(-1, self.num_clusters, self.width)
+        mass, centers = sums[..., -1:], self.assign.centers
+        self.empty = mass.amin().item() <= 0
+        if not self.empty:
+            if self.several:
+                centers.copy_(sums[..., :-1] / mass)
+            else:
+                torch.div(sums[..., :-1], mass, out=centers)
+        elif not relocating:
+            centers.copy_(torch.where(mass > 0, sums[..., :-1] / mass, centers))
+        else:
+            mass, points = mass.squeeze(-1), self.points[..., :-1]
+            plain = sums[..., :-1].masked_fill((mass <= 0).unsqueeze(-1), 0.0)  # rounding of points that went away
+            distances = squared_distances_to(points, centers, self.labels)
+            if self.weights is not None:  # a point without weight is no place for a center
+                distances = torch.where(self.weights > 0, distances, 0.0)
+            plain, mass = relocate(plain, mass, points, self.weights, self.labels, distances)
+            centers.copy_(averages(plain, mass))

@@ -13,9 +13,10 @@ LARGEST, SMALLEST = 1e15, 1e-12
 
 
 class Centred(NamedTuple):
-    """points = (x - offset) * scale, 0 where masked."""
+    """points = (x - offset) * scale, and 0 where masked."""
 
-    points: Tensor  # (B, N, D) contiguous, in the working type
+    extended: Tensor  # (B, N, D + 1) contiguous, in the working type: the points with a last coordinate 1
+    points: Tensor  # (B, N, D), the same memory without the last coordinate
     offset: Tensor  # (B, 1, D) mean of the valid points
     scale: Tensor  # (B, 1, 1) a power of two, mostly 1
     variance: Tensor  # (B,) mean variance of the coordinates of the valid points
@@ -30,24 +31,39 @@ def centred(x: Tensor, valid: Tensor | None) -> Centred:
         kept = torch.where(valid.unsqueeze(-1), x, 0.0).to(dtype)
         count = valid.sum(-1).clamp(min=1).to(dtype).view(-1, 1, 1)
     offset = kept.sum(1, keepdim=True) / count
-    points = kept - offset
+    extended = _shifted(kept, offset, valid)
+    points = extended[..., :-1]
+    norm = torch.linalg.vector_norm(points, dim=(1, 2))
+    extreme = True
     if host_checks_allowed(x):
-        low, high = (float(bound) for bound in torch.aminmax(points))
-        largest = max(-low, high)
-        if not largest < torch.inf:  # NaN too
+        # NaN counts as extreme, and so does 0: squares may have underflowed
+        extreme = not all(SMALLEST < value < LARGEST for value in norm.tolist())
+        if extreme:
             check_finite(x, 'x', valid)
-            offset = (kept.double().sum(1, keepdim=True) / count).to(dtype)  # the sum alone left fp32
-            points = kept - offset
-            largest = torch.inf
-        extreme = largest > LARGEST or 0 < largest < SMALLEST
-    else:
-        extreme = True
+            offset = (kept.double().sum(1, keepdim=True) / count).to(dtype)  # the sum may have left fp32
+            extended = _shifted(kept, offset, valid)
+            points = extended[..., :-1]
+    scale = torch.ones_like(count)
+    if extreme:
+        scale = _scale(points)
+        extended = torch.cat([points * scale, extended[..., -1:]], -1)
+        points = extended[..., :-1]
+        norm = torch.linalg.vector_norm(points, dim=(1, 2))
+    return Centred(extended, points, offset, scale, norm.square() / (count.view(-1) * x.shape[-1]))
+
+
+def _shifted(kept: Tensor, offset: Tensor, valid: Tensor | None) -> Tensor:
+    """Return kept - offset (B, N, D), 0 where masked, with a last coordinate 1."""
+    if torch.compiler.is_compiling():
+        points = kept - offset if valid is None else torch.where(valid.unsqueeze(-1), kept - offset, 0.0)
+        return torch.nn.functional.pad(points, (0, 1), value=1.0)
+    extended = kept.new_empty(*kept.shape[:-1], kept.shape[-1] + 1)
+    points = extended[..., :-1]
+    torch.sub(kept, offset, out=points)
     if valid is not None:
-        points = points * valid.unsqueeze(-1)
-    scale = _scale(points) if extreme else torch.ones_like(count)
-    points = (points * scale if extreme else points).contiguous()
-    variance = torch.linalg.vector_norm(points, dim=(1, 2)).square() / (count.view(-1) * x.shape[-1])
-    return Centred(points, offset, scale, variance)
+        points.masked_fill_(~valid.unsqueeze(-1), 0.0)
+    extended[..., -1] = 1.0
+    return extended
 
 
 def to_centred(centers: Tensor, frame: Centred) -> Tensor:

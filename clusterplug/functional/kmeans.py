@@ -23,7 +23,7 @@ from clusterplug.functional.kmeans_init import flat_weights, kkz_indices, plus_p
 __all__ = ['KMeansResult', 'kmeans', 'nearest_center']
 
 # Bytes of points and scores of the problems that the CPU iterates together: they stay in the second-level cache.
-CPU_GROUP_BYTES = 1 << 20
+CPU_GROUP_BYTES = 1 << 21
 
 
 class KMeansResult(NamedTuple):
@@ -66,7 +66,8 @@ def kmeans(
         tol: A problem stops when its centers move less, in squared distance summed over the clusters, than ``tol``
             x the mean variance of its coordinates, or when no label changes. 0 or None = fixed-iteration form: all
             ``num_iters`` iterations count as used, nothing is read on the host, so that on CUDA the call can be
-            captured in a graph, and anywhere be compiled with ``fullgraph=True``.
+            captured in a graph, and anywhere be compiled with ``fullgraph=True``. It relocates empty clusters in its
+            first and then every eighth iteration; in between they keep their centers.
         mask: (..., N) bool, True = valid. Masked points may hold anything, NaN too.
         weights: (..., N) non-negative; None = 1. A point of weight 0 gets a label but moves nothing.
         generator: Random numbers of 'k-means++'; None = torch's default generator of the device.
@@ -104,10 +105,11 @@ def kmeans(
     valid = None if mask is None else mask.reshape(batch, num_points)
     if not fixed and x.device.type != 'cpu' and not torch.compiler.is_compiling():
         check_finite(x, 'x', mask)
-    draws = random_draws(batch, num_clusters, x, generator) if init == 'k-means++' else None
-    start = None
+    draws = start = None
     if isinstance(init, Tensor):
         start = init.detach().expand(*lead, num_clusters, dim).reshape(batch, num_clusters, dim)
+    elif init == 'k-means++':
+        draws = random_draws(batch, num_clusters, x, generator)
     group = batch
     if host_checks_allowed(x):
         group = max(1, CPU_GROUP_BYTES // (num_points * (dim + num_clusters) * 4))
@@ -184,10 +186,9 @@ def _solve(x, valid, weights, draws, start, options) -> tuple[Tensor, Tensor, Te
         else:
             index = plus_plus_indices(points, weights, draws)
         centers = points.gather(1, index.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
-    on_host = host_checks_allowed(x)
-    tolerance = tol * frame.variance if tol > 0 or on_host else None
-    lloyd = lloyd_cpu if on_host else lloyd_device
-    labels, centers, used = lloyd(points, weights, centers, num_iters, tolerance)
+    tolerance = tol * frame.variance if tol > 0 else None
+    lloyd = lloyd_cpu if host_checks_allowed(x) else lloyd_device
+    labels, centers, used = lloyd(frame.extended, weights, centers, num_iters, tolerance)
     distances = squared_distances_to(points, centers, labels) / frame.scale.square().squeeze(-1)
     inertia = (distances if weights is None else distances * weights).sum(-1, dtype=torch.float64).to(points.dtype)
     if valid is not None:
