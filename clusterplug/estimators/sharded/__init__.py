@@ -1,0 +1,7 @@
+"""Clustering of more rows than memory holds: shards in a folder, checkpoints, several processes."""
+
+from clusterplug.estimators.sharded.cluster import cluster_shards
+from clusterplug.estimators.sharded.run import ALGORITHMS, ShardedOptions
+from clusterplug.estimators.sharded.shards import ShardFolder
+
+__all__ = ['ALGORITHMS', 'ShardFolder', 'ShardedOptions', 'cluster_shards']

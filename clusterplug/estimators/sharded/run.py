@@ -1,0 +1,136 @@
+"""Options of a run over shards, and its state on disk."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from clusterplug.estimators._storage import load_arrays, save_arrays
+from clusterplug.estimators.sharded.group import ProcessGroup
+from clusterplug.estimators.sharded.nearest import ENGINES, make_engine
+from clusterplug.estimators.sharded.shards import ShardFolder
+
+ALGORITHMS = ('lloyd', 'minibatch', 'kmedoids')
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardedOptions:
+    """What a run does.
+
+    Args:
+        num_clusters: K.
+        algorithm: ``'lloyd'``: exact k-means, every iteration a pass over all shards. ``'minibatch'``: k-means with
+            a step after each block, in one process. ``'kmedoids'``: k-medoids of several samples, the best on all
+            rows (CLARA); medoids are rows of the shards.
+        engine: ``'torch'`` or ``'faiss'``: what finds first centers and nearest centers.
+        device: Device of the torch engine; sums are always taken on the CPU in fp64.
+        num_iters: Most passes of ``'lloyd'`` and ``'minibatch'``.
+        tol: Ends when the centers move, in squared distance summed over the clusters, by at most ``tol`` times the
+            mean variance of a coordinate; 0: when they stand still.
+        seed: Seed of sample, first centers and order of blocks.
+        block_rows: Rows read at once. Part of the result's definition: another number, other last bits.
+        sample_rows: Rows in memory for the first centers (default 256 K, at least 10,000), or in each of the
+            samples of ``'kmedoids'`` (default 10 K, at least 1,000; its square must fit in memory).
+        num_samples: Samples of ``'kmedoids'``.
+        checkpoint_blocks: Blocks between two checkpoints within a pass.
+    """
+
+    num_clusters: int
+    algorithm: str = 'lloyd'
+    engine: str = 'torch'
+    device: str = 'cpu'
+    num_iters: int = 100
+    tol: float = 1e-4
+    seed: int = 0
+    block_rows: int = 16384
+    sample_rows: int | None = None
+    num_samples: int = 5
+    checkpoint_blocks: int = 100
+
+    def __post_init__(self):
+        for name in ('num_clusters', 'num_iters', 'block_rows', 'num_samples', 'checkpoint_blocks'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f'algorithm must be one of {", ".join(ALGORITHMS)}, got {self.algorithm!r}')
+        if self.engine not in ENGINES:
+            raise ValueError(f'engine must be one of {", ".join(ENGINES)}, got {self.engine!r}')
+        if not self.tol >= 0:
+            raise ValueError(f'tol must be at least 0, got {self.tol}')
+        if self.sample_rows is not None and self.sample_rows < self.num_clusters:
+            raise ValueError(f'sample_rows must be at least num_clusters, {self.num_clusters}, got {self.sample_rows}')
+
+
+class Run:
+    """One run: shards, options, processes, and its state in the folder ``out``."""
+
+    def __init__(self, shards: ShardFolder, out: Path, options: ShardedOptions, report: Callable[[str], None]):
+        self.shards, self.out, self.options = shards, out, options
+        self.group = ProcessGroup()
+        self.report = report if self.group.rank == 0 else lambda line: None
+        self.engine = make_engine(options.engine, options.device)
+        self.blocks = shards.blocks(options.block_rows)
+        self.identity = {
+            'options': {
+                name: value
+                for name, value in dataclasses.asdict(options).items()
+                if name not in ('device', 'checkpoint_blocks')
+            },
+            'normalize': shards.normalize,
+            'shards': shards.describe(),
+        }
+
+    @property
+    def state_path(self) -> Path:
+        return self.out / 'checkpoint.npz'
+
+    @property
+    def pass_path(self) -> Path:
+        return self.out / f'checkpoint.rank{self.group.rank}.npz'
+
+    def load_state(self) -> tuple[dict, dict] | None:
+        """Return arrays and header of the last finished pass on every rank, or None at the start."""
+        loaded, error = None, None
+        if self.group.rank == 0 and self.state_path.exists():
+            try:
+                loaded = load_arrays(self.state_path)
+                self._compare(loaded[1])
+            except ValueError as problem:
+                error = problem
+        self.group.raise_together(error)
+        return self.group.broadcast(loaded)
+
+    def _compare(self, header: dict) -> None:
+        now, before = json.loads(json.dumps(self.identity)), header['identity']
+        if now == before:
+            return
+        different = [name for name in now['options'] if now['options'][name] != before['options'].get(name)]
+        different += [name for name in ('normalize', 'shards') if now[name] != before[name]]
+        raise ValueError(
+            f'{self.state_path} belongs to a run with other {", ".join(different)}; choose another output folder, '
+            f'or delete this one to start anew'
+        )
+
+    def save_state(self, stage: str, arrays: dict[str, np.ndarray], **values: object) -> None:
+        """Write the state after a pass (rank 0)."""
+        if self.group.rank == 0:
+            save_arrays(self.state_path, arrays, {'identity': self.identity, 'stage': stage, **values})
+
+    def sample(self, num_rows: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers (ascending) and points of random rows; the same for the same seed and ``stream``."""
+        draws = np.random.default_rng([self.options.seed, stream])
+        rows = np.sort(draws.choice(len(self.shards), min(num_rows, len(self.shards)), replace=False))
+        return rows, self.shards.take(rows)
+
+    def on_first_rank(self, compute: Callable[[], object]) -> object:
+        """Return what rank 0 computes on every rank; an error on rank 0 stops all."""
+        value, error = None, None
+        if self.group.rank == 0:
+            try:
+                value = compute()
+            except Exception as problem:
+                error = problem
+        self.group.raise_together(error)
+        return self.group.broadcast(value)
