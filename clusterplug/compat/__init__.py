@@ -12,6 +12,7 @@ _NAMES = (
     'atomic_files',
     'checkpoint_order',
     'config_scope',
+    'config_text',
     'ddp_cpu',
     'gloo_without_cuda',
     'headless_show',
