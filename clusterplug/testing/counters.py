@@ -92,11 +92,7 @@ class _Waits(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         result = func(*args, **(kwargs or {}))
-        if (
-            name in _WAITS
-            or _has_data_dependent_size(name, args, kwargs or {})
-            or _leaves_device(name, args, result)
-        ):
+        if name in _WAITS or _has_data_dependent_size(name, args, kwargs or {}) or _leaves_device(name, args, result):
             self.counts[name] += 1
         return result
 

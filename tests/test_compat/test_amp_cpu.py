@@ -6,9 +6,9 @@ from torch import nn
 
 pytest.importorskip('mmengine')
 
-from mmengine.optim import AmpOptimWrapper  # noqa: E402
+from mmengine.optim import AmpOptimWrapper
 
-from clusterplug.compat import amp_cpu  # noqa: E402
+from clusterplug.compat import amp_cpu
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='with CUDA nothing is replaced')
 

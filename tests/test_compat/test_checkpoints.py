@@ -52,7 +52,7 @@ def test_needed_because_torch_refuses_it(tmp_path):
     torch_load.WORKAROUND.remove()
     if not torch_load.patch(mmengine.runner.checkpoint):
         pytest.skip('this torch loads everything by default')
-    with pytest.raises(pickle.UnpicklingError, match='HistoryBuffer|getattr|scalar|ConfigDict'):
+    with pytest.raises(pickle.UnpicklingError, match=r'HistoryBuffer|getattr|scalar|ConfigDict'):
         CheckpointLoader.load_checkpoint(str(path), 'cpu', logger=None)
 
 

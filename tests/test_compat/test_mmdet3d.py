@@ -6,14 +6,14 @@ import torch
 
 pytest.importorskip('mmdet3d')
 
-from mmdet3d.models import Det3DDataPreprocessor  # noqa: E402
-from mmdet3d.structures import Det3DDataSample, PointData  # noqa: E402
+from mmdet3d.models import Det3DDataPreprocessor
+from mmdet3d.structures import Det3DDataSample, PointData
 
-from clusterplug import compat  # noqa: E402
-from clusterplug.compat import minkunet_voxelize  # noqa: E402
-from clusterplug.compat._birds_eye import birds_eye  # noqa: E402
-from clusterplug.testing import write_tiny_semantickitti  # noqa: E402
-from clusterplug.testing.toy_runner import tiny_config  # noqa: E402
+from clusterplug import compat
+from clusterplug.compat import minkunet_voxelize
+from clusterplug.compat._birds_eye import birds_eye
+from clusterplug.testing import write_tiny_semantickitti
+from clusterplug.testing.toy_runner import tiny_config
 
 
 @pytest.fixture(autouse=True)

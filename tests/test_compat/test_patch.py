@@ -96,7 +96,8 @@ def test_every_workaround_tells_where_when_and_until():
 
 def test_apply_all_imports_no_host():
     code = (
-        'import sys; from clusterplug import compat; before = set(sys.modules); compat.apply_all(); compat.apply_all()\n'
+        'import sys; from clusterplug import compat; before = set(sys.modules)\n'
+        'compat.apply_all(); compat.apply_all()\n'
         'new = {name.split(".")[0] for name in set(sys.modules) - before}\n'
         'assert not new & {"mmengine", "mmdet3d", "spconv", "mmcv"}, new'
     )

@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip('mmdet3d')
 
-from clusterplug import cli  # noqa: E402
-from clusterplug.testing import tiny_config, write_tiny_semantickitti  # noqa: E402
+from clusterplug import cli
+from clusterplug.testing import tiny_config, write_tiny_semantickitti
 
 ROOT = Path(__file__).resolve().parents[2]
 
