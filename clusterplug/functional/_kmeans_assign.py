@@ -28,7 +28,7 @@ def cpu_blocks(points: Tensor, num_clusters: int) -> list[slice]:
 
 def center_norms(centers: Tensor) -> Tensor:
     """Return the squared norms (B, K) of centers (B, K, D)."""
-    return centers.square().sum(-1)
+    return (centers * centers).sum(-1)
 
 
 class CpuAssigner:
@@ -86,6 +86,8 @@ class CpuAssigner:
 def nearest(points: Tensor, centers: Tensor) -> Tensor:
     """Return int64 labels (B, N) of points (B, N, D) among centers (B, K, D), on any device; ties: lowest index."""
     batch, num_points, _ = points.shape
+    if num_points == 0:  # a rank without points
+        return points.new_empty(batch, 0, dtype=torch.int64)
     num_clusters = centers.shape[-2]
     norms, transposed = center_norms(centers).unsqueeze(-2), centers.mT
     parts = [
@@ -98,6 +100,8 @@ def nearest(points: Tensor, centers: Tensor) -> Tensor:
 def squared_distances_to(points: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
     """Return |x - c_label|^2 (B, N), from differences: exact 0 for a point on its center."""
     batch, num_points, dim = points.shape
+    if num_points == 0:
+        return points.new_empty(batch, 0)
     offset = torch.arange(batch, device=points.device).unsqueeze(-1) * centers.shape[-2]
     table = centers.reshape(-1, dim)
     parts = []

@@ -32,38 +32,46 @@ def centred(x: Tensor, valid: Tensor | None) -> Centred:
         count = valid.sum(-1).clamp(min=1).to(dtype).view(-1, 1, 1)
     offset = kept.sum(1, keepdim=True) / count
     extended = _shifted(kept, offset, valid)
-    points = extended[..., :-1]
-    norm = torch.linalg.vector_norm(points, dim=(1, 2))
-    extreme = True
-    if host_checks_allowed(x):
-        # NaN counts as extreme, and so does 0: squares may have underflowed
-        extreme = not all(SMALLEST < value < LARGEST for value in norm.tolist())
-        if extreme:
+    norm = _norm(extended)
+    scale = torch.ones_like(count)
+    if _may_be_extreme(norm):
+        if host_checks_allowed(x):
             check_finite(x, 'x', valid)
             offset = (kept.double().sum(1, keepdim=True) / count).to(dtype)  # the sum may have left fp32
             extended = _shifted(kept, offset, valid)
-            points = extended[..., :-1]
-    scale = torch.ones_like(count)
-    if extreme:
-        scale = _scale(points)
-        extended = torch.cat([points * scale, extended[..., -1:]], -1)
-        points = extended[..., :-1]
-        norm = torch.linalg.vector_norm(points, dim=(1, 2))
-    return Centred(extended, points, offset, scale, norm.square() / (count.view(-1) * x.shape[-1]))
+        scale = _scale(extended)
+        extended = extended * scale
+        norm = _norm(extended)
+    extended[..., -1] = 1.0
+    variance = norm.square() / (count.view(-1) * x.shape[-1])
+    return Centred(extended, extended[..., :-1], offset, scale, variance)
 
 
 def _shifted(kept: Tensor, offset: Tensor, valid: Tensor | None) -> Tensor:
-    """Return kept - offset (B, N, D), 0 where masked, with a last coordinate 1."""
+    """Return kept - offset (B, N, D), 0 where masked, with a last coordinate 0."""
     if torch.compiler.is_compiling():
         points = kept - offset if valid is None else torch.where(valid.unsqueeze(-1), kept - offset, 0.0)
-        return torch.nn.functional.pad(points, (0, 1), value=1.0)
+        return torch.nn.functional.pad(points, (0, 1))
     extended = kept.new_empty(*kept.shape[:-1], kept.shape[-1] + 1)
     points = extended[..., :-1]
     torch.sub(kept, offset, out=points)
     if valid is not None:
         points.masked_fill_(~valid.unsqueeze(-1), 0.0)
-    extended[..., -1] = 1.0
+    extended[..., -1] = 0.0
     return extended
+
+
+def _norm(extended: Tensor) -> Tensor:
+    """Return the norm (B,) of all coordinates of a problem; over contiguous memory, which is four times faster."""
+    return torch.linalg.vector_norm(extended.reshape(extended.shape[0], -1), dim=1)
+
+
+def _may_be_extreme(norm: Tensor) -> bool:
+    """Tell whether a problem needs another scale; always True where the host may not look."""
+    if not host_checks_allowed(norm):
+        return True
+    # NaN counts as extreme, and so does 0: squares may have underflowed
+    return not all(SMALLEST < value < LARGEST for value in norm.tolist())
 
 
 def to_centred(centers: Tensor, frame: Centred) -> Tensor:

@@ -1,5 +1,6 @@
 """Mini-batch k-means: centers of data larger than memory, one batch at a time, over ranks if need be."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -146,11 +147,11 @@ def minibatch_kmeans_update(
     num_clusters = state.centers.shape[-2]
     dtype = state.centers.dtype
     weight = flat_weights(x, mask, weights)
-    valid = None if mask is None else mask.reshape(-1, num_points)
+    valid = None if mask is None else mask.reshape(math.prod(lead), num_points)
     with torch.no_grad(), exact_products(x):
         centers = state.centers.reshape(-1, num_clusters, dim)
         offset = centers.mean(1, keepdim=True)
-        points = x.detach().reshape(-1, num_points, dim).to(dtype) - offset
+        points = x.detach().reshape(len(centers), num_points, dim).to(dtype) - offset
         if valid is not None:
             points = torch.where(valid.unsqueeze(-1), points, 0.0)
         centers = centers - offset
