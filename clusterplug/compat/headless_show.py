@@ -10,8 +10,8 @@ import os.path as osp
 
 import numpy as np
 
-from clusterplug.compat._birds_eye import birds_eye
 from clusterplug.compat._patch import Workaround
+from clusterplug.visualization.birds_eye import birds_eye
 
 
 def _panels(points, data_sample, meta: dict, draw_gt: bool, draw_pred: bool) -> np.ndarray | None:

@@ -45,7 +45,7 @@ RULES = {
     'datasets': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'open3d', 'scipy', 'tqdm'}, PLUGS),
     'evaluation': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'scipy', 'sklearn'}, PLUGS),
     'visualization': Rule({'torch', 'numpy'}, {*HOSTS, 'matplotlib', 'open3d'}, PLUGS),
-    'compat': Rule({'torch', 'numpy', *MM, 'spconv'}, HOSTS, {'compat', 'functional', 'version'}),
+    'compat': Rule({'torch', 'numpy', *MM, 'spconv'}, HOSTS, {'compat', 'functional', 'version', 'visualization'}),
     'cli': Rule(set(), {'torch', *HOSTS}, {*PLUGS, 'dependencies', 'doctor', 'version'}),
     'testing': Rule({'torch', 'numpy', 'pytest', *MM}, EVERYTHING, {*PLUGS, 'testing'}),
 }
