@@ -14,8 +14,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = {
-    'baseline': 'minkunet18_w16_spconv_1xb2-4e_lidar-city.py',
-    'clustering': 'point-cluster_minkunet18_w16_spconv_1xb2-4e_lidar-city.py',
+    'baseline': 'minkunet18_w8_spconv_1xb2-4e_lidar-city.py',
+    'clustering': 'point-cluster_minkunet18_w8_spconv_1xb2-4e_lidar-city.py',
 }
 
 
