@@ -25,7 +25,7 @@ def parse_arguments():
     parser.add_argument('--data', type=Path, default=Path('data/lidar_city'), help='where the scans are generated')
     parser.add_argument('--num-train', type=int, default=160, help='training scans')
     parser.add_argument('--num-val', type=int, default=40, help='scans of other streets for the evaluation')
-    parser.add_argument('--epochs', type=int, default=4, help='epochs of each training')
+    parser.add_argument('--epochs', type=int, default=3, help='epochs of each training')
     parser.add_argument('--seed', type=int, default=0, help='seed of both trainings')
     return parser.parse_args()
 
@@ -41,7 +41,8 @@ def load(name: str, args):
     data = str(args.data.resolve())
     options = {f'{split}_dataloader.dataset.data_root': data for split in ('train', 'val', 'test')}
     options['randomness'] = dict(seed=args.seed)
-    options['train_cfg'] = dict(max_epochs=args.epochs, val_interval=args.epochs)
+    # no validation while training: the test that follows reads the same scans
+    options['train_cfg'] = dict(max_epochs=args.epochs, val_interval=args.epochs + 1)
     options['param_scheduler.1.T_max'] = options['param_scheduler.1.end'] = args.epochs
     options['default_hooks.logger.interval'] = options['log_processor.window_size'] = 10
     folder = ROOT / 'configs' if (ROOT / 'configs').is_dir() else Path(__file__).resolve().parents[1] / 'configs'

@@ -20,6 +20,7 @@ _NAMES = (
     'missing_files',
     'show_dir',
     'spconv_cpu',
+    'spconv_kernel_map',
     'sync_buffers',
     'torch_load',
     'truncated_files',
