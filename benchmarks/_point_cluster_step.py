@@ -1,4 +1,4 @@
-"""Share of the point cluster loss in a training step of mmdet3d's MinkUNet18-W16 on spconv."""
+"""Share of the point cluster loss in a training step of mmdet3d's MinkUNet18 (spconv) of the demo."""
 
 import argparse
 import copy
@@ -21,7 +21,7 @@ def demo_models() -> tuple[dict, dict]:
     return model.model, model
 
 
-def scans(folder: Path) -> tuple[Path, int]:
+def scans(folder: Path) -> Path:
     """Two scans in SemanticKITTI layout: LiDAR city, or the tiny street with as many points where Open3D is missing."""
     try:
         from clusterplug.datasets.lidar_city import generate_lidar_city
@@ -127,7 +127,7 @@ def report(times: dict, walls: dict, memory: dict, shape, loss: dict, options) -
     for name in ('plain', 'with the loss'):
         print(f'| {name} | {summary(times[name])} | {summary(walls[name])} | {memory[name] / 1e6:.1f} |')
     print(f'| loss alone, forward + backward | {summary(times["loss alone"])} | | |')
-    print(f'\n{machine(options.device)}; {options.threads} threads; MinkUNet18-W16 (spconv), '
+    print(f'\n{machine(options.device)}; {options.threads} threads; {Path(CONFIG).stem}, '
           f'two scans, {shape[0]} voxels, {shape[1]} features; {loss}; median of {options.steps} '
           'interleaved pairs.')  # fmt: skip
     print(f'\n- share of the step, loss alone: {100 * alone:.1f} %, at most 3 %: {verdict(alone <= 0.03)}')

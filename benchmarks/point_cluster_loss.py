@@ -2,7 +2,7 @@
 
     python benchmarks/point_cluster_loss.py                 # table: time, launches, waits, memory, share of the limit
     python benchmarks/point_cluster_loss.py --device cuda   # the same on a GPU: CUDA events, kernels, sync debug mode
-    python benchmarks/point_cluster_loss.py --step          # share of a real training step of MinkUNet18-W16
+    python benchmarks/point_cluster_loss.py --step          # share of a training step of the demo's MinkUNet18
 
 320,000 points of 19 classes with 96 features, 40 subclasses, 64 dimensions, 50 remembered embeddings for each, every
 queue full. Both versions get the same features, labels, predictions and memory, and are first compared on the same
