@@ -41,6 +41,8 @@ def load(name: str, args):
     data = str(args.data.resolve())
     options = {f'{split}_dataloader.dataset.data_root': data for split in ('train', 'val', 'test')}
     options['randomness'] = dict(seed=args.seed)
+    # mmengine keeps one visualiser of a name in a process, which would write into the folder of the first run
+    options['visualizer.name'] = name
     # no validation while training: the test that follows reads the same scans
     options['train_cfg'] = dict(max_epochs=args.epochs, val_interval=args.epochs + 1)
     options['param_scheduler.1.T_max'] = options['param_scheduler.1.end'] = args.epochs
