@@ -15,16 +15,23 @@ from clusterplug.functional.kmedoids_swap import kmedoids_swap
 from clusterplug.functional.linkage import LinkageTree, cut_linkage, cut_linkage_at, linkage
 from clusterplug.functional.merging import MergedTokens, TokenMatching, bipartite_matching, merge_tokens
 from clusterplug.functional.metrics import adjusted_rand_index, clustering_accuracy, normalized_mutual_info
+from clusterplug.functional.minibatch_kmeans import (
+    MiniBatchKMeansState,
+    MiniBatchKMeansStep,
+    minibatch_kmeans_start,
+    minibatch_kmeans_update,
+)
 from clusterplug.functional.sinkhorn import sinkhorn, sinkhorn_log_plan
 from clusterplug.functional.spectral import spectral_clustering
 from clusterplug.functional.subclasses import assign_subclasses
 from clusterplug.functional.transport import partial_transport, unbalanced_transport
 
 __all__ = [
-    'AnchorSample', 'KMeansResult', 'KMedoidsResult', 'LinkageTree', 'MergedTokens', 'TokenMatching',
+    'AnchorSample', 'KMeansResult', 'KMedoidsResult', 'LinkageTree', 'MergedTokens', 'MiniBatchKMeansState',
+    'MiniBatchKMeansStep', 'TokenMatching',
     'adjusted_rand_index', 'assign_subclasses', 'bank_contrast_terms', 'bipartite_matching', 'clustering_accuracy',
     'cut_linkage', 'cut_linkage_at', 'gather_ranks', 'kkz', 'kmeans', 'kmeans_plus_plus', 'kmedoids', 'kmedoids_swap',
-    'linkage', 'merge_tokens', 'nearest_center', 'normalized_mutual_info', 'pairwise_distances', 'partial_transport',
+    'linkage', 'merge_tokens', 'minibatch_kmeans_start', 'minibatch_kmeans_update', 'nearest_center', 'normalized_mutual_info', 'pairwise_distances', 'partial_transport',
     'sample_anchors', 'sinkhorn', 'sinkhorn_log_plan', 'spectral_clustering', 'subclass_contrast',
     'subclass_contrast_terms', 'unbalanced_transport',
 ]  # fmt: skip
