@@ -31,7 +31,8 @@ __all__ = [
     'MiniBatchKMeansStep', 'TokenMatching',
     'adjusted_rand_index', 'assign_subclasses', 'bank_contrast_terms', 'bipartite_matching', 'clustering_accuracy',
     'cut_linkage', 'cut_linkage_at', 'gather_ranks', 'kkz', 'kmeans', 'kmeans_plus_plus', 'kmedoids', 'kmedoids_swap',
-    'linkage', 'merge_tokens', 'minibatch_kmeans_start', 'minibatch_kmeans_update', 'nearest_center', 'normalized_mutual_info', 'pairwise_distances', 'partial_transport',
+    'linkage', 'merge_tokens', 'minibatch_kmeans_start', 'minibatch_kmeans_update', 'nearest_center',
+    'normalized_mutual_info', 'pairwise_distances', 'partial_transport',
     'sample_anchors', 'sinkhorn', 'sinkhorn_log_plan', 'spectral_clustering', 'subclass_contrast',
     'subclass_contrast_terms', 'unbalanced_transport',
 ]  # fmt: skip
