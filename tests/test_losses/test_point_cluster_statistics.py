@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from clusterplug.functional.subclasses import assign_subclasses
+from clusterplug.losses import PointClusterLoss
 from clusterplug.memory import SubclassMemory
 
 
@@ -47,3 +49,56 @@ def test_balanced_shares_lose_rare_modes_and_relaxed_ones_keep_them():
     relaxed = torch.stack([_best_cosines(RARE, 10, 0.5, seed, num_steps=300) for seed in range(3)])
     assert relaxed.min() > 0.97
     assert relaxed[:, 3:].min() > 0.985
+
+
+def _digits_by_parity(seed, with_clustering, num_epochs=30):
+    """Train on even / odd with or without clustering of each into 10; test features by digit.
+
+    Returns:
+        Accuracy of a linear probe for the ten digits on features of unit length; mutual information of digit and
+        nearest center; anchors per step of the least used cluster.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import normalized_mutual_info_score
+
+    images, digits = (torch.as_tensor(array) for array in load_digits(return_X_y=True))
+    images, parity = images.float() / 16, digits % 2
+    torch.manual_seed(seed)
+    train, test = torch.randperm(len(digits)).tensor_split(2)
+    net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
+    head, projector = nn.Linear(64, 2), nn.Linear(64, 32)
+    # weight 0.1 on the raw terms
+    loss = PointClusterLoss(
+        2, 64, 10, 32, momentum=0.99, loss_weight=2.0, num_anchors_per_class=64, projector=projector
+    )  # fmt: skip
+    optimizer = torch.optim.Adam([*net.parameters(), *head.parameters(), *projector.parameters()], lr=1e-3)
+    for _ in range(num_epochs):
+        for rows in train[torch.randperm(len(train))].split(64):
+            features = net(images[rows])
+            logits = head(features)
+            value = F.cross_entropy(logits, parity[rows])
+            if with_clustering:
+                value = value + sum(loss(features, parity[rows], logits).values())
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+    with torch.no_grad():
+        features = net(images)
+        embedded = F.normalize(projector(features), dim=1)
+        nearest = torch.einsum('nd,nkd->nk', embedded, loss.memory.centers[parity]).argmax(1) + 10 * parity
+        features = F.normalize(features, dim=1).numpy()
+    probe = LogisticRegression(max_iter=2000).fit(features[train], digits[train])
+    information = normalized_mutual_info_score(digits[test], nearest[test])
+    return probe.score(features[test], digits[test]), information, loss.memory.sizes[:, :-1].min().item()
+
+
+@pytest.mark.slow
+def test_digits_stay_apart_under_labels_that_only_tell_even_from_odd():
+    pytest.importorskip('sklearn')
+    plain = [_digits_by_parity(seed, False)[0] for seed in range(3)]
+    probes, information, least_used = zip(*(_digits_by_parity(seed, True) for seed in range(3)))
+    print(f'probe without {plain}, with {probes}; NMI {information}; least used cluster {least_used} anchors a step')
+    assert sum(probes) / 3 - sum(plain) / 3 >= 0.08
+    assert sum(information) / 3 >= 0.55
+    assert min(least_used) > 0.5
