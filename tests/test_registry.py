@@ -44,6 +44,7 @@ def test_nothing_leaks_into_the_parent_registry():
     assert MODELS.get('PointClusterLoss') is None
 
 
+@pytest.mark.slow
 def test_without_mmengine_the_loss_is_a_plain_module():
     done = _python("""
         import sys

@@ -27,7 +27,7 @@ def _gather(rank_here, size):
     return gathered.detach(), x.grad, flags, gather_ranks(torch.tensor(rank_here)), (rank(), world_size())
 
 
-@pytest.mark.parametrize('size', [2, 3])
+@pytest.mark.parametrize('size', [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks(size):
     base = torch.arange(6.0).view(3, 2).T
     for r, (gathered, grad, flags, numbers, who) in enumerate(run_gloo(_gather, size)):

@@ -316,7 +316,15 @@ def _average_buffers(rank, size):
     return before, memory.state_dict(), model['norm'].running_mean
 
 
-@pytest.mark.parametrize('size', [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_the_memory_is_left_out_where_buffers_are_averaged():
+    from clusterplug.compat.sync_buffers import averaged_buffers
+
+    model = torch.nn.ModuleDict({'memory': SubclassMemory(2, 3, 4), 'norm': torch.nn.BatchNorm1d(2)})
+    assert {id(buffer) for buffer in averaged_buffers(model)} == {id(buffer) for buffer in model['norm'].buffers()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('size', [2, 3])
 def test_sync_buffers_hook_leaves_the_memory_bit_for_bit(size):
     results = run_gloo(_average_buffers, size)
     for before, after, mean in results:

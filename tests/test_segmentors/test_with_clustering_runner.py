@@ -183,6 +183,7 @@ def test_ddp_training_keeps_ranks_equal(data, tmp_path, size):
             torch.testing.assert_close(other[name], value, msg=lambda text, name=name: f'{name}: {text}')
 
 
+@pytest.mark.slow
 def test_type_in_a_config_needs_no_custom_imports(data, tmp_path):
     import subprocess
     import sys
