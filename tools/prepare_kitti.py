@@ -1,0 +1,73 @@
+#!/usr/bin/env python
+"""Write mmdet3d's KITTI info files, reduced point files and ground-truth database from the raw KITTI layout.
+
+    python tools/prepare_kitti.py data/kitti                                  # the lists in data/kitti/ImageSets
+    python tools/prepare_kitti.py RAW --out data/kitti --train 000000-000007 --val 000008-000009
+
+RAW holds training/{velodyne,image_2,calib,label_2}; with --out it is only read. A broken file is named with its line,
+and nothing is written then. A run that was interrupted continues where it stopped.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from clusterplug.datasets.kitti_frames import find_frames
+
+
+def main() -> int:
+    """Prepare the splits that were asked for; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('root', type=Path, help='raw KITTI: the folder that holds training (and testing)')
+    for split in ('train', 'val', 'test'):
+        parser.add_argument(
+            f'--{split}', nargs='+', metavar='FRAMES',
+            help='frames (000008), ranges (000000-000007) or a text file; default: ROOT/ImageSets',
+        )  # fmt: skip
+    parser.add_argument('--out', type=Path, help='the data_root to write, by default ROOT itself')
+    parser.add_argument('--prefix', default='kitti', help='names are <prefix>_infos_<split>.pkl')
+    parser.add_argument(
+        '--dont-care', nargs='+', default=[], metavar='CLASS', help="classes besides KITTI's to take for DontCare"
+    )
+    args = parser.parse_args()
+    out = args.out or args.root
+    if args.dont_care and out.resolve() == args.root.resolve():
+        parser.error('--dont-care rewrites label files, so it needs --out with another folder than the raw one')
+    try:
+        splits = _splits(args)
+        from clusterplug import compat
+        from clusterplug.datasets.kitti_convert import prepare_kitti
+
+        compat.apply_all()
+        done = prepare_kitti(args.root, out, splits, prefix=args.prefix, dont_care=args.dont_care, say=print)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    for split, summary in done.items():
+        objects = ', '.join(f'{count} {name}' for name, count in sorted(summary.objects.items())) or 'no objects'
+        print(f'{out / args.prefix}_infos_{split}.pkl: {summary.frames} frames, {objects}')
+        if summary.without_points:
+            empty = ', '.join(f'{count} {name}' for name, count in sorted(summary.without_points.items()))
+            print(f'  boxes without a point: {empty}')
+        if summary.without_objects and split != 'test':
+            print(f'  frames without an object: {summary.without_objects}')
+    return 0
+
+
+def _splits(args: argparse.Namespace) -> dict[str, list[str]]:
+    """The frames asked for, or those of KITTI's own lists."""
+    chosen = {name: getattr(args, name) for name in ('train', 'val', 'test') if getattr(args, name)}
+    if not chosen:
+        lists = {name: args.root / 'ImageSets' / f'{name}.txt' for name in ('train', 'val', 'test')}
+        chosen = {name: [str(path)] for name, path in lists.items() if path.is_file()}
+        if not (args.root / 'testing' / 'velodyne').is_dir():
+            chosen.pop('test', None)
+    if not chosen:
+        raise ValueError(f'{args.root} has no ImageSets/train.txt; name the frames with --train and --val')
+    return {name: find_frames(args.root, frames, name != 'test') for name, frames in chosen.items()}
+
+
+if __name__ == '__main__':
+    sys.exit(main())
