@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from _point_cluster_measure import machine, peak_bytes, summary, verdict
 
-CONFIG = 'configs/point_cluster/point-cluster_minkunet18_w8_spconv_1xb2-4e_lidar-city.py'
+CONFIG = 'configs/point_cluster/point-cluster_minkunet18_w8_spconv_1xb1-5e_lidar-city.py'
 
 
 def demo_models() -> tuple[dict, dict]:

@@ -1,11 +1,13 @@
 """Train a MinkUNet on generated LiDAR streets with and without within-class clustering, and compare.
 
-Everything is mmdet3d's own: data set, pipelines, model, Runner, SegMetric. What is done is skipped when the demo is
-started again; an interrupted training goes on from its last checkpoint.
+Everything is mmdet3d's own: data set, pipelines, model, Runner, SegMetric. Both trainings run at the same time. What is
+done is skipped when the demo is started again; an interrupted training goes on from its last checkpoint.
 """
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,8 +16,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = {
-    'baseline': 'minkunet18_w8_spconv_1xb2-4e_lidar-city.py',
-    'clustering': 'point-cluster_minkunet18_w8_spconv_1xb2-4e_lidar-city.py',
+    'baseline': 'minkunet18_w8_spconv_1xb1-5e_lidar-city.py',
+    'clustering': 'point-cluster_minkunet18_w8_spconv_1xb1-5e_lidar-city.py',
 }
 
 
@@ -25,8 +27,9 @@ def parse_arguments():
     parser.add_argument('--data', type=Path, default=Path('data/lidar_city'), help='where the scans are generated')
     parser.add_argument('--num-train', type=int, default=160, help='training scans')
     parser.add_argument('--num-val', type=int, default=40, help='scans of other streets for the evaluation')
-    parser.add_argument('--epochs', type=int, default=3, help='epochs of each training')
+    parser.add_argument('--epochs', type=int, default=5, help='epochs of each training')
     parser.add_argument('--seed', type=int, default=0, help='seed of both trainings')
+    parser.add_argument('--only', choices=list(RUNS), help=argparse.SUPPRESS)  # what a child of the demo does
     return parser.parse_args()
 
 
@@ -51,38 +54,109 @@ def load(name: str, args):
     return load_config(str(folder / 'point_cluster' / RUNS[name]), options, str(args.out / name))
 
 
-def train_and_test(name: str, args) -> dict:
-    """Metrics of a run: mmdet3d's SegMetric on the validation streets, seconds per step."""
+def result_of(name: str, args) -> dict | None:
+    """What a finished run of these settings left, None if there is none."""
+    file = args.out / name / 'result.json'
+    if not file.is_file():
+        return None
+    result = json.loads(file.read_text())
+    return result if result.pop('settings') == settings(args) else None
+
+
+def settings(args) -> dict:
+    return dict(seed=args.seed, epochs=args.epochs, num_train=args.num_train, num_val=args.num_val)
+
+
+def train_and_test(name: str, args) -> None:
+    """One run: training, mmdet3d's SegMetric on the validation streets, ``result.json``."""
     from mmengine.runner import Runner
 
-    result_file = args.out / name / 'result.json'
-    settings = dict(seed=args.seed, epochs=args.epochs, num_train=args.num_train, num_val=args.num_val)
-    if result_file.is_file():
-        result = json.loads(result_file.read_text())
-        if result.pop('settings') == settings:
-            say(f'{name}: done before ({result_file})')
-            return result
     config = load(name, args)
     config.resume = (args.out / name / 'last_checkpoint').is_file()
-    say(f'{name}: {"resuming" if config.resume else "training"}, {args.epochs} epochs of {args.num_train // 2} steps')
     runner = Runner.from_cfg(config)
     begin = time.time()
     runner.train()
     metrics = {key: float(value) for key, value in runner.test().items()}
     minutes = (time.time() - begin) / 60
     result = dict(metrics=metrics, seconds_per_step=seconds_per_step(args.out / name), minutes=minutes)
-    temporary = result_file.with_suffix('.part')
-    temporary.write_text(json.dumps(dict(result, settings=settings), indent=1))
-    temporary.replace(result_file)
-    return result
+    file = args.out / name / 'result.json'
+    temporary = file.with_suffix('.part')
+    temporary.write_text(json.dumps(dict(result, settings=settings(args)), indent=1))
+    temporary.replace(file)
+
+
+def train_side_by_side(args) -> dict:
+    """Results of both runs, each trained by a process of its own with half of the cores.
+
+    Small sparse convolutions gain little from a second thread, so both are done sooner than one after the other, and
+    whatever else the machine does meets both alike.
+    """
+    children = {}
+    for name in RUNS:
+        if result_of(name, args):
+            say(f'{name}: done before ({args.out / name / "result.json"})')
+            continue
+        (args.out / name).mkdir(parents=True, exist_ok=True)
+        started = 'resuming' if (args.out / name / 'last_checkpoint').is_file() else 'training'
+        say(f'{name}: {started}, {args.epochs} epochs of {args.num_train} steps; log: {args.out}/{name}/console.log')
+        threads = str(max(1, (os.cpu_count() or 2) // len(RUNS)))
+        with open(args.out / name / 'console.log', 'a') as log:
+            children[name] = subprocess.Popen(
+                [sys.executable, __file__, *sys.argv[1:], '--only', name],
+                stdout=log, stderr=subprocess.STDOUT, env=os.environ | {'OMP_NUM_THREADS': threads},
+            )  # fmt: skip
+    try:
+        wait(children, args)
+    finally:
+        for child in children.values():
+            child.terminate()
+    return {name: result_of(name, args) for name in RUNS}
+
+
+def wait(children: dict, args) -> None:
+    """Until all children have ended, with a line of progress now and then; a failed child ends the demo."""
+    total, said = args.epochs * args.num_train, time.time()
+    while any(child.poll() is None for child in children.values()):
+        for name, child in children.items():
+            if child.poll():
+                log = (args.out / name / 'console.log').read_text(errors='replace')
+                sys.exit(f'{log[-3000:]}\n[demo] {name} failed, see above and {args.out / name / "console.log"}')
+        if time.time() - said > 20:
+            said = time.time()
+            say(' | '.join(f'{name} {progress(args.out / name, total)}' for name in children))
+        time.sleep(0.5)
+    failed = [name for name, child in children.items() if child.returncode]
+    if failed:
+        sys.exit(f'[demo] {", ".join(failed)} failed, see {args.out / failed[0] / "console.log"}')
+
+
+def progress(work_dir: Path, total: int) -> str:
+    """Step, loss and time left of a training, from its newest log."""
+    lines = [line for line in log_lines(work_dir) if 'loss' in line]
+    if not lines:
+        return 'starting'
+    step = lines[-1]['step']
+    if step >= total:
+        return 'testing'
+    left = (total - step) * float(np.median([line['time'] for line in lines[-5:]])) / 60
+    return f'step {step}/{total}, loss {lines[-1]["loss_sem_seg"]:.2f}, {left:.0f} min left'
+
+
+def log_lines(work_dir: Path) -> list[dict]:
+    """What mmengine logged in all starts of a run; a line that is being written is left out."""
+    lines = []
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in file.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return lines
 
 
 def seconds_per_step(work_dir: Path) -> float:
     """Median over the log lines of all starts of a run."""
-    times = []
-    for file in work_dir.glob('*/vis_data/scalars.json'):
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        times += [line['time'] for line in lines if 'loss' in line]
+    times = [line['time'] for line in log_lines(work_dir) if 'loss' in line]
     return float(np.median(times)) if times else float('nan')
 
 
@@ -108,7 +182,7 @@ def discovered(args) -> tuple[dict, list]:
     import torch
 
     from clusterplug.datasets.lidar_city import load_subtypes
-    from clusterplug.evaluation import subclass_agreement
+    from clusterplug.evaluation import kmeans_within_classes, subclass_agreement
     from clusterplug.segmentors import predict_subclasses
 
     clustered, loader, _ = load_trained('clustering', args)
@@ -135,7 +209,7 @@ def discovered(args) -> tuple[dict, list]:
                 )
             )  # fmt: skip
     table = {key: torch.cat(values) for key, values in columns.items()}
-    by_kmeans = kmeans_within_classes(table['features'], table['classes'], memory)
+    by_kmeans = kmeans_within_classes(table['features'], table['classes'], memory.num_classes, memory.num_clusters)
     agree = [
         subclass_agreement(table['classes'], ids, table['subtypes'], memory.num_classes)
         for ids in (by_kmeans, table['subclasses'])
@@ -146,25 +220,6 @@ def discovered(args) -> tuple[dict, list]:
 def label_file(sample) -> str:
     """The label file of a scan: in the SemanticKITTI layout beside the folder of its points."""
     return str(sample.lidar_path).replace('velodyne', 'labels').replace('.bin', '.label')
-
-
-def kmeans_within_classes(features, classes, memory, max_points: int = 20000):
-    """(N,) cluster of each point within its class: centers from a sample, then the nearest for all."""
-    import torch
-
-    from clusterplug.functional.kmeans import kmeans, nearest_center
-
-    ids = torch.full_like(classes, -1)
-    for c in range(memory.num_classes):
-        mine = (classes == c).nonzero()[:, 0]
-        if len(mine) < memory.num_clusters:
-            continue
-        x = torch.nn.functional.normalize(features[mine], dim=1)
-        random = torch.Generator().manual_seed(c)
-        sample = x[torch.randperm(len(x), generator=random)[:max_points]]
-        centers = kmeans(sample, memory.num_clusters, num_iters=30, generator=random).centers
-        ids[mine] = nearest_center(x, centers)[0]
-    return ids
 
 
 def draw(scenes: list, num_clusters: int, out: Path) -> list[Path]:
@@ -206,7 +261,7 @@ def table(results: dict, agreement: dict, cost) -> str:
     lines += [
         f'| NMI of subclasses with hidden sub-types (without: k-means) | {without:.3f} | {found:.3f} | '
         f'{found - without:+.3f} |',
-        f'| seconds per step in training | {results["baseline"]["seconds_per_step"]:.3f} | '
+        f'| seconds per step in training, side by side | {results["baseline"]["seconds_per_step"]:.3f} | '
         f'{results["clustering"]["seconds_per_step"]:.3f} | |',
         f'| seconds per step, in turn on one batch | {cost.plain:.3f} | {cost.clustered:.3f} | '
         f'loss {100 * cost.share:.1f} % of the step |',
@@ -222,9 +277,12 @@ def main() -> int:
     from clusterplug.datasets.lidar_city import generate_lidar_city
 
     compat.apply_all()
+    if args.only:
+        train_and_test(args.only, args)
+        return 0
     say(f'generating {args.num_train} + {args.num_val} scans in {args.data} (about half a minute)')
     generate_lidar_city(args.data, num_train=args.num_train, num_val=args.num_val)
-    results = {name: train_and_test(name, args) for name in RUNS}
+    results = train_side_by_side(args)
     say('measuring the loss and reading the subclasses')
     from clusterplug.segmentors.step_cost import measure_step_cost
 

@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/datasets/semantickitti-scans.py',
     '../_base_/models/minkunet_small.py',
-    '../_base_/schedules/adamw-4e.py',
+    '../_base_/schedules/adamw-5e.py',
     '../_base_/default_runtime.py',
 ]
 

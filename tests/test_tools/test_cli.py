@@ -67,7 +67,7 @@ def test_every_option_of_mmdet3d_is_there(name, capsys):
 def test_configs_are_found_by_path_and_by_package():
     name = 'minkunet/minkunet34_w32_spconv_8xb2-amp-laser-polar-mix-3x_semantickitti.py'
     assert Path(cli.find_config(f'mmdet3d::{name}')).is_file()
-    ours = 'point_cluster/minkunet18_w8_spconv_1xb2-4e_lidar-city.py'
+    ours = 'point_cluster/minkunet18_w8_spconv_1xb1-5e_lidar-city.py'
     assert Path(cli.find_config(f'clusterplug::{ours}')).is_file()
     assert cli.find_config(str(ROOT / 'configs' / ours)) == str(ROOT / 'configs' / ours)
 

@@ -1,5 +1,5 @@
-# Four epochs with one warm-up and one cosine, for the small sets.
-max_epochs = 4
+# Five epochs with one warm-up and one cosine, for the small sets.
+max_epochs = 5
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.01),

@@ -1,5 +1,5 @@
 # Fewer and faster subclasses than the defaults (40 a class, momentum 0.9999), which are meant for 40,000 steps.
-_base_ = './minkunet18_w8_spconv_1xb2-4e_lidar-city.py'
+_base_ = './minkunet18_w8_spconv_1xb1-5e_lidar-city.py'
 
 loss = dict(type='clusterplug.PointClusterLoss', num_clusters=8, embed_dims=32, queue_len=16, momentum=0.99)
 model = dict(_delete_=True, type='clusterplug.WithClustering', model=_base_.model, loss=loss)
