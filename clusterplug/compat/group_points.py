@@ -50,13 +50,13 @@ def _stacked_rows(indices: Tensor, indices_batch_cnt: Tensor, features_batch_cnt
 def _stack_forward(features, features_batch_cnt, indices, indices_batch_cnt, output, **_):
     """Take the arguments of mmcv's ``stack_group_points_forward`` and fill in ``output`` (M, C, nsample)."""
     rows = _stacked_rows(indices, indices_batch_cnt, features_batch_cnt)
-    output.copy_(features[rows].view(*indices.shape, -1).transpose(1, 2))
+    output.copy_(features[rows].view(*indices.shape, features.shape[1]).transpose(1, 2))
 
 
 def _stack_backward(grad_out, indices, indices_batch_cnt, features_batch_cnt, grad_features, **_):
     """Take the arguments of mmcv's ``stack_group_points_backward`` and add to ``grad_features`` (N, C)."""
     rows = _stacked_rows(indices, indices_batch_cnt, features_batch_cnt)
-    grad_features.index_add_(0, rows, grad_out.transpose(1, 2).reshape(len(rows), -1))
+    grad_features.index_add_(0, rows, grad_out.transpose(1, 2).reshape(-1, grad_out.shape[1]))
 
 
 def patch(module):
