@@ -30,6 +30,7 @@ _NAMES = (
     'show_dir',
     'spconv_cpu',
     'spconv_kernel_map',
+    'spvcnn_spconv',
     'sync_buffers',
     'three_interpolate',
     'three_nn',
