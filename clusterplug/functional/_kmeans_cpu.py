@@ -1,14 +1,13 @@
-"""Lloyd's iteration on the CPU: problems in groups that fit the cache, sums kept up to date by the changed points."""
+"""Lloyd's iteration on the CPU: problems in groups that fit the cache, work only for what changed."""
 
 import torch
 from torch import Tensor
 
-from clusterplug.functional._kmeans_assign import CpuAssigner, squared_distances_to
+from clusterplug.functional._kmeans_assign import CpuAssigner, blocks, squared_distances_to
 from clusterplug.functional._kmeans_update import RELOCATE_EVERY, averages, relocate
 
-# Moving a changed point costs three times what summing it anew does, and an iteration changes at most about half as
-# many points as the one before: above this share of the last iteration all points are summed anew.
-REFRESH_SHARE = 0.5
+# Moving a changed point costs three times what summing it anew does: above this share all points are summed anew.
+REFRESH_SHARE = 1 / 3
 # Sums are made anew this often, so that rounding does not pile up.
 REFRESH_EVERY = 25
 # For timing: run all iterations of the fixed-iteration form even where nothing changes any more.
@@ -21,7 +20,7 @@ def lloyd_cpu(
     """Return labels (B, N), centers (B, K, D) and the iterations used (B,) of problems that share a group.
 
     Args:
-        points: (B, N, D + 1) contiguous, near the origin, with a last coordinate 1.
+        points: (B, N, D) contiguous, near the origin.
         weights: (B, N), zero = takes no part; None = 1.
         centers: (B, K, D) to start from.
         num_iters: Most iterations.
@@ -40,116 +39,127 @@ def lloyd_cpu(
         shifts = [0.0] * batch
         if any(changed) or sums.empty:
             relocating = not fixed or step % RELOCATE_EVERY == 0
-            shifts = _move(assign, sums, active, relocating, max(limits) > 0)
+            shifts = sums.move_centers(active, relocating, max(limits) > 0)
         for index in [index for index in range(batch) if active[index]]:
             used[index] += 1
             settled[index] = not (changed[index] or (fixed and sums.empty))
-            active[index] = not (settled[index] or (changed[index] and shifts[index] <= limits[index]))
+            stands = not fixed and changed[index] and shifts[index] <= limits[index]
+            active[index] = not (settled[index] or stands)
         if not any(active) and not (fixed and RUN_ALL):
             break
     # labels belong to the centers before the last update unless nothing changed
     if not all(settled):
-        sums.relabel()
-    return sums.labels, assign.centers.contiguous(), torch.tensor(used)
-
-
-def _move(assign: CpuAssigner, sums: '_Sums', active: list[bool], relocating: bool, measure: bool) -> list[float]:
-    """Move the centers of active problems to their averages; return the squared movement of each if asked."""
-    before = assign.centers.clone() if measure or not all(active) else None
-    sums.write_centers(relocating)
-    if not all(active):
-        kept = torch.tensor(active).view(-1, 1, 1)
-        assign.centers.copy_(torch.where(kept, assign.centers, before))
-    assign.refresh()
-    if measure:
-        return (assign.centers - before).square_().sum((-2, -1)).tolist()
-    return [float('inf')] * len(active)
+        assign(sums.labels)
+    return sums.labels, assign.centers, torch.tensor(used)
 
 
 class _Sums:
-    """Labels (B, N) and the sums of weight x (point, 1) of each cluster (B * K, D + 1), updated block by block."""
+    """Labels (B, N) and the sums of weight x point of each cluster (B * K, D), kept up to date by what changes."""
 
     def __init__(self, points: Tensor, weights: Tensor | None, assign: CpuAssigner) -> None:
         self.points, self.weights, self.assign = points, weights, assign
-        batch, num_points, self.width = points.shape
-        self.num_clusters = assign.table.shape[1]
+        batch, num_points, self.dim = points.shape
+        self.num_clusters = assign.centers.shape[1]
         self.offset = None if batch == 1 else torch.arange(batch).unsqueeze(-1) * self.num_clusters
-        self.labels = torch.full((batch, num_points), -1)
+        self.labels, self.next = None, torch.empty(batch, num_points, dtype=torch.int64)
         # many short fp32 sums, one for each block, are added in float64; a single block needs no second sum
-        self.several = len(assign.parts) > 1
+        several = len(assign.parts) > 1
         self.total = points.new_zeros(
-            batch * self.num_clusters, self.width, dtype=torch.float64 if self.several else points.dtype
+            batch * self.num_clusters, self.dim, dtype=torch.float64 if several else points.dtype
         )
-        self.share, self.age = 1.0, 0
-        self.empty = False
+        self.part_sums = self.total.to(points.dtype)  # the same memory where the types are equal
+        # what share of the labels the next iteration will change
+        self.expected, self.age = 0.5 if several else 0.0, 0
+        self.empty, self.touched = False, None
 
     def update(self) -> list[bool]:
         """Assign all points, bring the sums up to date and tell for each problem if a label changed."""
+        if self.labels is None:
+            self.assign(self.next, self._add_all)
+            self.labels, self.next = self.next, torch.empty_like(self.next)
+            return [True] * len(self.labels)
         # moving weights in and out would leave rounding in the mass of a cluster that became empty
-        refresh = self.weights is not None or self.share > REFRESH_SHARE or self.age >= REFRESH_EVERY
-        self.age = 0 if refresh else self.age + 1
-        if refresh:
+        renew = self.weights is not None or self.age >= REFRESH_EVERY or self.expected > REFRESH_SHARE
+        if renew:
             self.total.zero_()
-        moved = self.total
-        if self.several:
-            moved = self.total.new_zeros(self.total.shape, dtype=self.points.dtype)
-        changes = [0] * len(self.labels)
-        for part in self.assign.parts:
-            labels = self.assign(part)
-            differs = labels != self.labels[:, part]
-            counts = differs.sum(-1).tolist()
-            changes = [a + b for a, b in zip(changes, counts)]
-            if refresh:
-                self._add_all(moved, part, labels)
-            elif any(counts):
-                self._add_changed(moved, part, labels, differs)
-            if any(counts):
-                self.labels[:, part] = labels
-            if self.several and (refresh or any(counts)):
-                self.total += moved
-                moved.zero_()
-        self.share = sum(changes) / self.labels.numel()
-        return [count > 0 for count in changes]
-
-    def relabel(self) -> None:
-        """Assign all points without touching the sums."""
-        for part in self.assign.parts:
-            self.labels[:, part] = self.assign(part)
+        self.assign(self.next, self._add_all if renew else None)
+        differs = self.next != self.labels
+        counts = differs.sum(-1).tolist()
+        index = differs.view(-1).nonzero().squeeze(-1)
+        before, after = (self._flat(labels).index_select(0, index) for labels in (self.labels, self.next))
+        self.touched = torch.zeros(len(self.total), dtype=torch.bool)
+        self.touched.index_fill_(0, before, True).index_fill_(0, after, True)
+        if not renew and len(index):
+            self._add_changed(index, before, after)
+        self.age = 0 if renew else self.age + 1
+        self.labels, self.next = self.next, self.labels
+        # an iteration mostly changes at most half as many points as the one before
+        self.expected = 0.5 * len(index) / self.labels.numel()
+        return [count > 0 for count in counts]
 
     def _flat(self, labels: Tensor) -> Tensor:
         """Return labels (B, n) as rows (B * n,) of the sums."""
         return (labels if self.offset is None else labels + self.offset).reshape(-1)
 
-    def _add_all(self, moved: Tensor, part: slice, labels: Tensor) -> None:
+    def _add_all(self, part: slice) -> None:
         points = self.points[:, part]
         if self.weights is not None:
             points = points * self.weights[:, part].unsqueeze(-1)
-        moved.index_add_(0, self._flat(labels), points.reshape(-1, self.width))
+        self._add(self._flat(self.next[:, part]), points.reshape(-1, self.dim))
 
-    def _add_changed(self, moved: Tensor, part: slice, labels: Tensor, differs: Tensor) -> None:
-        index = differs.reshape(-1).nonzero().squeeze(-1)
-        rows = self.points[:, part].reshape(-1, self.width).index_select(0, index)
-        moved.index_add_(0, self._flat(labels).index_select(0, index), rows)
-        before = self._flat(self.labels[:, part]).index_select(0, index)
-        moved.index_add_(0, before, rows, alpha=-1.0)
+    def _add_changed(self, index: Tensor, before: Tensor, after: Tensor) -> None:
+        flat = self.points.view(-1, self.dim)
+        for part in blocks(len(index), self.dim * flat.element_size(), flat.device):
+            rows = flat.index_select(0, index[part])
+            self._add(after[part], rows)
+            self._add(before[part], rows, -1.0)
 
-    def write_centers(self, relocating: bool) -> None:
-        """Write the averages to the assigner. A cluster without points takes a far one, or stays if not relocating."""
-        sums = self.total.view(-1, self.num_clusters, self.width)
-        mass, centers = sums[..., -1:], self.assign.centers
-        self.empty = mass.amin().item() <= 0
+    def _add(self, labels: Tensor, rows: Tensor, sign: float = 1.0) -> None:
+        self.part_sums.index_add_(0, labels, rows, alpha=sign)
+        if self.part_sums is not self.total:
+            self.total += self.part_sums
+            self.part_sums.zero_()
+
+    def _mass(self) -> Tensor:
+        """Return the sum of weights of each cluster (B * K,) in the type of the points."""
+        weights = None if self.weights is None else self.weights.reshape(-1).double()
+        return torch.bincount(self._flat(self.labels), weights, len(self.total)).to(self.points.dtype)
+
+    def move_centers(self, active: list[bool], relocating: bool, measure: bool) -> list[float]:
+        """Move the centers of active problems to their averages; return each problem's squared movement if asked.
+
+        A cluster without points takes a far one, or stays if not relocating.
+        """
+        mass, shifts = self._mass(), self.points.new_full((len(active),), float('inf'))
+        was_empty, self.empty = self.empty, mass.amin().item() <= 0
+        # a relocated center is not the average of the points with its label, so all are to be written again
+        if self.assign.keeps and self.touched is not None and not (was_empty or self.empty):
+            touched = self.touched
+            if not all(active):
+                touched = touched & torch.tensor(active).repeat_interleave(self.num_clusters)
+            rows = touched.nonzero().squeeze(-1)
+            values = self.total.index_select(0, rows) / mass.index_select(0, rows).unsqueeze(-1)
+            if measure:
+                moves = self.assign.centers.view(-1, self.dim).index_select(0, rows).sub_(values).square_().sum(-1)
+                shifts = torch.zeros_like(shifts).index_add_(0, rows // self.num_clusters, moves)
+            self.assign.move(values, rows)
+            return shifts.tolist()
+        centers = self._averages(mass.view(len(active), -1), relocating).to(self.points.dtype)
+        if not all(active):
+            centers = torch.where(torch.tensor(active).view(-1, 1, 1), centers, self.assign.centers)
+        if measure:
+            shifts = (centers - self.assign.centers).square_().sum((-2, -1))
+        self.assign.move(centers)
+        return shifts.tolist()
+
+    def _averages(self, mass: Tensor, relocating: bool) -> Tensor:
+        sums, centers = self.total.view(*mass.shape, self.dim), self.assign.centers
         if not self.empty:
-            if self.several:
-                centers.copy_(sums[..., :-1] / mass)
-            else:
-                torch.div(sums[..., :-1], mass, out=centers)
-        elif not relocating:
-            centers.copy_(torch.where(mass > 0, sums[..., :-1] / mass, centers))
-        else:
-            mass, points = mass.squeeze(-1), self.points[..., :-1]
-            plain = sums[..., :-1].masked_fill((mass <= 0).unsqueeze(-1), 0.0)  # rounding of points that went away
-            distances = squared_distances_to(points, centers, self.labels)
-            if self.weights is not None:  # a point without weight is no place for a center
-                distances = torch.where(self.weights > 0, distances, 0.0)
-            plain, mass = relocate(plain, mass, points, self.weights, self.labels, distances)
-            centers.copy_(averages(plain, mass))
+            return sums / mass.unsqueeze(-1)
+        if not relocating:
+            return torch.where(mass.unsqueeze(-1) > 0, sums / mass.unsqueeze(-1), centers)
+        plain = sums.masked_fill((mass <= 0).unsqueeze(-1), 0.0)  # rounding of points that went away
+        distances = squared_distances_to(self.points, centers, self.labels)
+        if self.weights is not None:  # a point without weight is no place for a center
+            distances = torch.where(self.weights > 0, distances, 0.0)
+        return averages(*relocate(plain, mass, self.points, self.weights, self.labels, distances))

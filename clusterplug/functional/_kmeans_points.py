@@ -15,11 +15,12 @@ LARGEST, SMALLEST = 1e15, 1e-12
 class Centred(NamedTuple):
     """points = (x - offset) * scale, and 0 where masked."""
 
-    extended: Tensor  # (B, N, D + 1) contiguous, in the working type: the points with a last coordinate 1
-    points: Tensor  # (B, N, D), the same memory without the last coordinate
-    offset: Tensor  # (B, 1, D) mean of the valid points
+    points: Tensor  # (B, N, D), in the working type
+    extended: Tensor | None  # (B, N, D + 1), the same memory with a last coordinate 1; None on the CPU
+    offset: Tensor  # (B, 1, D) mean of the valid points; 0 where that is near enough to the origin
     scale: Tensor  # (B, 1, 1) a power of two, mostly 1
     variance: Tensor  # (B,) mean variance of the coordinates of the valid points
+    is_plain: bool = False  # offset 0 and scale 1 throughout
 
 
 def centred(x: Tensor, valid: Tensor | None) -> Centred:
@@ -31,24 +32,49 @@ def centred(x: Tensor, valid: Tensor | None) -> Centred:
         kept = torch.where(valid.unsqueeze(-1), x, 0.0).to(dtype)
         count = valid.sum(-1).clamp(min=1).to(dtype).view(-1, 1, 1)
     offset = kept.sum(1, keepdim=True) / count
-    extended = _shifted(kept, offset, valid)
-    norm = _norm(extended)
+    on_host = host_checks_allowed(x)
+    if on_host:
+        as_they_are = _near_origin(kept.contiguous(), offset, count)
+        if as_they_are is not None:
+            return as_they_are
+    shifted = _shifted(kept, offset, valid)
+    norm = _norm(shifted)
     scale = torch.ones_like(count)
     if _may_be_extreme(norm):
-        if host_checks_allowed(x):
+        if on_host:
             check_finite(x, 'x', valid)
             offset = (kept.double().sum(1, keepdim=True) / count).to(dtype)  # the sum may have left fp32
-            extended = _shifted(kept, offset, valid)
-        scale = _scale(extended)
-        extended = extended * scale
-        norm = _norm(extended)
-    extended[..., -1] = 1.0
+            shifted = _shifted(kept, offset, valid)
+        scale = _scale(shifted)
+        shifted = shifted * scale
+        norm = _norm(shifted)
     variance = norm.square() / (count.view(-1) * x.shape[-1])
-    return Centred(extended, extended[..., :-1], offset, scale, variance)
+    if on_host:
+        return Centred(shifted, None, offset, scale, variance)
+    shifted[..., -1] = 1.0
+    return Centred(shifted[..., :-1], shifted, offset, scale, variance)
+
+
+def _near_origin(kept: Tensor, offset: Tensor, count: Tensor) -> Centred | None:
+    """Return the points as they are if their means are no farther from the origin than they from their means.
+
+    Subtracting such a mean gains no digits, and costs a copy of all points.
+    """
+    norm = _norm(kept)
+    if _may_be_extreme(norm):
+        return None
+    total, of_mean = norm.square(), offset.square().sum((-2, -1)) * count.view(-1)
+    if not bool((of_mean <= 0.5 * total).all()):
+        return None
+    variance = (total - of_mean) / (count.view(-1) * kept.shape[-1])
+    return Centred(kept, None, torch.zeros_like(offset), torch.ones_like(count), variance, True)
 
 
 def _shifted(kept: Tensor, offset: Tensor, valid: Tensor | None) -> Tensor:
-    """Return kept - offset (B, N, D), 0 where masked, with a last coordinate 0."""
+    """Return kept - offset (B, N, D), 0 where masked; on accelerators with a last coordinate 0."""
+    if host_checks_allowed(kept):
+        points = kept - offset
+        return points if valid is None else points.masked_fill_(~valid.unsqueeze(-1), 0.0)
     if torch.compiler.is_compiling():
         points = kept - offset if valid is None else torch.where(valid.unsqueeze(-1), kept - offset, 0.0)
         return torch.nn.functional.pad(points, (0, 1))
@@ -76,12 +102,14 @@ def _may_be_extreme(norm: Tensor) -> bool:
 
 def to_centred(centers: Tensor, frame: Centred) -> Tensor:
     """Return centers (B, K, D) as the points see them."""
+    if frame.is_plain:
+        return centers.to(frame.points.dtype)
     return (centers.to(frame.points.dtype) - frame.offset) * frame.scale
 
 
 def from_centred(centers: Tensor, frame: Centred) -> Tensor:
     """Return centers (B, K, D) as the caller sees them."""
-    return centers / frame.scale + frame.offset
+    return centers if frame.is_plain else centers / frame.scale + frame.offset
 
 
 def _scale(points: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from clusterplug.functional._checks import (
     check_num_clusters,
     check_points,
 )
-from clusterplug.functional._kmeans_assign import nearest, squared_distances_to
+from clusterplug.functional._kmeans_assign import nearest, problem_groups, squared_distances_to
 from clusterplug.functional._kmeans_cpu import lloyd_cpu
 from clusterplug.functional._kmeans_device import lloyd_device
 from clusterplug.functional._kmeans_points import centred, from_centred, to_centred
@@ -21,9 +21,6 @@ from clusterplug.functional._numerics import exact_products, host_checks_allowed
 from clusterplug.functional.kmeans_init import flat_weights, kkz_indices, plus_plus_indices, random_draws
 
 __all__ = ['KMeansResult', 'kmeans', 'nearest_center']
-
-# Bytes of points and scores of the problems that the CPU iterates together: they stay in the second-level cache.
-CPU_GROUP_BYTES = 1 << 21
 
 
 class KMeansResult(NamedTuple):
@@ -110,15 +107,13 @@ def kmeans(
         start = init.detach().expand(*lead, num_clusters, dim).reshape(batch, num_clusters, dim)
     elif init == 'k-means++':
         draws = random_draws(batch, num_clusters, x, generator)
-    group = batch
-    if host_checks_allowed(x):
-        group = max(1, CPU_GROUP_BYTES // (num_points * (dim + num_clusters) * 4))
+    groups = problem_groups(flat, num_clusters) if host_checks_allowed(x) else [slice(0, batch)]
     options = (num_clusters, init, num_iters, 0.0 if fixed else float(tol))
     with torch.no_grad(), exact_products(x):
         parts = []
-        for first in range(0, batch, group):
+        for group in groups:
             given = (flat, valid, weight, draws, start)
-            parts.append(_solve(*(None if t is None else t[first : first + group] for t in given), options))
+            parts.append(_solve(*(None if each is None else each[group] for each in given), options))
     labels, centers, inertia, used = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts))
     return KMeansResult(
         labels.view(*lead, num_points),
@@ -187,9 +182,12 @@ def _solve(x, valid, weights, draws, start, options) -> tuple[Tensor, Tensor, Te
             index = plus_plus_indices(points, weights, draws)
         centers = points.gather(1, index.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
     tolerance = tol * frame.variance if tol > 0 else None
-    lloyd = lloyd_cpu if host_checks_allowed(x) else lloyd_device
-    labels, centers, used = lloyd(frame.extended, weights, centers, num_iters, tolerance)
-    distances = squared_distances_to(points, centers, labels) / frame.scale.square().squeeze(-1)
+    lloyd = lloyd_cpu if frame.extended is None else lloyd_device
+    given = points if frame.extended is None else frame.extended
+    labels, centers, used = lloyd(given, weights, centers, num_iters, tolerance)
+    distances = squared_distances_to(points, centers, labels)
+    if not frame.is_plain:
+        distances = distances / frame.scale.square().squeeze(-1)
     inertia = (distances if weights is None else distances * weights).sum(-1, dtype=torch.float64).to(points.dtype)
     if valid is not None:
         labels = labels.masked_fill(~valid, -1)

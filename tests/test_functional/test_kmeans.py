@@ -1,6 +1,5 @@
 """kmeans: by hand, plain loop, scikit-learn, faiss; masks, weights, empty clusters, extremes, invariants, bad input."""
 
-import importlib
 import itertools
 import warnings
 
@@ -203,12 +202,11 @@ def test_batch_equals_loop(init):
 
 
 def test_groups_and_blocks_do_not_change_the_result(monkeypatch):
-    kmeans_module = importlib.import_module('clusterplug.functional.kmeans')  # the package exports the function
     x = randn(5, 400, 6)
     start = x[:, :8].clone()
     whole = kmeans(x, 8, init=start, num_iters=15)
     for group_bytes, block_bytes in ((1, 1 << 21), (1 << 30, 1 << 30), (1 << 30, 20_000), (1, 3_000)):
-        monkeypatch.setattr(kmeans_module, 'CPU_GROUP_BYTES', group_bytes)
+        monkeypatch.setattr(_kmeans_assign, 'CPU_GROUP_BYTES', group_bytes)
         monkeypatch.setattr(_kmeans_assign, 'CPU_BLOCK_BYTES', block_bytes)
         split = kmeans(x, 8, init=start, num_iters=15)
         assert torch.equal(split.labels, whole.labels)

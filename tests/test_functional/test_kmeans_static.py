@@ -29,7 +29,7 @@ def randn(*shape, seed=0):
 @pytest.fixture
 def as_on_device(monkeypatch):
     """Take the path of accelerators on the CPU."""
-    for name in ('kmeans', 'kmeans_init', '_kmeans_points'):
+    for name in ('kmeans', 'kmeans_init', '_kmeans_assign', '_kmeans_points'):
         module = importlib.import_module(f'clusterplug.functional.{name}')
         monkeypatch.setattr(module, 'host_checks_allowed', lambda tensor: False)
 
