@@ -18,12 +18,14 @@ from clusterplug.functional._sinkhorn_problem import (
 # number of iterations, because each sum of the kernel lies between exp(-60) and 1 times the sum of the factors.
 # That is far inside fp32's exp(+-87).
 SAFE_RANGE = 60.0
-# Below this many entries the log form is as fast, and it needs no look at the scores.
-MIN_ENTRIES = 1 << 16
+# Below this many entries of all problems the log form is as fast, and it needs no look at the scores.
+MIN_ENTRIES = 1 << 14
+# From this many entries of one problem on, its passes over memory cost more than launching them block by block.
+MIN_ENTRIES_IN_BLOCKS = 1 << 16
 # Sums are held above this: finite for every input, reached only outside the safe range.
 SMALLEST_SUM = 1e-30
-# Bytes of the kernel matrix per thread that an iteration works on at a time: they stay in the second-level cache.
-BLOCK_BYTES = 1 << 19
+# Bytes of the kernel matrix per thread that an iteration works on at a time: they stay near the second-level cache.
+BLOCK_BYTES = 1 << 20
 
 
 def safe_peak(problem: Problem, epsilon: float) -> float | None:
@@ -35,10 +37,15 @@ def safe_peak(problem: Problem, epsilon: float) -> float | None:
     scores = problem.scores
     if problem.group is not None or not host_checks_allowed(scores):
         return None
-    if scores.shape[-2] * scores.shape[-1] < MIN_ENTRIES or scores.numel() == 0:
+    if scores.numel() < MIN_ENTRIES:
         return None
     low, high = (float(bound) for bound in torch.aminmax(scores.detach()))
     return high if high - low <= SAFE_RANGE * epsilon else None  # NaN and inf fail the comparison
+
+
+def pays_in_blocks(problem: Problem) -> bool:
+    """Tell whether one problem is large enough to be iterated block by block."""
+    return problem.scores.shape[-2] * problem.scores.shape[-1] >= MIN_ENTRIES_IN_BLOCKS
 
 
 def solve_scaling(problem: Problem, epsilon: float, num_iters: int) -> Tensor:
@@ -89,13 +96,14 @@ def _solve_one(
     blocks = list(zip(plan.split(block_rows), scores.split(block_rows), row_mass.split(block_rows)))
     small_peak = abs(peak) <= SAFE_RANGE * epsilon
     shift = plan.new_tensor(-peak / epsilon)
+    members = (row_mass > 0).to(plan.dtype).split(block_rows)
     sums = torch.zeros_like(col_mass)
-    for kernel, part, mass in blocks:
+    for (kernel, part, _), present in zip(blocks, members):
         if small_peak:
             torch.add(shift, part, alpha=1.0 / epsilon, out=kernel).exp_()
         else:  # subtracting first keeps the digits of scores with a large offset
             torch.sub(part, peak, out=kernel).mul_(1.0 / epsilon).exp_()
-        sums.addmv_(kernel.mT, (mass > 0).to(kernel.dtype))
+        sums.addmv_(kernel.mT, present)
     for iteration in range(num_iters):
         right = col_mass / sums.clamp_(min=SMALLEST_SUM)
         sums = torch.zeros_like(col_mass)

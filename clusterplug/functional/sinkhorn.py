@@ -10,7 +10,7 @@ from clusterplug.functional._numerics import host_checks_allowed, no_autocast, w
 from clusterplug.functional._sinkhorn_checks import check_equal_mass, check_options, expand_marginals
 from clusterplug.functional._sinkhorn_log import solve_log
 from clusterplug.functional._sinkhorn_problem import Problem, resolve_masks, row_masses, sum_over_ranks
-from clusterplug.functional._sinkhorn_scaling import safe_peak, solve_scaling, solve_scaling_in_blocks
+from clusterplug.functional._sinkhorn_scaling import pays_in_blocks, safe_peak, solve_scaling, solve_scaling_in_blocks
 
 __all__ = ['sinkhorn', 'sinkhorn_log_plan']
 
@@ -54,9 +54,9 @@ def sinkhorn(
             No gradient passes through it.
         form: 'log' never over- or underflows and launches two operations an iteration when the marginals are uniform
             (masked or not). 'scaling' reads the matrix less often; it is exact while (max - min) / epsilon of each
-            row is below 60, and finite beyond. 'auto' takes 'scaling' for problems of 65,536 entries
-            and more on the CPU whose range (max - min) / epsilon <= 60, and 'log' everywhere else: on other devices,
-            over ranks, and while compiling, where knowing the range would cost a synchronisation.
+            row is below 60, and finite beyond. 'auto' takes 'scaling' on the CPU for scores of 16,384 entries and
+            more whose range (max - min) / epsilon <= 60, and 'log' everywhere else: on other devices, over ranks,
+            and while compiling, where knowing the range would cost a synchronisation.
 
     Returns:
         Plan (..., N, K) in the type of ``scores``. A problem without a valid row, or without a column, is all
@@ -86,7 +86,7 @@ def sinkhorn(
     with no_autocast(scores):
         recorded = torch.is_grad_enabled() and problem.scores.requires_grad
         peak = None if form == 'log' else safe_peak(problem, epsilon)
-        if peak is not None and not recorded:
+        if peak is not None and not recorded and pays_in_blocks(problem):
             plan = solve_scaling_in_blocks(problem, peak, epsilon, num_iters)
         elif peak is not None or form == 'scaling':
             plan = solve_scaling(problem, epsilon, num_iters)
