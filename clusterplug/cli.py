@@ -47,7 +47,7 @@ def run_train(arguments: Sequence[str] | None = None) -> int:
         config.resume = True
         config.load_from = None if args.resume == 'auto' else _existing(args.resume, '--resume')
     try:
-        _build_runner(config).train()
+        build_runner(config).train()
     except KeyboardInterrupt:
         return _report_stop(config.work_dir)
     return 0
@@ -75,7 +75,7 @@ def run_test(arguments: Sequence[str] | None = None) -> int:
     if args.tta:
         _use_tta(config)
     try:
-        _build_runner(config).test()
+        build_runner(config).test()
     except KeyboardInterrupt:
         print('stopped', file=sys.stderr)
         return 130
@@ -217,7 +217,8 @@ def _use_tta(config) -> None:
     config.model = ConfigDict(**config.tta_model, module=config.model)
 
 
-def _build_runner(config):
+def build_runner(config):
+    """Build the Runner of a config from :func:`load_config`, on the CPU with memory kept between steps."""
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 

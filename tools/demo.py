@@ -5,9 +5,6 @@ done is skipped when the demo is started again; an interrupted training goes on 
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,7 +26,6 @@ def parse_arguments():
     parser.add_argument('--num-val', type=int, default=40, help='scans of other streets for the evaluation')
     parser.add_argument('--epochs', type=int, default=5, help='epochs of each training')
     parser.add_argument('--seed', type=int, default=0, help='seed of both trainings')
-    parser.add_argument('--only', choices=list(RUNS), help=argparse.SUPPRESS)  # what a child of the demo does
     return parser.parse_args()
 
 
@@ -37,137 +33,36 @@ def say(text: str) -> None:
     print(f'[demo] {text}', flush=True)
 
 
-def load(name: str, args):
-    """The config of a run, with the folders and the seed of this demo."""
-    from clusterplug.cli import load_config
+def runs_of(args) -> dict:
+    """Both trainings, with the folders, the length and the seed of this demo."""
+    from clusterplug.experiments import Run
 
     data = str(args.data.resolve())
     options = {f'{split}_dataloader.dataset.data_root': data for split in ('train', 'val', 'test')}
-    options['randomness'] = dict(seed=args.seed)
-    # mmengine keeps one visualiser of a name in a process, which would write into the folder of the first run
-    options['visualizer.name'] = name
+    for split, number in (('train', args.num_train), ('val', args.num_val), ('test', args.num_val)):
+        options[f'{split}_dataloader.dataset.indices'] = number
+    options['randomness.seed'] = args.seed
     # no validation while training: the test that follows reads the same scans
     options['train_cfg'] = dict(max_epochs=args.epochs, val_interval=args.epochs + 1)
     options['param_scheduler.1.T_max'] = options['param_scheduler.1.end'] = args.epochs
     options['default_hooks.logger.interval'] = options['log_processor.window_size'] = 10
     folder = ROOT / 'configs' if (ROOT / 'configs').is_dir() else Path(__file__).resolve().parents[1] / 'configs'
-    return load_config(str(folder / 'point_cluster' / RUNS[name]), options, str(args.out / name))
-
-
-def result_of(name: str, args) -> dict | None:
-    """What a finished run of these settings left, None if there is none."""
-    file = args.out / name / 'result.json'
-    if not file.is_file():
-        return None
-    result = json.loads(file.read_text())
-    return result if result.pop('settings') == settings(args) else None
-
-
-def settings(args) -> dict:
-    return dict(seed=args.seed, epochs=args.epochs, num_train=args.num_train, num_val=args.num_val)
-
-
-def train_and_test(name: str, args) -> None:
-    """One run: training, mmdet3d's SegMetric on the validation streets, ``result.json``."""
-    from mmengine.runner import Runner
-
-    config = load(name, args)
-    config.resume = (args.out / name / 'last_checkpoint').is_file()
-    runner = Runner.from_cfg(config)
-    begin = time.time()
-    runner.train()
-    metrics = {key: float(value) for key, value in runner.test().items()}
-    minutes = (time.time() - begin) / 60
-    result = dict(metrics=metrics, seconds_per_step=seconds_per_step(args.out / name), minutes=minutes)
-    file = args.out / name / 'result.json'
-    temporary = file.with_suffix('.part')
-    temporary.write_text(json.dumps(dict(result, settings=settings(args)), indent=1))
-    temporary.replace(file)
-
-
-def train_side_by_side(args) -> dict:
-    """Results of both runs, each trained by a process of its own with half of the cores.
-
-    Small sparse convolutions gain little from a second thread, so both are done sooner than one after the other, and
-    whatever else the machine does meets both alike.
-    """
-    children = {}
-    for name in RUNS:
-        if result_of(name, args):
-            say(f'{name}: done before ({args.out / name / "result.json"})')
-            continue
-        (args.out / name).mkdir(parents=True, exist_ok=True)
-        started = 'resuming' if (args.out / name / 'last_checkpoint').is_file() else 'training'
-        say(f'{name}: {started}, {args.epochs} epochs of {args.num_train} steps; log: {args.out}/{name}/console.log')
-        threads = str(max(1, (os.cpu_count() or 2) // len(RUNS)))
-        with open(args.out / name / 'console.log', 'a') as log:
-            children[name] = subprocess.Popen(
-                [sys.executable, __file__, *sys.argv[1:], '--only', name],
-                stdout=log, stderr=subprocess.STDOUT, env=os.environ | {'OMP_NUM_THREADS': threads},
-            )  # fmt: skip
-    try:
-        wait(children, args)
-    finally:
-        for child in children.values():
-            child.terminate()
-    return {name: result_of(name, args) for name in RUNS}
-
-
-def wait(children: dict, args) -> None:
-    """Until all children have ended, with a line of progress now and then; a failed child ends the demo."""
-    total, said = args.epochs * args.num_train, time.time()
-    while any(child.poll() is None for child in children.values()):
-        for name, child in children.items():
-            if child.poll():
-                log = (args.out / name / 'console.log').read_text(errors='replace')
-                sys.exit(f'{log[-3000:]}\n[demo] {name} failed, see above and {args.out / name / "console.log"}')
-        if time.time() - said > 20:
-            said = time.time()
-            say(' | '.join(f'{name} {progress(args.out / name, total)}' for name in children))
-        time.sleep(0.5)
-    failed = [name for name, child in children.items() if child.returncode]
-    if failed:
-        sys.exit(f'[demo] {", ".join(failed)} failed, see {args.out / failed[0] / "console.log"}')
-
-
-def progress(work_dir: Path, total: int) -> str:
-    """Step, loss and time left of a training, from its newest log."""
-    lines = [line for line in log_lines(work_dir) if 'loss' in line]
-    if not lines:
-        return 'starting'
-    step = lines[-1]['step']
-    if step >= total:
-        return 'testing'
-    left = (total - step) * float(np.median([line['time'] for line in lines[-5:]])) / 60
-    return f'step {step}/{total}, loss {lines[-1]["loss_sem_seg"]:.2f}, {left:.0f} min left'
-
-
-def log_lines(work_dir: Path) -> list[dict]:
-    """What mmengine logged in all starts of a run; a line that is being written is left out."""
-    lines = []
-    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in file.read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return lines
-
-
-def seconds_per_step(work_dir: Path) -> float:
-    """Median over the log lines of all starts of a run."""
-    times = [line['time'] for line in log_lines(work_dir) if 'loss' in line]
-    return float(np.median(times)) if times else float('nan')
+    return {
+        name: Run(str(folder / 'point_cluster' / file), options, (args.out / name).resolve())
+        for name, file in RUNS.items()
+    }
 
 
 def load_trained(name: str, args):
     """The trained model and its validation loader."""
-    from mmengine.runner import Runner
     from mmengine.runner.checkpoint import load_checkpoint
 
-    config = load(name, args)
-    config.work_dir = str(args.out / name / 'reading')
-    runner = Runner.from_cfg(config)
+    from clusterplug.cli import build_runner, load_config
+
+    run = runs_of(args)[name]
+    config = load_config(run.config, run.options, str(args.out / name / 'reading'))
+    config.visualizer.name = f'reading {name}'
+    runner = build_runner(config)
     checkpoint = (args.out / name / 'last_checkpoint').read_text().strip()
     load_checkpoint(runner.model, checkpoint, map_location='cpu')
     return runner.model.eval(), runner.build_dataloader(config.val_dataloader), runner
@@ -275,14 +170,15 @@ def main() -> int:
     begin = time.time()
     from clusterplug import compat
     from clusterplug.datasets.lidar_city import generate_lidar_city
+    from clusterplug.experiments import RunFailed, run_all
 
     compat.apply_all()
-    if args.only:
-        train_and_test(args.only, args)
-        return 0
     say(f'generating {args.num_train} + {args.num_val} scans in {args.data} (about half a minute)')
     generate_lidar_city(args.data, num_train=args.num_train, num_val=args.num_val)
-    results = train_side_by_side(args)
+    try:
+        results = run_all(runs_of(args), jobs=len(RUNS), say=say)
+    except (RunFailed, FileExistsError) as error:
+        sys.exit(f'[demo] {error}')
     say('measuring the loss and reading the subclasses')
     from clusterplug.segmentors.step_cost import measure_step_cost
 

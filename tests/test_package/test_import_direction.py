@@ -47,6 +47,7 @@ RULES = {
     'visualization': Rule({'torch', 'numpy'}, {*HOSTS, 'matplotlib', 'open3d'}, PLUGS),
     'compat': Rule({'torch', 'numpy', *MM, 'spconv'}, HOSTS, {'compat', 'functional', 'version', 'visualization'}),
     'cli': Rule(set(), {'torch', *HOSTS}, {*PLUGS, 'dependencies', 'doctor', 'version'}),
+    'experiments': Rule({'numpy', *MM}, {'scipy', *HOSTS}, {*PLUGS, 'cli', 'experiments'}),
     'testing': Rule({'torch', 'numpy', 'pytest', *MM}, EVERYTHING, {*PLUGS, 'testing'}),
 }
 

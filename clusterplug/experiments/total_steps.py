@@ -1,0 +1,17 @@
+"""Notes how many steps a training has, which mmengine's log files do not tell."""
+
+from pathlib import Path
+
+from mmengine.hooks import Hook
+
+FILE = 'total_steps'
+
+
+class TotalSteps(Hook):
+    """Write the number of training steps into ``<folder>/total_steps`` before the first."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+
+    def before_train(self, runner) -> None:
+        (self.folder / FILE).write_text(str(runner.max_iters))
