@@ -28,6 +28,7 @@ _NAMES = (
     'knn',
     'minkunet_voxelize',
     'missing_files',
+    'mmcv_sparse_conv',
     'points_in_boxes',
     'roi_pooling',
     'show_dir',

@@ -1,7 +1,7 @@
 """Which row of a tapped feature belongs to which label."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clusterplug.segmentors.taps import Rows
 
@@ -13,7 +13,18 @@ def stacked_labels(data_samples: list, kind: str) -> Tensor | None:
     return torch.cat(masks) if masks and all(mask is not None for mask in masks) else None
 
 
-def align(rows: Rows, labels: dict[str, Tensor], coords: Tensor | None, path: str) -> tuple[str, Tensor | None]:
+def fine_grid(model: nn.Module) -> tuple[int, ...] | None:
+    """Voxels along each axis of a model's finest grid, in the order of its coordinates; None if its data tell it."""
+    for part, name in (('backbone', 'grid_size'), ('middle_encoder', 'sparse_shape')):
+        grid = getattr(getattr(model, part, None), name, None)
+        if grid is not None:
+            return tuple(int(size) for size in grid)
+    return None
+
+
+def align(
+    rows: Rows, labels: dict[str, Tensor], coords: Tensor | None, path: str, grid: tuple[int, ...] | None = None
+) -> tuple[str, Tensor | None]:
     """Find the labels that a feature goes with.
 
     Args:
@@ -22,6 +33,7 @@ def align(rows: Rows, labels: dict[str, Tensor], coords: Tensor | None, path: st
         coords: (N, 4) coordinates of the voxels that carry the 'voxel' labels, or of the voxel of each point where the
             model makes the voxels itself; batch index first; or None.
         path: name of the tap, for messages.
+        grid: voxels along each axis of the grid of ``coords``; None: as far as they reach.
 
     Returns:
         The kind of labels, and None if row i of the feature belongs to label i. For a coarser sparse feature: (N,)
@@ -36,7 +48,7 @@ def align(rows: Rows, labels: dict[str, Tensor], coords: Tensor | None, path: st
     if rows.indices is not None and coords is not None:
         for kind, values in labels.items():
             if values.shape[0] == coords.shape[0]:
-                return kind, coarse_rows(rows, coords)
+                return kind, coarse_rows(rows, coords, grid)
     have = ', '.join(f'{values.shape[0]} {kind} labels' for kind, values in labels.items()) or 'no labels'
     raise ValueError(
         f"the layer '{path}' has {rows.features.shape[0]} rows, which cannot be aligned with {have}; tap a layer with "
@@ -44,17 +56,18 @@ def align(rows: Rows, labels: dict[str, Tensor], coords: Tensor | None, path: st
     )
 
 
-def coarse_rows(rows: Rows, coords: Tensor) -> Tensor:
+def coarse_rows(rows: Rows, coords: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
     """(N,) row of the coarse voxel that contains each fine voxel, -1 where there is none. No host synchronisation.
 
-    Each axis may have a stride of its own, a power of 2.
+    Each axis may have a stride of its own, a power of 2: the ratio of ``grid``, the voxels along each axis of the grid
+    of ``coords``, to the coarse grid. None: the coordinates reach the end of each axis, as those of MinkUNet do.
     """
     if rows.indices.shape[0] == 0:
         return torch.full_like(coords[:, 0], -1, dtype=torch.int64)
     fine, shape = coords.long(), torch.tensor(rows.spatial_shape, device=coords.device)
     # strided sparse convolution: coarse = fine // stride. The longest axis tells its stride best; an axis of few cells
     # tells it badly, so it takes that of the longest unless that is out of the question (Cylinder3D keeps the height).
-    extent = fine[:, 1:].amax(0) + 1
+    extent = fine[:, 1:].amax(0) + 1 if grid is None else torch.tensor(grid, device=coords.device)
     own = 2 ** torch.log2(extent / shape).round().clamp_min(0)
     longest = own[max(range(3), key=lambda axis: rows.spatial_shape[axis])]
     stride = torch.where((extent / longest - shape).abs() < 1, longest, own).long()

@@ -70,7 +70,7 @@ def predict_subclasses(model: nn.Module, data: dict, use_labels: bool = False) -
     finally:
         model.train(was_training)
     coords = data['inputs']['voxels']['coors']
-    _, feature_rows = align(rows, {'voxel': coords[:, 0]}, coords, branch.embedding.path)
+    _, feature_rows = align(rows, {'voxel': coords[:, 0]}, coords, branch.embedding.path, branch.grid)
     features = rows.features.float()
     if feature_rows is not None:
         features = features[feature_rows.clamp_min(0)]

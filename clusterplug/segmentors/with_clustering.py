@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from clusterplug.registry import MODELS
-from clusterplug.segmentors.alignment import align, stacked_labels
-from clusterplug.segmentors.taps import Tap
+from clusterplug.segmentors.alignment import align, fine_grid, stacked_labels
+from clusterplug.segmentors.taps import Tap, default_tap
 
 _CLASSIFIERS = ('decode_head.conv_seg', 'decode_head.classifier')
 
@@ -20,11 +20,15 @@ class ClusteringBranch(nn.Module):
         self.embedding = Tap(model, embedding)
         self.predictions = Tap(model, predictions) if predictions else None
         self.labels = labels
+        self.grid = fine_grid(model)
         if isinstance(loss, dict):
             # so that the model is initialised and trained from the same random numbers as without the loss
             with torch.random.fork_rng(devices=[]):
                 loss = MODELS.build(_complete(loss, model, self.embedding))
         self.loss = loss
+        # Cylinder3D has an output for ignored points besides, which is no class to the loss
+        outputs = getattr(getattr(model, 'decode_head', None), 'num_classes', None)
+        self.extra_output = outputs is not None and getattr(loss, 'num_classes', outputs) == outputs - 1
         self.running = self.watching = False
         self.enabled = True  # False: the model trains as if it had no clustering loss, to measure what it costs
 
@@ -63,10 +67,12 @@ class ClusteringBranch(nn.Module):
         labels = {kind: values for kind, values in labels.items() if values is not None}
         voxels = inputs.get('voxels') if isinstance(inputs, dict) else None
         coords = voxels.get('coors') if isinstance(voxels, dict) else None
-        kind, feature_rows = align(rows, labels, coords, self.embedding.path)
+        kind, feature_rows = align(rows, labels, coords, self.embedding.path, self.grid)
         target, predicted = labels[kind], None
         if self.predictions is not None:
             predicted = self.predictions.take().features
+            if self.extra_output:
+                predicted = predicted.detach().argmax(1)
         if feature_rows is not None:
             # voxels that the coarse grid dropped have no feature
             target = torch.where(feature_rows >= 0, target, self.loss.ignore_index)
@@ -77,9 +83,11 @@ class ClusteringBranch(nn.Module):
 def _complete(loss: dict, model: nn.Module, tap: Tap) -> dict:
     """The loss config with what the model knows: number of classes, ignored label, width of the feature."""
     head = getattr(model, 'decode_head', None)
+    sizes = {name: getattr(head, name, None) for name in ('num_classes', 'ignore_index')}
+    if None not in sizes.values() and sizes['ignore_index'] == sizes['num_classes'] - 1:
+        sizes['num_classes'] -= 1  # Cylinder3D has an output for ignored points
     loss = dict(loss)
-    for name in ('num_classes', 'ignore_index'):
-        known = getattr(head, name, None)
+    for name, known in sizes.items():
         if known is not None and loss.setdefault(name, known) != known:
             raise ValueError(
                 f'{name} of the clustering loss is {loss[name]} but that of the decode head is {known}; leave it out '
@@ -122,8 +130,8 @@ def WithClustering(
             model where they are left out.
         embedding: the feature, ``'layer'`` for the output and ``'layer:input'`` for the input of a layer of
             ``model.named_modules()``. Its rows must be those of the labels (points or voxels), or it must be an spconv
-            tensor of any stride: then a label goes with the coarse voxel that contains its voxel. ``'auto'``: the input
-            of the classifier ``decode_head.conv_seg``.
+            tensor of any stride: then a label goes with the coarse voxel that contains its voxel. ``'auto'``: what goes
+            into the classifier, before dropout; for SPVCNN the point features of the deepest stage.
         predictions: likewise the layer whose output are the logits, for the choice of hard anchors; ``'auto'``: the
             classifier; None: all anchors count as easy.
         labels: ``'voxel'``, ``'point'``, or ``'auto'``: the one with as many rows as the feature.
@@ -156,11 +164,7 @@ def WithClustering(
         raise ValueError(f"labels must be 'auto', 'voxel' or 'point', got {labels!r}")
     classifier = _classifier(model)
     if embedding == 'auto':
-        if classifier is None:
-            raise ValueError(
-                f'embedding must name a layer: {type(model).__name__} has none of {", ".join(_CLASSIFIERS)}'
-            )
-        embedding = f'{classifier}:input'
+        embedding = default_tap(model)
     branch = ClusteringBranch(model, embedding, classifier if predictions == 'auto' else predictions, labels, loss)
     model.clustering = branch
     model.register_forward_pre_hook(branch.before, with_kwargs=True)
