@@ -62,7 +62,12 @@ def _table(targets: list[Tensor], num_voxels: int) -> tuple[Tensor, Tensor]:
 
 
 def _submanifold(indices: Tensor, shape: list[int], ksize, dilation) -> tuple[Tensor, Tensor]:
-    if all(size % 2 for size in ksize) and all(step == 1 for step in dilation):
+    if any(step != 1 for step in dilation):
+        raise ValueError(
+            f'submanifold convolutions of mmcv must have dilation 1, got {list(dilation)}: with another one its CUDA '
+            f"kernel is off center; use spconv's"
+        )
+    if all(size % 2 for size in ksize):
         found = submanifold_pairs(indices, shape, list(ksize))
         if found is not None:
             pairs, counts = found[0].transpose(0, 1).contiguous(), found[1] + found[1].flip(0)
