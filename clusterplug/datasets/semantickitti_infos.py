@@ -4,10 +4,11 @@ mmdet3d's own converter lists the 43,552 scans of the full set from constants, w
 folder is read: ``sequences/<sequence>/velodyne/<scan>.bin`` and ``sequences/<sequence>/labels/<scan>.label``.
 """
 
-import os
 import pickle
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from clusterplug.files import whole_file
 
 BYTES_PER_POINT = 16  # x, y, z in metres and remission, float32 each
 BYTES_PER_LABEL = 4  # uint32: class in the lower, instance in the upper 16 bits
@@ -121,12 +122,8 @@ def write_infos(path: str | Path, data_root: str | Path, scans: Iterable[str], w
     content = dict(metainfo=dict(DATASET='SemanticKITTI'), data_list=entries)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        temporary.write_bytes(pickle.dumps(content))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, 'wb') as file:
+        pickle.dump(content, file)
     return len(entries)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from clusterplug.experiments.compare import comparison_table
 from clusterplug.experiments.run import Run, write_json
 from clusterplug.experiments.side_by_side import RunFailed, run_all
+from clusterplug.files import whole_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,9 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = comparison_table(baseline, metrics, args.metrics, args.factor)
     table += f'\n\n{len(args.seeds)} seeds ({", ".join(map(str, args.seeds))}); p: paired t-test, two-sided'
     write_json(args.work_dir / 'results.json', results)
-    temporary = args.work_dir / 'table.part'
-    temporary.write_text(table + '\n')
-    temporary.replace(args.work_dir / 'table.md')
+    with whole_file(args.work_dir / 'table.md') as file:
+        file.write(table + '\n')
     print(f'\n{table}\n')
     return 0
 

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from clusterplug.files import whole_file
+
 
 class Run(NamedTuple):
     """What is trained and tested.
@@ -41,9 +43,8 @@ def result_of(run: Run) -> dict | None:
 
 def write_json(file: Path, content) -> None:
     """Write whole or not at all."""
-    temporary = file.with_suffix('.part')
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(file)
+    with whole_file(file) as stream:
+        json.dump(content, stream, indent=1)
 
 
 def train_and_test(run: Run) -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clusterplug.files import whole_file
 from clusterplug.visualization.birds_eye import birds_eye
 
 
@@ -58,11 +59,6 @@ def save_panels(
         handles = [Patch(color=np.asarray(color) / 255, label=name) for name, color in legend]
         figure.legend(handles=handles, loc='lower center', ncols=10, fontsize=9, frameon=False)
     figure.tight_layout(rect=(0, 0.9 / figure.get_figheight() if legend else 0, 1, 1))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.part')
-    try:
-        figure.savefig(temporary, format='png')
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, 'wb') as file:
+        figure.savefig(file, format='png')

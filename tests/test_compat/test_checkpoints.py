@@ -16,7 +16,7 @@ from mmengine.logging import HistoryBuffer  # noqa: E402
 from mmengine.runner.checkpoint import CheckpointLoader  # noqa: E402
 
 from clusterplug.compat import atomic_files, torch_load  # noqa: E402
-from clusterplug.compat._whole_file import whole_file  # noqa: E402
+from clusterplug.files import whole_file  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

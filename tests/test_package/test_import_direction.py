@@ -25,14 +25,15 @@ class Rule(NamedTuple):
     inside: set | None = frozenset()  # areas of clusterplug
 
 
-PURE = {'functional', 'losses', 'layers', 'memory', 'heads', 'estimators', 'registry'}
-PLUGS = {*PURE, 'segmentors', 'hooks', 'datasets', 'evaluation', 'visualization', 'compat'}
+PURE = {'functional', 'losses', 'layers', 'memory', 'heads', 'estimators', 'registry', 'files'}
+PLUGS = {*PURE, 'segmentors', 'detectors', 'hooks', 'datasets', 'evaluation', 'visualization', 'compat'}
 RULES = {
     '__init__': Rule({'torch'}, inside={'version'}),
     'version': Rule(set()),
     'dependencies': Rule(set()),
     '__main__': Rule(set(), inside={'version', 'doctor'}),
     'doctor': Rule(set(), EVERYTHING, {'doctor', 'dependencies', 'version', 'functional', 'compat'}),
+    'files': Rule(set()),
     'functional': Rule({'torch'}, {'scipy'}, {'functional'}),
     'losses': Rule({'torch'}, set(), PURE),
     'layers': Rule({'torch'}, set(), PURE),
@@ -41,11 +42,14 @@ RULES = {
     'estimators': Rule({'torch', 'numpy'}, {'scipy', 'sklearn'}, {*PURE, 'version'}),
     'registry': Rule({'mmengine'}),
     'segmentors': Rule({'torch', *MM}, HOSTS, PLUGS),
+    'detectors': Rule({'torch', *MM}, HOSTS, PLUGS),
     'hooks': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'matplotlib'}, PLUGS),
     'datasets': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'open3d', 'scipy', 'tqdm'}, PLUGS),
     'evaluation': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'scipy', 'sklearn'}, PLUGS),
     'visualization': Rule({'torch', 'numpy'}, {*HOSTS, 'matplotlib', 'open3d'}, PLUGS),
-    'compat': Rule({'torch', 'numpy', *MM, 'spconv'}, HOSTS, {'compat', 'functional', 'version', 'visualization'}),
+    'compat': Rule(
+        {'torch', 'numpy', *MM, 'spconv'}, HOSTS, {'compat', 'files', 'functional', 'version', 'visualization'}
+    ),
     'cli': Rule(set(), {'torch', *HOSTS}, {*PLUGS, 'dependencies', 'doctor', 'version'}),
     'experiments': Rule({'numpy', *MM}, {'scipy', *HOSTS}, {*PLUGS, 'cli', 'experiments'}),
     'testing': Rule({'torch', 'numpy', 'pytest', *MM}, EVERYTHING, {*PLUGS, 'testing'}),

@@ -58,8 +58,8 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path, monkeypatch):
     file = tmp_path / 'x.png'
     file.write_bytes(b'old')
 
-    def full(self, path, **_):
-        path.write_bytes(b'half')
+    def full(self, stream, **_):
+        stream.write(b'half')
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(Figure, 'savefig', full)
