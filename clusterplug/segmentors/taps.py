@@ -12,6 +12,10 @@ _DEFAULTS = (
     ('decode_head.pre_seg_conv', ''),  # PointNet++, PAConv, DGCNN
     ('decode_head.conv_seg', ':input'),
     ('decode_head.classifier', ':input'),
+    ('roi_head.semantic_head.seg_cls_layer', ':input'),  # PV-RCNN: its key points
+    ('rpn_head.cls_layers', ':input'),  # PointRCNN: its points
+    ('middle_encoder.conv_out', ''),  # SECOND: sparse, before it becomes dense
+    ('voxel_encoder', ''),  # PointPillars: pillars before they are scattered
 )
 
 

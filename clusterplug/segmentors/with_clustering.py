@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from clusterplug.detectors.box_labels import KINDS, BoxLabels, is_detector
 from clusterplug.registry import MODELS
 from clusterplug.segmentors.alignment import align, fine_grid, stacked_labels
 from clusterplug.segmentors.taps import Tap, default_tap
@@ -20,11 +21,12 @@ class ClusteringBranch(nn.Module):
         self.embedding = Tap(model, embedding)
         self.predictions = Tap(model, predictions) if predictions else None
         self.labels = labels
+        self.boxes = BoxLabels(model, labels) if labels in KINDS else None
         self.grid = fine_grid(model)
         if isinstance(loss, dict):
             # so that the model is initialised and trained from the same random numbers as without the loss
             with torch.random.fork_rng(devices=[]):
-                loss = MODELS.build(_complete(loss, model, self.embedding))
+                loss = MODELS.build(_complete(loss, model, self.embedding, self.boxes))
         self.loss = loss
         # Cylinder3D has an output for ignored points besides, which is no class to the loss
         outputs = getattr(getattr(model, 'decode_head', None), 'num_classes', None)
@@ -62,6 +64,10 @@ class ClusteringBranch(nn.Module):
 
     def _terms(self, inputs, samples) -> dict:
         rows = self.embedding.take()
+        if self.boxes is not None:
+            predicted = None if self.predictions is None else self.predictions.take().features
+            target = self.boxes(rows, inputs, samples, self.loss.ignore_index)
+            return self.loss(rows.features, target, predicted)
         kinds = ('voxel', 'point') if self.labels == 'auto' else (self.labels,)
         labels = {kind: stacked_labels(samples, kind) for kind in kinds}
         labels = {kind: values for kind, values in labels.items() if values is not None}
@@ -80,18 +86,20 @@ class ClusteringBranch(nn.Module):
         return self.loss(rows.features, target, predicted, feature_rows)
 
 
-def _complete(loss: dict, model: nn.Module, tap: Tap) -> dict:
+def _complete(loss: dict, model: nn.Module, tap: Tap, boxes: BoxLabels | None) -> dict:
     """The loss config with what the model knows: number of classes, ignored label, width of the feature."""
     head = getattr(model, 'decode_head', None)
     sizes = {name: getattr(head, name, None) for name in ('num_classes', 'ignore_index')}
     if None not in sizes.values() and sizes['ignore_index'] == sizes['num_classes'] - 1:
         sizes['num_classes'] -= 1  # Cylinder3D has an output for ignored points
+    if boxes is not None:
+        sizes['num_classes'] = boxes.num_classes
     loss = dict(loss)
     for name, known in sizes.items():
         if known is not None and loss.setdefault(name, known) != known:
             raise ValueError(
-                f'{name} of the clustering loss is {loss[name]} but that of the decode head is {known}; leave it out '
-                f"of the loss to take the head's"
+                f'{name} of the clustering loss is {loss[name]} but that of the head is {known}; leave it out of the '
+                f"loss to take the head's"
             )
     if 'num_classes' not in loss:
         raise ValueError(
@@ -134,7 +142,10 @@ def WithClustering(
             into the classifier, before dropout; for SPVCNN the point features of the deepest stage.
         predictions: likewise the layer whose output are the logits, for the choice of hard anchors; ``'auto'``: the
             classifier; None: all anchors count as easy.
-        labels: ``'voxel'``, ``'point'``, or ``'auto'``: the one with as many rows as the feature.
+        labels: ``'voxel'``, ``'point'``, or ``'auto'``: the one with as many rows as the feature. For a detector
+            ``'auto'`` is ``'boxes'``: the class of the ground-truth box that contains the point, key point or voxel,
+            the rest ignored; ``'boxes+background'``: the rest is one more class, the last
+            (:class:`~clusterplug.detectors.BoxLabels`).
 
     Returns:
         The model.
@@ -160,8 +171,12 @@ def WithClustering(
         model = MODELS.build(model)
     if hasattr(model, 'clustering'):
         raise ValueError(f'the model {type(model).__name__} has a clustering loss already; wrap it once')
-    if labels not in ('auto', 'voxel', 'point'):
-        raise ValueError(f"labels must be 'auto', 'voxel' or 'point', got {labels!r}")
+    if labels not in ('auto', 'voxel', 'point', *KINDS):
+        raise ValueError(
+            f"labels must be 'auto', 'voxel' or 'point', got {labels!r}; for detectors also 'boxes', 'boxes+background'"
+        )
+    if labels == 'auto' and is_detector(model):
+        labels = 'boxes'
     classifier = _classifier(model)
     if embedding == 'auto':
         embedding = default_tap(model)

@@ -1,0 +1,163 @@
+"""Labels of points, key points and voxels of a detector from the ground-truth boxes that contain them."""
+
+import torch
+from torch import Tensor, nn
+
+from clusterplug.compat._points_in_boxes import inside_boxes
+
+KINDS = ('boxes', 'boxes+background')
+# what a point lies in; where a voxel holds several points, the largest number wins
+_NOTHING, _BACKGROUND, _UNKNOWN, _FIRST_CLASS = range(4)
+
+
+class BoxLabels:
+    """Gives each row of a tapped feature the class of the ground-truth box that contains it.
+
+    A point in several boxes belongs to the first, as in mmdet3d's own point heads. A voxel belongs to a class as soon
+    as one of its points does. Points in boxes of a class that the detector does not know take no part, nor do voxels
+    without a point. Detectors of mmdet3d hand over lists, one entry a scan, so this loops over the scans of a batch,
+    without host synchronisation.
+
+    Args:
+        model: an mmdet3d detector.
+        kind: ``'boxes'``: points outside all boxes are ignored. ``'boxes+background'``: they are a class of their own,
+            the last, with its own number of clusters if the loss names one.
+
+    Attributes:
+        num_classes: of the labels, with the background if it is one.
+
+    Raises:
+        ValueError: the model does not tell its number of classes, or an unknown kind.
+    """
+
+    def __init__(self, model: nn.Module, kind: str = 'boxes'):
+        if kind not in KINDS:
+            raise ValueError(f'labels from boxes must be one of {KINDS}, got {kind!r}')
+        self.known_classes = _known_classes(model)
+        self.background = kind == 'boxes+background'
+        self.num_classes = self.known_classes + self.background
+        self.layer = getattr(getattr(model, 'data_preprocessor', None), 'voxel_layer', None)
+        self.key_points = None
+        encoder = getattr(model, 'points_encoder', None)
+        if encoder is not None:
+            encoder.register_forward_hook(self._keep)
+
+    def _keep(self, encoder, _, output):
+        if encoder.training and isinstance(output, dict):
+            self.key_points = output.get('keypoints')
+
+    def __call__(self, rows, inputs: dict, samples: list, ignore_index: int) -> Tensor:
+        """Labels (M,) int64 of the rows of a feature.
+
+        Args:
+            rows: :class:`~clusterplug.segmentors.taps.Rows` of a feature (M, C): points, key points, voxels, or a
+                sparse tensor of any stride.
+            inputs: what mmdet3d's preprocessor made: ``points`` (a list), and ``voxels`` where the detector uses them.
+            samples: the data samples with ``gt_instances_3d``.
+            ignore_index: label of rows that take no part.
+
+        Raises:
+            ValueError: rows that are none of these, or no ground truth.
+            TypeError: boxes in camera coordinates.
+        """
+        key_points, self.key_points = self.key_points, None
+        count, voxels = rows.features.shape[0], inputs.get('voxels')
+        points = [scan[:, :3] for scan in inputs['points']]
+        truth = [_boxes(sample) for sample in samples]
+        coords = voxels.get('coors') if isinstance(voxels, dict) else None
+        if rows.indices is not None:
+            codes = self._of_voxels(rows.indices, rows.spatial_shape, points, truth)
+        elif key_points is not None and count == key_points.shape[0]:
+            scans = key_points[:, 1:4].unflatten(0, (len(samples), -1)).unbind(0)
+            codes = self._of_points(scans, truth)
+        elif coords is not None and 'num_points' in voxels and count == coords.shape[0]:
+            codes = self._of_voxels(coords, None, points, truth)
+        elif count == sum(map(len, points)):
+            codes = self._of_points(points, truth)
+        else:
+            have = dict(points=sum(map(len, points)), voxels=None if coords is None else coords.shape[0])
+            have['key points'] = None if key_points is None else key_points.shape[0]
+            have = ', '.join(f'{number} {name}' for name, number in have.items() if number is not None)
+            raise ValueError(
+                f'the tapped feature has {count} rows, which are neither of {have}; tap a layer with one row each, or '
+                f'a sparse one of spconv (any stride)'
+            )
+        classes = torch.arange(self.known_classes)
+        outside = self.known_classes if self.background else ignore_index
+        table = torch.cat([torch.tensor([ignore_index, outside, ignore_index]), classes]).to(codes.device)
+        return table[codes]
+
+    def _of_points(self, scans, truth: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Code of each point of all scans."""
+        codes = []
+        for points, (boxes, labels) in zip(scans, truth, strict=True):
+            if not len(boxes):
+                codes.append(torch.full_like(points[:, 0], _BACKGROUND, dtype=torch.int64))
+                continue
+            inside = inside_boxes(points.float(), boxes)
+            known = (labels >= 0) & (labels < self.known_classes)
+            of_box = torch.where(known, labels + _FIRST_CLASS, _UNKNOWN)
+            codes.append(torch.where(inside.any(1), of_box[inside.int().argmax(1)], _BACKGROUND))
+        return torch.cat(codes)
+
+    def _of_voxels(self, coords: Tensor, shape: tuple | None, scans: list[Tensor], truth) -> Tensor:
+        """Code of each voxel (batch, z, y, x) of a grid of ``shape``, None: of the finest."""
+        if self.layer is None:
+            raise ValueError('the model has no data_preprocessor.voxel_layer, which tells where voxels lie')
+        points = torch.cat(scans)
+        size, limits = (points.new_tensor(getattr(self.layer, n)) for n in ('voxel_size', 'point_cloud_range'))
+        full = ((limits[3:] - limits[:3]) / size).round().long()
+        place = ((points - limits[:3]) / size).floor().long()
+        inside = ((place >= 0) & (place < full)).all(1)
+        grid = full if shape is None else points.new_tensor(shape[::-1]).long()
+        # a strided sparse convolution puts i // stride among the cells that i reaches
+        place = place // (2 ** torch.log2(full / grid).round().clamp_min(0)).long()
+        inside &= (place < grid).all(1)
+        batch = torch.cat([place.new_full((len(scan),), number) for number, scan in enumerate(scans)])
+        keys, order = _key(coords.long(), grid).sort()
+        wanted = _key(torch.cat([batch[:, None], place.flip(1)], 1), grid)
+        found = torch.searchsorted(keys, wanted).clamp_max_(max(len(keys) - 1, 0))
+        codes = self._of_points(scans, truth)
+        result = codes.new_full((len(coords) + 1,), _NOTHING)
+        if len(keys):
+            row = torch.where(inside & (keys[found] == wanted), order[found], len(coords))
+            result.scatter_reduce_(0, row, codes, 'amax')
+        return result[:-1]
+
+
+def _key(coords: Tensor, grid: Tensor) -> Tensor:
+    """One number for each cell (batch, z, y, x) of a grid of x, y, z cells."""
+    batch, z, y, x = coords.unbind(1)
+    return ((batch * grid[2] + z) * grid[1] + y) * grid[0] + x
+
+
+def _boxes(sample) -> tuple[Tensor, Tensor]:
+    """Boxes (T, 7) and classes (T,) of the ground truth of a scan."""
+    instances = getattr(sample, 'gt_instances_3d', None)
+    if instances is None or 'bboxes_3d' not in instances or 'labels_3d' not in instances:
+        raise ValueError(
+            "labels from boxes need gt_instances_3d: let the pipeline pack 'gt_bboxes_3d' and 'gt_labels_3d'"
+        )
+    boxes = instances.bboxes_3d
+    if type(boxes).__name__ not in ('LiDARInstance3DBoxes', 'DepthInstance3DBoxes'):
+        raise TypeError(
+            f'labels from boxes need boxes in the coordinates of the points (LiDARInstance3DBoxes or '
+            f'DepthInstance3DBoxes), got {type(boxes).__name__}; convert them with convert_to'
+        )
+    return boxes.tensor[:, :7].float(), instances.labels_3d.long()
+
+
+def _known_classes(model: nn.Module) -> int:
+    for name in ('rpn_head', 'bbox_head', 'pts_bbox_head'):
+        count = getattr(getattr(model, name, None), 'num_classes', None)
+        if isinstance(count, int):
+            return count
+    raise ValueError(
+        f'{type(model).__name__} has no rpn_head or bbox_head with num_classes, which labels from boxes need; '
+        f'wrap a 3D detector'
+    )
+
+
+def is_detector(model: nn.Module) -> bool:
+    """Whether labels come from boxes when nothing else is said."""
+    return not hasattr(model, 'decode_head') and any(hasattr(model, name) for name in ('rpn_head', 'bbox_head'))
