@@ -5,6 +5,8 @@ from torch import Tensor
 
 from clusterplug.functional._medoid_steps import rows
 
+OVERFLOW = 'distances between clusters overflow; divide x by its largest entry'
+
 
 def spanning_tree(distances: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the edges of each problem's minimum spanning tree (Prim): the merges of single linkage.
@@ -76,7 +78,7 @@ def reciprocal_merges(distances: Tensor, method: str, mask: Tensor | None) -> tu
             [alive.sum(-1).amax(), ((merges == 0) & (alive.sum(-1, keepdim=True) > 1)).sum()]
         ).tolist()
         if fewest:
-            raise ValueError('distances between clusters overflow; divide x by its largest entry')
+            raise ValueError(OVERFLOW)
         kept = alive.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, : max(left, 1)]
         partner = torch.where(first, neighbor, index).gather(-1, kept)
         distances = _unite(distances, kept, partner, nearest, sizes, method)

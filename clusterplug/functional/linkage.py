@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from clusterplug.functional._checks import check_finite, check_mask, check_num_clusters, check_points
+from clusterplug.functional._linkage_host import scipy_installed, scipy_trees
 from clusterplug.functional._medoid_steps import problems_at_once
 from clusterplug.functional._merges import reciprocal_merges, spanning_tree
-from clusterplug.functional._numerics import exact_products
+from clusterplug.functional._numerics import exact_products, host_checks_allowed
 from clusterplug.functional._self_distances import check_metric, check_square, self_distances
 
 METHODS = ('single', 'complete', 'average', 'ward')
@@ -41,7 +42,8 @@ def linkage(
     (``'average'``) of the distances between their points, or the growth of the sum of squares,
     sqrt(2 |a| |b| / (|a| + |b|)) times the distance of the means (``'ward'``). Single linkage is a minimum spanning
     tree; the others merge all pairs of mutual nearest neighbours at once, which gives the same tree as one merge
-    after the other in about log N rounds. Equal distances are legal; which of them merges first is not defined.
+    after the other in about log N rounds. On the CPU scipy builds the tree from the distances, where it is installed.
+    Equal distances are legal; which of them merges first is not defined.
 
     Args:
         x: (..., N, D) points of any floating type, computed in fp32 at least, or (..., N, N) distances.
@@ -91,16 +93,19 @@ def linkage(
         for start in range(0, len(points), step):
             part = slice(start, start + step)
             part_mask = None if flat_mask is None else flat_mask[part]
-            pairs, heights = _merges(points[part], method, metric, part_mask)
-            chunks.append(_number(pairs, heights, mask.reshape(-1, num_points)[part]))
+            distances = self_distances(points[part], metric, part_mask)
+            if num_points > 1 and host_checks_allowed(x) and scipy_installed():
+                chunks.append(scipy_trees(distances, method, part_mask))
+            else:
+                pairs, heights = _merges(distances, method, part_mask)
+                chunks.append(_number(pairs, heights, mask.reshape(-1, num_points)[part]))
     parts = [torch.cat(values) for values in zip(*chunks)]
     return LinkageTree(*(part.reshape((*batch_shape, *part.shape[1:])) for part in parts), mask)
 
 
-def _merges(points: Tensor, method: str, metric: str, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    distances = self_distances(points, metric, mask)
-    if points.shape[-2] == 1:
-        return distances.new_zeros((len(points), 0, 2)).long(), distances.new_zeros((len(points), 0))
+def _merges(distances: Tensor, method: str, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    if distances.shape[-1] == 1:
+        return distances.new_zeros((len(distances), 0, 2)).long(), distances.new_zeros((len(distances), 0))
     if method == 'single':
         return spanning_tree(distances, mask)
     if method != 'ward':

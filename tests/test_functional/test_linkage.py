@@ -1,5 +1,7 @@
 """Agglomerative clustering against scipy, a plain loop, and hand-computed trees."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,15 @@ from clusterplug.functional.linkage import METHODS, cut_linkage, cut_linkage_at,
 
 hierarchy = pytest.importorskip('scipy.cluster.hierarchy')
 pdist = pytest.importorskip('scipy.spatial.distance').pdist
+
+
+@pytest.fixture(params=['scipy', 'rounds'], scope='module', autouse=True)
+def engine(request):
+    """Build trees by scipy, and by our rounds of tensor operations as on an accelerator or without scipy."""
+    module = importlib.import_module('clusterplug.functional.linkage')  # the package exports the function
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, 'scipy_installed', lambda: request.param == 'scipy')
+        yield request.param
 
 
 def canonical(labels):
@@ -158,9 +169,14 @@ def test_gaps_that_double_need_one_round_for_each_merge():
     assert tree.sizes.tolist() == list(range(2, 21))
 
 
-def test_overflow_says_so_instead_of_running_for_ever():
+def test_overflow_says_so_instead_of_running_for_ever(engine):
+    if engine == 'rounds':  # scipy's squares are float64
+        with pytest.raises(ValueError, match='overflow'):
+            linkage(torch.tensor([[0.0], [3e37], [1e38]]), method='ward')
     with pytest.raises(ValueError, match='overflow'):
-        linkage(torch.tensor([[0.0], [3e37], [1e38]]), method='ward')
+        linkage(torch.tensor([[0.0], [3e307], [1e308]], dtype=torch.float64), method='ward')
+    with pytest.raises(ValueError, match='overflow'):
+        linkage(torch.tensor([[-3e38], [0.0], [3e38]]), method='complete')
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""Agglomerative trees by scipy, for problems that lie in the memory of the host."""
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from clusterplug.functional._merges import OVERFLOW
+
+
+def scipy_installed() -> bool:
+    """Tell whether scipy, an optional package here, can be imported."""
+    return importlib.util.find_spec('scipy') is not None
+
+
+def scipy_trees(distances: Tensor, method: str, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return children (B, N - 1, 2), heights (B, N - 1) and sizes (B, N - 1) of ``LinkageTree``.
+
+    Four to seven times faster on the CPU than rounds of tensor operations: its loop over merges is compiled and
+    stops looking as soon as a nearest neighbour is known.
+
+    Args:
+        distances: (B, N, N) symmetric, finite; not squared.
+        method: ``'single'``, ``'complete'``, ``'average'`` or ``'ward'``.
+        mask: (B, N) bool or None.
+
+    Raises:
+        ValueError: If a distance or a height is too large for its type.
+    """
+    from scipy.cluster import hierarchy
+
+    num_problems, num_points, _ = distances.shape
+    children = torch.full((num_problems, num_points - 1, 2), -1)
+    heights = distances.new_full((num_problems, num_points - 1), torch.inf)
+    sizes = torch.zeros((num_problems, num_points - 1), dtype=torch.int64)
+    row, column = torch.triu_indices(num_points, num_points, 1)
+    if not torch.isfinite(distances).all():
+        raise ValueError(OVERFLOW)
+    for index, problem in enumerate(distances):
+        points = None if mask is None else mask[index].nonzero().squeeze(-1)
+        if points is None:
+            pairs = problem.view(-1).index_select(0, row * num_points + column)
+            points = torch.arange(num_points)
+        elif len(points) < 2:
+            continue
+        else:
+            first, second = points[torch.triu_indices(len(points), len(points), 1)]
+            pairs = problem[first, second]
+        tree = torch.from_numpy(hierarchy.linkage(pairs.double().numpy(), method))
+        # scipy numbers the nodes after the points that take part, the result after all points
+        nodes = torch.cat([points, num_points + torch.arange(len(tree))])
+        children[index, : len(tree)] = nodes[tree[:, :2].long()]
+        heights[index, : len(tree)] = tree[:, 2].to(distances.dtype)
+        sizes[index, : len(tree)] = tree[:, 3].long()
+        if not torch.isfinite(heights[index, : len(tree)]).all():
+            raise ValueError(OVERFLOW)
+    return children, heights, sizes
