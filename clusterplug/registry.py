@@ -40,6 +40,7 @@ else:
         parent=_mm.MODELS,
         scope='clusterplug',
         locations=[
+            'clusterplug.layers',
             'clusterplug.losses',
             'clusterplug.memory',
             'clusterplug.heads',

@@ -24,15 +24,24 @@ from clusterplug.functional.minibatch_kmeans import (
 from clusterplug.functional.sinkhorn import sinkhorn, sinkhorn_log_plan
 from clusterplug.functional.spectral import spectral_clustering
 from clusterplug.functional.subclasses import assign_subclasses
+from clusterplug.functional.token_clustering import TokenClusters, cluster_labels, cluster_tokens
+from clusterplug.functional.token_merging import merge_tokens_to, size_biased_attention
+from clusterplug.functional.token_reconstruction import (
+    TokenNeighbors,
+    combine_tokens,
+    reconstruct_tokens,
+    token_neighbors,
+)
 from clusterplug.functional.transport import partial_transport, unbalanced_transport
 
 __all__ = [
     'AnchorSample', 'KMeansResult', 'KMedoidsResult', 'LinkageTree', 'MergedTokens', 'MiniBatchKMeansState',
-    'MiniBatchKMeansStep', 'TokenMatching',
-    'adjusted_rand_index', 'assign_subclasses', 'bank_contrast_terms', 'bipartite_matching', 'clustering_accuracy',
+    'MiniBatchKMeansStep', 'TokenClusters', 'TokenMatching', 'TokenNeighbors',
+    'adjusted_rand_index', 'assign_subclasses', 'bank_contrast_terms', 'bipartite_matching', 'cluster_labels',
+    'cluster_tokens', 'clustering_accuracy', 'combine_tokens',
     'cut_linkage', 'cut_linkage_at', 'gather_ranks', 'kkz', 'kmeans', 'kmeans_plus_plus', 'kmedoids', 'kmedoids_swap',
-    'linkage', 'merge_tokens', 'minibatch_kmeans_start', 'minibatch_kmeans_update', 'nearest_center',
-    'normalized_mutual_info', 'pairwise_distances', 'partial_transport',
-    'sample_anchors', 'sinkhorn', 'sinkhorn_log_plan', 'spectral_clustering', 'subclass_contrast',
-    'subclass_contrast_terms', 'unbalanced_transport',
+    'linkage', 'merge_tokens', 'merge_tokens_to', 'minibatch_kmeans_start', 'minibatch_kmeans_update',
+    'nearest_center', 'normalized_mutual_info', 'pairwise_distances', 'partial_transport', 'reconstruct_tokens',
+    'sample_anchors', 'sinkhorn', 'sinkhorn_log_plan', 'size_biased_attention', 'spectral_clustering',
+    'subclass_contrast', 'subclass_contrast_terms', 'token_neighbors', 'unbalanced_transport',
 ]  # fmt: skip
