@@ -8,6 +8,9 @@ from clusterplug.estimators.agglomerative import AgglomerativeClustering
 from clusterplug.estimators.kmeans import KMeans
 from clusterplug.estimators.kmedoids import KMedoids
 from clusterplug.estimators.minibatch_kmeans import MiniBatchKMeans
+from clusterplug.estimators.online_subclass import OnlineSubclassClusterer
 from clusterplug.estimators.spectral import SpectralClustering
 
-__all__ = ['AgglomerativeClustering', 'KMeans', 'KMedoids', 'MiniBatchKMeans', 'SpectralClustering']
+__all__ = [
+    'AgglomerativeClustering', 'KMeans', 'KMedoids', 'MiniBatchKMeans', 'OnlineSubclassClusterer', 'SpectralClustering',
+]  # fmt: skip

@@ -2,5 +2,6 @@
 
 from clusterplug.hooks.cluster_schedule import ClusterScheduleHook
 from clusterplug.hooks.cluster_stats import ClusterStatsHook, subclass_stats
+from clusterplug.hooks.cluster_visualization import ClusterVisualizationHook
 
-__all__ = ['ClusterScheduleHook', 'ClusterStatsHook', 'subclass_stats']
+__all__ = ['ClusterScheduleHook', 'ClusterStatsHook', 'ClusterVisualizationHook', 'subclass_stats']

@@ -1,0 +1,97 @@
+"""Pictures of the subclasses while a model is trained."""
+
+from pathlib import Path
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+
+from clusterplug.hooks._find import clustering_losses
+from clusterplug.hooks.cluster_stats import subclass_stats
+from clusterplug.registry import HOOKS
+
+
+@HOOKS.register_module()
+class ClusterVisualizationHook(Hook):
+    """Draw subclass sizes, centers, their drift, and a scan coloured by subclass, after every few epochs.
+
+    Files go to ``<work_dir>/<timestamp>/subclasses/``: ``epoch_3_subclass_sizes.png``, ``epoch_3_centers.png`` (their
+    principal plane), ``drift.png`` (of the centers from one writing to the next, and the share of them that is used)
+    and, where the model can tell the subclasses of a scan, ``epoch_3_scan_0.png`` and ``.html``. Nothing is shown on a
+    display. Only the first rank draws.
+
+    Args:
+        interval (int): Epochs between two writings. Defaults to 1.
+        stats_interval (int): Training steps between two points of the drift curve. Defaults to 50.
+        scans (int): Scans of the validation set to draw, the first so many. Defaults to 1.
+        class_names (Sequence[str], optional): By default those of the data set.
+
+    Raises:
+        ValueError: A bad number, or no clustering loss in the model.
+
+    Example:
+        ``custom_hooks = [dict(type='clusterplug.ClusterVisualizationHook')]``
+    """
+
+    # after the others have changed what is drawn
+    priority = 'LOW'
+
+    def __init__(self, interval: int = 1, stats_interval: int = 50, scans: int = 1, class_names=None):
+        for name, value, low in (('interval', interval, 1), ('stats_interval', stats_interval, 1), ('scans', scans, 0)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f'{name} must be an int of at least {low}, got {value!r}')
+        self.interval, self.stats_interval, self.scans = interval, stats_interval, scans
+        self.class_names = class_names
+        self._previous = {}
+        self._curves = {}
+
+    def before_train(self, runner) -> None:
+        """Look for the losses at once, and not only after the first interval."""
+        clustering_losses(runner.model, type(self).__name__)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Add a point to the curves."""
+        if not is_main_process() or not self.every_n_train_iters(runner, self.stats_interval):
+            return
+        for name, loss in clustering_losses(runner.model, type(self).__name__).items():
+            for key, value in subclass_stats(loss.memory, self._previous.get(name)).items():
+                if key in ('drift', 'used'):
+                    steps, values = self._curves.setdefault(f'{name}{key}', ([], []))
+                    steps.append(runner.iter + 1)
+                    values.append(value)
+            self._previous[name] = loss.memory.centers.clone()
+
+    def after_train_epoch(self, runner) -> None:
+        """Draw."""
+        if not self.every_n_epochs(runner, self.interval) or not is_main_process():
+            return
+        from clusterplug.visualization import save_curves
+        from clusterplug.visualization.subclass_views import save_memory_views
+
+        folder = Path(runner.log_dir) / 'subclasses'
+        names = self.class_names or runner.train_dataloader.dataset.metainfo.get('classes')
+        for name, loss in clustering_losses(runner.model, type(self).__name__).items():
+            known = names if names is not None and len(names) == loss.num_classes else None
+            save_memory_views(folder, loss.memory, known, f'epoch_{runner.epoch + 1}_{name}')
+        if self._curves:
+            save_curves(folder / 'drift.png', self._curves)
+        self._draw_scans(runner, folder, names)
+
+    def _draw_scans(self, runner, folder: Path, names) -> None:
+        from mmengine.dataset import pseudo_collate
+        from mmengine.model import is_model_wrapper
+
+        from clusterplug.segmentors import predict_subclasses
+        from clusterplug.visualization.subclass_views import save_scan_views, scan_colorings
+
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if not self.scans or not hasattr(model, 'clustering') or runner.val_loop is None:
+            return
+        dataset = runner.val_loop.dataloader.dataset
+        for number in range(min(self.scans, len(dataset))):
+            data = pseudo_collate([dataset[number]])
+            (scan,) = predict_subclasses(model, data)
+            mask = getattr(data['data_samples'][0].gt_pts_seg, 'pts_semantic_mask', None)
+            truth = None if mask is None else mask.cpu().numpy()
+            colorings = scan_colorings(scan, model.clustering.loss.memory.num_clusters, truth)
+            points = scan.points.cpu().numpy()
+            save_scan_views(folder, f'epoch_{runner.epoch + 1}_scan_{number}', points, colorings, names or ())

@@ -1,0 +1,71 @@
+#!/usr/bin/env python
+"""Draw the subclasses that a trained model has found: ``view_subclasses.py CONFIG CHECKPOINT [--scans 0 1 2]``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def parse_arguments() -> argparse.Namespace:
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config with WithClustering: a path, or package::path')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/subclasses'), help='folder for the files')
+    parser.add_argument('--scans', type=int, nargs='+', default=[0], help='numbers of validation scans (default: 0)')
+    parser.add_argument(
+        '--true-classes', action='store_true', help='subclasses within the true, not the predicted class'
+    )
+    parser.add_argument('--rerun', action='store_true', help='also one recording for the rerun viewer, scans.rrd')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', default={},
+        help='replace values of the config',
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_arguments()
+    from mmengine.dataset import pseudo_collate
+    from mmengine.runner.checkpoint import load_checkpoint
+
+    from clusterplug.cli import build_runner, load_config
+    from clusterplug.segmentors import predict_subclasses
+    from clusterplug.visualization import save_rerun
+    from clusterplug.visualization.subclass_views import save_memory_views, save_scan_views, scan_colorings
+
+    if not Path(args.checkpoint).is_file():
+        sys.exit(f'view_subclasses: CHECKPOINT must be a file, got {args.checkpoint}, which does not exist')
+    runner = build_runner(load_config(args.config, args.cfg_options, str(args.out / 'log')))
+    model = runner.model
+    if not hasattr(model, 'clustering'):
+        sys.exit(
+            f"view_subclasses: {args.config} has no clustering loss; its model needs type='clusterplug.WithClustering'"
+        )
+    load_checkpoint(model, args.checkpoint, map_location='cpu')
+    dataset = runner.build_dataloader(runner.cfg.val_dataloader).dataset
+    if max(args.scans) >= len(dataset) or min(args.scans) < 0:
+        sys.exit(f'view_subclasses: --scans must be from 0 to {len(dataset) - 1}, got {args.scans}')
+    names, memory = dataset.metainfo.get('classes', ()), model.clustering.loss.memory
+    known = names if len(names) == memory.num_classes else None
+    files, recorded = save_memory_views(args.out, memory, known), []
+    for number in args.scans:
+        data = pseudo_collate([dataset[number]])
+        mask = getattr(data['data_samples'][0].gt_pts_seg, 'pts_semantic_mask', None)
+        truth = None if mask is None else mask.cpu().numpy()
+        (scan,) = predict_subclasses(model, data, use_labels=args.true_classes)
+        colorings, points = scan_colorings(scan, memory.num_clusters, truth), scan.points.cpu().numpy()
+        files += save_scan_views(args.out, f'scan_{number}', points, colorings, names)
+        recorded.append((points, colorings))
+    if args.rerun:
+        save_rerun(args.out / 'scans.rrd', recorded)
+        files.append(args.out / 'scans.rrd')
+    print('\n'.join(str(file) for file in files))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
