@@ -37,7 +37,7 @@ class BoxLabels:
         self.background = kind == 'boxes+background'
         self.num_classes = self.known_classes + self.background
         self.layer = getattr(getattr(model, 'data_preprocessor', None), 'voxel_layer', None)
-        self.key_points = None
+        self.truth = self.key_points = None
         encoder = getattr(model, 'points_encoder', None)
         if encoder is not None:
             encoder.register_forward_hook(self._keep)
@@ -46,29 +46,36 @@ class BoxLabels:
         if encoder.training and isinstance(output, dict):
             self.key_points = output.get('keypoints')
 
-    def __call__(self, rows, inputs: dict, samples: list, ignore_index: int) -> Tensor:
+    def read(self, samples: list) -> None:
+        """Take note of the ``gt_instances_3d`` of the data samples; before the detector sees them, as it may change them.
+
+        Raises:
+            ValueError: no ground truth.
+            TypeError: boxes in camera coordinates.
+        """
+        self.truth = [_boxes(sample) for sample in samples]
+
+    def __call__(self, rows, inputs: dict, ignore_index: int) -> Tensor:
         """Labels (M,) int64 of the rows of a feature.
 
         Args:
             rows: :class:`~clusterplug.segmentors.taps.Rows` of a feature (M, C): points, key points, voxels, or a
                 sparse tensor of any stride.
             inputs: what mmdet3d's preprocessor made: ``points`` (a list), and ``voxels`` where the detector uses them.
-            samples: the data samples with ``gt_instances_3d``.
             ignore_index: label of rows that take no part.
 
         Raises:
-            ValueError: rows that are none of these, or no ground truth.
-            TypeError: boxes in camera coordinates.
+            ValueError: rows that are none of these.
         """
-        key_points, self.key_points = self.key_points, None
+        key_points, truth = self.key_points, self.truth
+        self.key_points = self.truth = None
         count, voxels = rows.features.shape[0], inputs.get('voxels')
         points = [scan[:, :3] for scan in inputs['points']]
-        truth = [_boxes(sample) for sample in samples]
         coords = voxels.get('coors') if isinstance(voxels, dict) else None
         if rows.indices is not None:
             codes = self._of_voxels(rows.indices, rows.spatial_shape, points, truth)
         elif key_points is not None and count == key_points.shape[0]:
-            scans = key_points[:, 1:4].unflatten(0, (len(samples), -1)).unbind(0)
+            scans = key_points[:, 1:4].unflatten(0, (len(truth), -1)).unbind(0)
             codes = self._of_points(scans, truth)
         elif coords is not None and 'num_points' in voxels and count == coords.shape[0]:
             codes = self._of_voxels(coords, None, points, truth)
@@ -144,7 +151,7 @@ def _boxes(sample) -> tuple[Tensor, Tensor]:
             f'labels from boxes need boxes in the coordinates of the points (LiDARInstance3DBoxes or '
             f'DepthInstance3DBoxes), got {type(boxes).__name__}; convert them with convert_to'
         )
-    return boxes.tensor[:, :7].float(), instances.labels_3d.long()
+    return boxes.tensor[:, :7].float().clone(), instances.labels_3d.long().clone()
 
 
 def _known_classes(model: nn.Module) -> int:

@@ -50,6 +50,8 @@ class ClusteringBranch(nn.Module):
         self.embedding.open, self.embedding.value = self.running or self.watching, None
         if self.predictions is not None:
             self.predictions.open, self.predictions.value = self.running, None
+        if self.boxes is not None and self.running:  # now, as some detectors replace the boxes in their samples
+            self.boxes.read(kwargs.get('data_samples', args[1] if len(args) > 1 else None))
 
     def after(self, model, args, kwargs, losses):
         """Forward hook of the model: add the clustering terms to its losses."""
@@ -66,13 +68,14 @@ class ClusteringBranch(nn.Module):
         rows = self.embedding.take()
         if self.boxes is not None:
             predicted = None if self.predictions is None else self.predictions.take().features
-            target = self.boxes(rows, inputs, samples, self.loss.ignore_index)
+            target = self.boxes(rows, inputs, self.loss.ignore_index)
             return self.loss(rows.features, target, predicted)
         kinds = ('voxel', 'point') if self.labels == 'auto' else (self.labels,)
         labels = {kind: stacked_labels(samples, kind) for kind in kinds}
         labels = {kind: values for kind, values in labels.items() if values is not None}
         voxels = inputs.get('voxels') if isinstance(inputs, dict) else None
-        coords = voxels.get('coors') if isinstance(voxels, dict) else None
+        # 'voxel_coors' is what Cylinder3D adds, which makes its voxels inside: its 'coors' are those of the points
+        coords = voxels.get('voxel_coors', voxels.get('coors')) if isinstance(voxels, dict) else None
         kind, feature_rows = align(rows, labels, coords, self.embedding.path, self.grid)
         target, predicted = labels[kind], None
         if self.predictions is not None:
@@ -92,14 +95,15 @@ def _complete(loss: dict, model: nn.Module, tap: Tap, boxes: BoxLabels | None) -
     sizes = {name: getattr(head, name, None) for name in ('num_classes', 'ignore_index')}
     if None not in sizes.values() and sizes['ignore_index'] == sizes['num_classes'] - 1:
         sizes['num_classes'] -= 1  # Cylinder3D has an output for ignored points
+    kind = 'decode'
     if boxes is not None:
-        sizes['num_classes'] = boxes.num_classes
+        kind, sizes['num_classes'] = 'detection', boxes.num_classes
     loss = dict(loss)
     for name, known in sizes.items():
         if known is not None and loss.setdefault(name, known) != known:
             raise ValueError(
-                f'{name} of the clustering loss is {loss[name]} but that of the head is {known}; leave it out of the '
-                f"loss to take the head's"
+                f'{name} of the clustering loss is {loss[name]} but that of the {kind} head is {known}; leave it '
+                f"out of the loss to take the head's"
             )
     if 'num_classes' not in loss:
         raise ValueError(
