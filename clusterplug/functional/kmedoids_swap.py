@@ -139,24 +139,24 @@ def _best_swap(
 ) -> tuple[Tensor, Tensor]:
     """Do the best swap with a candidate in [start, stop) where it gains; return medoids and whether it gained."""
     nearest, second, owner = _two_nearest(distances, medoids, filled)
-    to_candidates = distances[:, start:stop]
-    with_old = torch.minimum(to_candidates, nearest[:, None])
-    without_old = torch.minimum(to_candidates, second[:, None])
     if mask is not None:
-        with_old = with_old.masked_fill(~mask[:, None], 0)
-        without_old = without_old.masked_fill(~mask[:, None], 0)
-        nearest = nearest.masked_fill(~mask, 0)
+        nearest, second = nearest.masked_fill(~mask, 0), second.masked_fill(~mask, 0)
+    to_candidates = distances[:, start:stop]
     one_hot = distances.new_zeros((*nearest.shape, medoids.shape[-1])).scatter_(-1, owner[..., None], 1)
-    change = (without_old - with_old) @ one_hot + (with_old - nearest[:, None]).sum(-1, keepdim=True)
+    # min(d_c, e) - min(d_c, d) of each point is d_c held between d and e, minus d
+    held = torch.clamp(to_candidates, nearest[:, None], second[:, None])
+    change = (held @ one_hot).sub_(nearest[:, None] @ one_hot)
+    change += torch.sub(to_candidates, nearest[:, None], out=held).clamp_max_(0).sum(-1, keepdim=True)
     excluded = torch.zeros_like(nearest, dtype=torch.bool).scatter_(-1, medoids, True)
     if mask is not None:
         excluded |= ~mask
         change = change.masked_fill(~filled[:, None], torch.inf)
     change = change.masked_fill(excluded[:, start:stop, None], torch.inf)
-    lowest, index = change.flatten(1).min(-1, keepdim=True)
+    # first the best medoid of each candidate, then the best candidate: a minimum over all with its index is slow
+    lowest, candidate = change.amin(-1).min(-1, keepdim=True)
+    place = change.gather(1, candidate[..., None].expand(-1, -1, medoids.shape[-1])).squeeze(1).argmin(-1, keepdim=True)
     better = lowest < -_SMALLEST_GAIN * nearest.sum(-1, keepdim=True)
-    candidate, place = index // medoids.shape[-1] + start, index % medoids.shape[-1]
-    candidate = torch.where(better, candidate, medoids.gather(-1, place))
+    candidate = torch.where(better, candidate + start, medoids.gather(-1, place))
     return medoids.scatter(-1, place, candidate), better.squeeze(-1)
 
 
