@@ -8,24 +8,26 @@ from torch import Tensor
 
 from clusterplug.estimators._arrays import check_interval, make_generator, read_points, read_weights
 from clusterplug.estimators.kmeans import CenterClusterer, check_enough
+from clusterplug.functional._numerics import working_dtype
 from clusterplug.functional.kmeans import kmeans, nearest_center
+from clusterplug.functional.minibatch_kmeans import MiniBatchKMeansState, minibatch_kmeans_update
 
 
 def minibatch_step(
     centers: Tensor, counts: Tensor, points: Tensor, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Move each center to the mean of all points that it has ever been given.
+    """Move each center to the mean of all points that it has ever been given; a center without points stays.
 
     Args:
-        centers: (K, D), floating.
-        counts: (K,) weight seen by each center so far, fp64.
-        points: (N, D) a batch, in the type of the centers.
+        centers: (K, D), fp32 or float64.
+        counts: (K,) weight seen by each center so far, float64.
+        points: (N, D) a batch, floating.
         weights: (N,) or None.
 
     Returns:
         New centers (K, D), new counts (K,), and the sum of squared distances of the batch to the old centers.
 
-    Source: Sculley, "Web-scale k-means clustering", 2010, with the step of a whole batch at once.
+    Source: :func:`clusterplug.functional.minibatch_kmeans_update`.
 
     Example:
         >>> import torch
@@ -33,14 +35,9 @@ def minibatch_step(
         >>> minibatch_step(centers, counts, torch.tensor([[2.0], [4.0]]))[0].tolist()
         [[2.0], [10.0]]
     """
-    labels, squared = nearest_center(points, centers)
-    mass = torch.ones_like(squared, dtype=torch.float64) if weights is None else weights.double()
-    added = torch.zeros_like(counts).index_add_(0, labels, mass)
-    moves = (points - centers[labels]).double() * mass[:, None]
-    sums = torch.zeros(centers.shape, dtype=torch.float64, device=centers.device).index_add_(0, labels, moves)
-    counts = counts + added
-    share = sums / counts.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
-    return centers + share.to(centers.dtype), counts, (squared.double() * mass).sum()
+    state = MiniBatchKMeansState(centers, counts, 0, 0)
+    step = minibatch_kmeans_update(state, points, weights=weights, move_ratio=None)
+    return step.state.centers, step.state.counts, step.inertia
 
 
 class MiniBatchKMeans(CenterClusterer):
@@ -133,7 +130,7 @@ class MiniBatchKMeans(CenterClusterer):
             counts = torch.zeros(len(centers), dtype=torch.float64, device=x.device)
             self.n_steps_ = 0
         else:
-            centers = torch.as_tensor(self.cluster_centers_).to(x)
+            centers = torch.as_tensor(self.cluster_centers_).to(x.device, working_dtype(x.dtype))
             counts = torch.as_tensor(self.counts_).to(x.device)
         centers, counts, cost = minibatch_step(centers, counts, x, weights)
         self.counts_ = points.like(counts)
@@ -148,13 +145,15 @@ class MiniBatchKMeans(CenterClusterer):
         check_interval('tol', self.tol, numbers.Real, 0)
 
     def _first_centers(self, points: Tensor, weights: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        start = self._start(points)
+        """Return the centers to begin with, in the type that batches are summed in."""
+        start, points = self._start(points), points.to(working_dtype(points.dtype))
         if isinstance(start, Tensor):
-            return start
+            return start.to(points.dtype)
         num_clusters = int(self.n_clusters)
         return kmeans(points, num_clusters, init=start, num_iters=10, weights=weights, generator=generator).centers
 
     def _finish(self, points: Any, centers: Tensor, weights: Tensor | None) -> None:
+        centers = centers.to(points.tensor.dtype)
         labels, squared = nearest_center(points.tensor, centers)
         self.cluster_centers_ = points.like(centers)
         self.labels_ = points.like(labels)
@@ -170,5 +169,5 @@ def _replace_empty(centers: Tensor, counts: Tensor, points: Tensor, weights: Ten
     if weights is not None:
         squared = squared * (weights > 0)
     centers = centers.clone()
-    centers[empty] = points[squared.topk(len(empty)).indices]
+    centers[empty] = points[squared.topk(len(empty)).indices].to(centers.dtype)
     return centers

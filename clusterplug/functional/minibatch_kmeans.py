@@ -102,7 +102,7 @@ def minibatch_kmeans_update(
     *,
     mask: Tensor | None = None,
     weights: Tensor | None = None,
-    move_ratio: float = 0.01,
+    move_ratio: float | None = 0.01,
     group=None,
 ) -> MiniBatchKMeansStep:
     r"""Move the centers by one batch.
@@ -112,7 +112,8 @@ def minibatch_kmeans_update(
 
     Every center is thus the mean of all points it was ever given. A center that has seen nothing, and every 10 K
     points one that has seen less than ``move_ratio`` of what the busiest center has, moves to a point of the batch
-    far from all centers and takes over the smallest count of the others. No host synchronisation off the CPU.
+    far from all centers and takes over the smallest count of the others. Off the CPU the host reads nothing, except
+    with ``group`` once in a call: the number of points on all ranks.
 
     Args:
         state: From ``minibatch_kmeans_start`` or the last update.
@@ -120,7 +121,8 @@ def minibatch_kmeans_update(
             ``group`` it may be 0.
         mask: (..., N) bool, True = valid.
         weights: (..., N) non-negative; None = 1.
-        move_ratio: Share of the largest count below which a center counts as rare; 0 = never move but unseen ones.
+        move_ratio: Share of the largest count below which a center counts as rare; 0 = only unseen centers move,
+            None = none does.
         group: torch.distributed group whose ranks each hold a part of the batch; the result is that of one process
             with the whole batch. Every rank must make the same calls.
 
@@ -167,7 +169,8 @@ def minibatch_kmeans_update(
         centers = (centers + step).to(dtype)
         seen = state.num_points + _num_points(num_points, x, group)
         due = seen >= POINTS_BETWEEN_MOVES * num_clusters
-        centers, counts = _move_rare(centers, counts, points, distances * (weight > 0), move_ratio * due, group)
+        if move_ratio is not None:
+            centers, counts = _move_rare(centers, counts, points, distances * (weight > 0), move_ratio * due, group)
     if valid is not None:
         labels = labels.masked_fill(~valid, -1)
     following = MiniBatchKMeansState(
@@ -225,14 +228,14 @@ def _num_points(num_points: int, x: Tensor, group) -> int:
     return int(sum_over_ranks(total, group))
 
 
-def _check(state: MiniBatchKMeansState, x: Tensor, mask: Tensor | None, move_ratio: float, group) -> None:
+def _check(state: MiniBatchKMeansState, x: Tensor, mask: Tensor | None, move_ratio: float | None, group) -> None:
     check_points(x, allow_empty=group is not None)
     check_mask(mask, x.shape[:-1], x.device)
     check_device(x, state.centers.device, 'x')
     expected = (*state.centers.shape[:-2], 'N', state.centers.shape[-1])
     if x.shape[:-2] != state.centers.shape[:-2] or x.shape[-1] != state.centers.shape[-1]:
         raise ValueError(f'x must have shape {expected} to fit the centers, got {tuple(x.shape)}')
-    if not 0 <= move_ratio < 1:
-        raise ValueError(f'move_ratio must be in [0, 1), got {move_ratio!r}')
+    if move_ratio is not None and not 0 <= move_ratio < 1:
+        raise ValueError(f'move_ratio must be in [0, 1) or None, got {move_ratio!r}')
     if host_checks_allowed(x):
         check_finite(x, 'x', mask)

@@ -86,6 +86,9 @@ def test_unseen_and_rare_centers_move():
     assert moved.state.num_points == 0
     kept = minibatch_kmeans_update(rare, batch, move_ratio=0.0)
     assert kept.state.centers[1].tolist() == [60.0, 0.0]
+    unseen = minibatch_kmeans_update(minibatch_kmeans_start(x, 2, init=away), x, move_ratio=None)
+    assert unseen.state.centers[1].tolist() == [-500.0, 0.0]
+    assert unseen.state.counts.tolist() == [200.0, 0.0]
     small = minibatch_kmeans_update(rare, batch[:5])
     assert small.state.centers[1].tolist() == [60.0, 0.0]
     assert small.state.num_points == 5
