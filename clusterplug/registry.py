@@ -48,8 +48,10 @@ else:
         ],
     )
     HOOKS = _mm.Registry('hook', parent=_mm.HOOKS, scope='clusterplug', locations=['clusterplug.hooks'])
-    DATASETS = _mm.Registry('dataset', parent=_mm.DATASETS, scope='clusterplug', locations=['clusterplug.datasets'])
+    DATASETS = _mm.Registry(
+        'dataset', parent=_mm.DATASETS, scope='clusterplug', locations=['clusterplug.datasets.semantickitti_multiscan']
+    )
     TRANSFORMS = _mm.Registry(
-        'transform', parent=_mm.TRANSFORMS, scope='clusterplug', locations=['clusterplug.datasets']
+        'transform', parent=_mm.TRANSFORMS, scope='clusterplug', locations=['clusterplug.datasets.previous_scans']
     )
     METRICS = _mm.Registry('metric', parent=_mm.METRICS, scope='clusterplug', locations=['clusterplug.evaluation'])

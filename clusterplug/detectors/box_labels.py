@@ -47,7 +47,7 @@ class BoxLabels:
             self.key_points = output.get('keypoints')
 
     def read(self, samples: list) -> None:
-        """Take note of the ``gt_instances_3d`` of the data samples; before the detector sees them, as it may change them.
+        """Note the ``gt_instances_3d`` of the data samples, before the detector sees them: it may change them.
 
         Raises:
             ValueError: no ground truth.
