@@ -24,7 +24,7 @@ from clusterplug.functional.minibatch_kmeans import (
 from clusterplug.functional.sinkhorn import sinkhorn, sinkhorn_log_plan
 from clusterplug.functional.spectral import spectral_clustering
 from clusterplug.functional.subclasses import assign_subclasses
-from clusterplug.functional.token_clustering import TokenClusters, cluster_labels, cluster_tokens
+from clusterplug.functional.token_clustering import TokenClusters, cluster_labels, cluster_tokens, token_spread
 from clusterplug.functional.token_merging import merge_tokens_to, size_biased_attention
 from clusterplug.functional.token_reconstruction import (
     TokenNeighbors,
@@ -43,5 +43,5 @@ __all__ = [
     'linkage', 'merge_tokens', 'merge_tokens_to', 'minibatch_kmeans_start', 'minibatch_kmeans_update',
     'nearest_center', 'normalized_mutual_info', 'pairwise_distances', 'partial_transport', 'reconstruct_tokens',
     'sample_anchors', 'sinkhorn', 'sinkhorn_log_plan', 'size_biased_attention', 'spectral_clustering',
-    'subclass_contrast', 'subclass_contrast_terms', 'token_neighbors', 'unbalanced_transport',
+    'subclass_contrast', 'subclass_contrast_terms', 'token_neighbors', 'token_spread', 'unbalanced_transport',
 ]  # fmt: skip

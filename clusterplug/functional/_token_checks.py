@@ -33,7 +33,12 @@ def check_grid(grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
 
 
 def check_settings(
-    *, num_iters: int = 0, temperature: float = 1.0, window: int | None = 1, num_neighbors: int = 1, norm: str = 'l1'
+    *,
+    num_iters: int = 0,
+    temperature: float | Tensor = 1.0,
+    window: int | None = 1,
+    num_neighbors: int = 1,
+    norm: str = 'l1',
 ) -> None:
     """Raise unless the settings of clustering and reconstruction lie in their ranges."""
     for name, value, least in (('num_iters', num_iters, 0), ('num_neighbors', num_neighbors, 1)):
@@ -41,13 +46,6 @@ def check_settings(
             raise TypeError(f'{name} must be an int, got {type(value).__name__} ({value!r})')
         if value < least:
             raise ValueError(f'{name} must be at least {least}, got {value}')
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-        raise TypeError(f'temperature must be a number, got {type(temperature).__name__} ({temperature!r})')
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(
-            f'temperature must be above 0 and finite, got {temperature}; it divides squared distances (0.02 in the '
-            f"authors' configs is a factor: 50 here)"
-        )
     if window is not None:
         if isinstance(window, bool) or not isinstance(window, int):
             raise TypeError(f'window must be an odd int, got {type(window).__name__} ({window!r})')
@@ -56,4 +54,18 @@ def check_settings(
     if norm not in ('l1', 'l2'):
         raise ValueError(
             f"norm must be 'l1' (weights add up to one) or 'l2' (as the authors' code has it), got {norm!r}"
+        )
+    if isinstance(temperature, Tensor):
+        if temperature.dim() != 1 or not temperature.is_floating_point():
+            raise ValueError(
+                f'temperature must be a number or a floating tensor (batch,), got shape {tuple(temperature.shape)} '
+                f'of {temperature.dtype}'
+            )
+        return
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise TypeError(f'temperature must be a number, got {type(temperature).__name__} ({temperature!r})')
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(
+            f'temperature must be above 0 and finite, got {temperature}; it divides squared distances (0.02 in the '
+            f"authors' configs is a factor: 50 here)"
         )

@@ -34,7 +34,7 @@ class TokenClusters(NamedTuple):
     tokens: Tensor
     mask: Tensor | None
     cell_mask: Tensor | None
-    temperature: float
+    temperature: float | Tensor
     window: int
 
 
@@ -43,7 +43,7 @@ def cluster_tokens(
     grid: tuple[int, int],
     *,
     num_iters: int = 5,
-    temperature: float = 50.0,
+    temperature: float | Tensor = 50.0,
     window: int = 5,
     mask: Tensor | None = None,
 ) -> TokenClusters:
@@ -64,7 +64,9 @@ def cluster_tokens(
         x: (B, H, W, C) tokens, floating; distances are taken in fp32 at least, whatever autocast says. B may be 0.
         grid: (h, w) with 1 <= h <= H and 1 <= w <= W; clusters keep their shape best where h / w is H / W.
         num_iters: Iterations; 0 leaves the averages.
-        temperature: Divides the squared distances, above 0. High: neighbours mix; low: hard local k-means.
+        temperature: Divides the squared distances, above 0; one number or (B,) one for each image. High: neighbours
+            mix; low: hard local k-means. The scale of tokens differs a thousandfold between models and layers, and a
+            temperature far above it turns clusters into blurs: 0.1 * :func:`token_spread` fits all of them.
         window: Odd number of cells, at least 1.
         mask: (B, H, W) bool, True = valid. Other tokens (padding; they may hold anything) take no part.
 
@@ -139,11 +141,12 @@ def center_scores(clusters: TokenClusters, rows: slice = slice(None)) -> Tensor:
     centers = clusters.centers.detach().flatten(1, 2).to(dtype)
     middle = centers.mean(1, keepdim=True)
     shifted = centers - middle
-    bias = torch.linalg.vector_norm(shifted, dim=-1).square() * (-1 / clusters.temperature)
+    sharpness = _sharpness(clusters.temperature, dtype)
+    bias = _penalty(shifted, sharpness)[..., 0]
     if clusters.cell_mask is not None:
         bias = bias.masked_fill(~clusters.cell_mask.flatten(1), -torch.inf)
     bias = bias[:, None].expand(-1, tokens.shape[1], -1)
-    return torch.baddbmm(bias, tokens - middle, shifted.mT, alpha=2 / clusters.temperature)
+    return torch.baddbmm(bias, tokens - middle, (shifted * sharpness).mT, alpha=2)
 
 
 def nearby_scores(clusters: TokenClusters, window: int) -> tuple[Tensor, Tensor]:
@@ -159,14 +162,68 @@ def nearby_scores(clusters: TokenClusters, window: int) -> tuple[Tensor, Tensor]
     middle = centers.mean(1, keepdim=True)
     shifted = centers - middle
     slots = (tokens.index_select(1, plan.pixels) - middle).view(batch * num_tiles, num_slots, channels)
-    candidates = shifted.index_select(1, plan.cells).view(batch * num_tiles, num_candidates, channels)
-    bias = torch.linalg.vector_norm(candidates, dim=-1).square().view(batch, num_tiles, num_candidates, 1)
-    bias = bias * (-1 / clusters.temperature) + _far(plan, clusters.cell_mask).to(dtype)
+    candidates = (shifted * _sharpness(clusters.temperature, dtype)).index_select(1, plan.cells)
+    bias = _penalty(shifted, _sharpness(clusters.temperature, dtype)).index_select(1, plan.cells)
+    bias = bias.view(batch, num_tiles, num_candidates, 1) + _far(plan, clusters.cell_mask).to(dtype)
     bias = bias.view(batch * num_tiles, num_candidates, num_slots).mT
-    scores = torch.baddbmm(bias, slots, candidates.mT, alpha=2 / clusters.temperature)
+    candidates = candidates.view(batch * num_tiles, num_candidates, channels)
+    scores = torch.baddbmm(bias, slots, candidates.mT, alpha=2)
     cells = plan.cells.view(num_tiles, 1, num_candidates).expand(-1, num_slots, -1).reshape(1, -1, num_candidates)
     scores = scores.view(batch, -1, num_candidates).index_select(1, plan.slot)
     return scores, cells.index_select(1, plan.slot)
+
+
+def _sharpness(temperature: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """Return 1 / temperature, a number or (B, 1, 1)."""
+    if not isinstance(temperature, Tensor):
+        return 1 / temperature
+    return temperature.detach().to(dtype).reciprocal()[:, None, None]
+
+
+def _penalty(shifted: Tensor, sharpness: float | Tensor) -> Tensor:
+    """Return -|s|^2 / temperature of centers (B, M, C), as (B, M, 1)."""
+    return torch.linalg.vector_norm(shifted, dim=-1, keepdim=True).square() * -sharpness
+
+
+def token_spread(x: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+    """Mean squared distance of tokens from the average of the cell that they lie in: the scale for a temperature.
+
+    Args:
+        x: (B, H, W, C) tokens.
+        grid: (h, w) cells.
+        mask: (B, H, W) bool, True = valid.
+
+    Returns:
+        (B,) fp32 or fp64, above 0; no gradient.
+
+    Raises:
+        TypeError, ValueError: As :func:`cluster_tokens`.
+
+    Example:
+        >>> import torch
+        >>> token_spread(torch.tensor([1.0, 3.0, 5.0, 5.0]).view(1, 1, 4, 1), (1, 2)).tolist()
+        [0.5]
+    """
+    check_map(x)
+    grid = check_grid(grid, x.shape[1:3])
+    check_mask(mask, x.shape[:3], x.device)
+    _, height, width, _ = x.shape
+    with torch.no_grad(), exact_products(x):
+        values = x.to(working_dtype(x.dtype))
+        if mask is not None:
+            values = torch.where(mask[..., None], values, 0)
+        centers, _, _ = _average(values, grid, mask)
+        row = torch.arange(height, device=x.device) * grid[0] // height
+        column = torch.arange(width, device=x.device) * grid[1] // width
+        homes = (row[:, None] * grid[1] + column).flatten()
+        distances = (values.flatten(1, 2) - centers.flatten(1, 2).index_select(1, homes)).square().sum(-1)
+        if mask is None:
+            spread = distances.mean(-1)
+        else:
+            valid = mask.flatten(1)
+            spread = (distances * valid).sum(-1) / valid.sum(-1).clamp_min(1)
+        # A map without differences has no scale; any will do.
+        return torch.where(spread > torch.finfo(spread.dtype).tiny * 1e6, spread, 1.0)
 
 
 def _average(values: Tensor, grid: tuple[int, int], mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -203,12 +260,12 @@ def _iterate(values, centers, cell_mask, mask, num_iters, temperature, window):
         # Distances from a common point are small numbers where norms are large ones that cancel. Channels come
         # first, as products of small matrices are twice as fast when neither is transposed.
         middle = centers.mean(1, keepdim=True)
-        columns = ((slots.view(batch, -1, channels) - middle) * (2 / temperature)).view(slots.shape)
-        columns = columns.mT.contiguous()
+        sharpness = _sharpness(temperature, values.dtype)
+        columns = (slots.view(batch, -1, channels) - middle).mul_(sharpness).view(slots.shape).mT.contiguous()
         for _ in range(num_iters - 1):
-            share, mass = _shares(columns, centers - middle, far, keep, place, plan, temperature)
+            share, mass = _shares(columns, centers - middle, sharpness, far, keep, place, plan)
             centers = _means(share, mass, slots, centers, place)
-        share, mass = _shares(columns, centers - middle, far, keep, place, plan, temperature)
+        share, mass = _shares(columns, centers - middle, sharpness, far, keep, place, plan)
     # The shares are constants, so that only the last means need a graph.
     centers = _means(share, mass, slots, centers, place)
     return centers.view(batch, *grid, channels), mass.view(batch, *grid)
@@ -238,13 +295,13 @@ def _kept_slots(plan: Tiles, mask: Tensor | None, batch: int) -> Tensor | None:
     return keep.expand(batch, -1, -1).reshape(batch * num_tiles, 1, num_slots)
 
 
-def _shares(columns, shifted, far, keep, place, plan, temperature):
+def _shares(columns, shifted, sharpness, far, keep, place, plan):
     """Return the share (B * T, L, P) that each pixel has in the mean of each candidate, and the mass (B * M,)."""
     num_tiles, num_candidates, _ = plan.shape
     candidates = shifted.flatten(0, 1).index_select(0, place).view(-1, num_candidates, shifted.shape[-1])
-    bias = torch.linalg.vector_norm(shifted, dim=-1).square().flatten().index_select(0, place) * (-1 / temperature)
+    bias = _penalty(shifted, sharpness).flatten().index_select(0, place)
     bias = (bias.view(-1, num_tiles, num_candidates, 1) + far.to(bias.dtype)).flatten(0, 1)
-    weights = torch.baddbmm(bias, candidates, columns).softmax(1)
+    weights = torch.baddbmm(bias, candidates, columns, alpha=2).softmax(1)
     weights = weights if keep is None else weights * keep
     mass = weights.new_zeros(shifted.shape[0] * shifted.shape[1]).index_add_(0, place, weights.sum(-1).flatten())
     inverse = 1 / (mass + LEAST_MASS)

@@ -37,7 +37,7 @@ def token_neighbors(
     num_neighbors: int = 20,
     norm: str = 'l1',
     window: int | None = None,
-    temperature: float | None = None,
+    temperature: float | Tensor | None = None,
 ) -> TokenNeighbors:
     r"""Find each token's nearest clusters and their weights, both from what was stored at clustering time.
 
@@ -64,9 +64,9 @@ def token_neighbors(
         >>> neighbors.weights.shape, bool((neighbors.weights.sum(-1) - 1).abs().max() < 1e-6)
         (torch.Size([1, 36, 4]), True)
     """
-    check_settings(num_neighbors=num_neighbors, norm=norm, window=window, temperature=temperature or state.temperature)
-    if temperature is not None:
-        state = state._replace(temperature=float(temperature))
+    temperature = state.temperature if temperature is None else temperature
+    check_settings(num_neighbors=num_neighbors, norm=norm, window=window, temperature=temperature)
+    state = state._replace(temperature=temperature)
     batch, height, width, _ = state.tokens.shape
     grid = tuple(state.centers.shape[1:3])
     count = min(num_neighbors, grid[0] * grid[1])

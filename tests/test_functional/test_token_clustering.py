@@ -11,6 +11,7 @@ from clusterplug.functional import (
     combine_tokens,
     reconstruct_tokens,
     token_neighbors,
+    token_spread,
 )
 from clusterplug.testing import count_host_syncs, count_launches
 
@@ -173,6 +174,36 @@ def test_limits_of_the_temperature():
         errors.append(float((combine_tokens(clusters.centers, neighbors) - x).square().sum()))
     assert all(after <= before + 1e-9 for before, after in zip(errors, errors[1:]))
     assert errors[-1] < errors[0]
+
+
+def test_a_temperature_for_each_image():
+    x = image(2, 11, 9, 4)
+    both = cluster_tokens(x, (5, 4), temperature=torch.tensor([0.3, 4.0]))
+    for window in (None, 5):
+        rebuilt = reconstruct_tokens(both.centers, both, window=window)
+        for index, temperature in enumerate((0.3, 4.0)):
+            alone = cluster_tokens(x[index : index + 1], (5, 4), temperature=temperature)
+            torch.testing.assert_close(both.centers[index], alone.centers[0], rtol=1e-6, atol=1e-6)
+            expected = reconstruct_tokens(alone.centers, alone, window=window)[0]
+            torch.testing.assert_close(rebuilt[index], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_temperature_from_the_spread_does_not_depend_on_the_scale():
+    x = image(2, 11, 9, 4)
+    results = []
+    for scale in (1.0, 1e3):
+        scaled = torch.stack([x[0] * scale, x[1]])
+        clusters = cluster_tokens(scaled, (5, 4), temperature=0.1 * token_spread(scaled, (5, 4)))
+        results.append(clusters.centers / torch.tensor([scale, 1.0]).view(2, 1, 1, 1))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+def test_spread():
+    x = torch.tensor([0.0, 2.0, 9.0, 5.0], dtype=torch.float64).view(1, 1, 4, 1)
+    assert token_spread(x, (1, 2)).tolist() == [(1 + 1 + 4 + 4) / 4]
+    mask = torch.tensor([True, True, True, False]).view(1, 1, 4)
+    assert token_spread(x, (1, 2), mask).tolist() == pytest.approx([2 / 3])
+    assert token_spread(torch.ones(2, 4, 4, 3), (2, 2)).tolist() == [1, 1]
 
 
 def test_shift_and_flip():
@@ -343,6 +374,7 @@ def test_without_iterations_the_averages_remain():
         (dict(temperature=0.0), ValueError, 'temperature must be above 0'),
         (dict(temperature=float('nan')), ValueError, 'temperature must be above 0'),
         (dict(temperature='hot'), TypeError, 'temperature must be a number'),
+        (dict(temperature=torch.ones(1, 1)), ValueError, 'temperature must be a number or a floating tensor'),
         (dict(num_iters=-1), ValueError, 'num_iters must be at least 0'),
         (dict(num_iters=True), TypeError, 'num_iters must be an int'),
         (dict(mask=torch.ones(1, 6, 6)), TypeError, 'mask must be a bool tensor'),
