@@ -1,11 +1,13 @@
 """Timing that can be believed: warm-up, interleaved repeats, median process time, the roof measured in the same run."""
 
+import importlib
 import importlib.metadata
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -16,7 +18,7 @@ def interleaved(candidates: dict[str, Callable], repeats: int = 7, warm_up: int 
         for run in candidates.values():
             run()
     times = {name: [] for name in candidates}
-    for _ in range(max(5, repeats)):
+    for _ in range(max(3, repeats)):
         for name, run in candidates.items():
             start = time.process_time()
             run()
@@ -52,17 +54,50 @@ def header(packages: tuple[str, ...], dtype: torch.dtype = torch.float32) -> Non
     print(f'torch {torch.__version__}, ' + ', '.join(versions))
 
 
-def table(title: str, times: dict[str, list[float]], *, ours: str, roof_ms: float, roof: str) -> None:
-    """Print median, spread and ratio to ours of each candidate, and the share of the roof that each reaches."""
+class Row(NamedTuple):
+    """One line of the table: ours against a peer, in ms or MB."""
+
+    kernel: str
+    peer: str
+    ours: float
+    theirs: float
+    wish: float | None = None  # theirs / ours is to be at least this
+    remark: str = ''
+    unit: str = 'ms'
+
+
+def rows(
+    kernel: str,
+    times: dict[str, list[float]],
+    ours: str,
+    wishes: dict[str, float],
+    remarks: dict[str, str] | None = None,
+) -> list[Row]:
+    """Return a row for each peer in ``times``, compared with the entry ``ours`` by medians."""
     medians = {name: statistics.median(values) for name, values in times.items()}
-    print(f'\n{title}\n  roof: {roof} = {roof_ms:.1f} ms')
-    print(f'  {"":34s}{"median ms":>10s}{"lowest":>9s}{"highest":>9s}{"/ ours":>8s}{"roof share":>12s}')
-    for name, median in sorted(medians.items(), key=lambda item: item[1]):
-        ratio = median / medians[ours]
-        low, high = min(times[name]), max(times[name])
-        print(f'  {name:34s}{median:10.1f}{low:9.1f}{high:9.1f}{ratio:8.2f}{roof_ms / median:12.2f}')
+    remarks = remarks or {}
+    return [
+        Row(kernel, name, medians[ours], median, wishes.get(name), remarks.get(name, ''))
+        for name, median in medians.items()
+        if name != ours
+    ]
 
 
-def target(text: str, reached: bool) -> None:
-    """Print a target and whether this run reached it."""
-    print(f'  target: {text}: {"reached" if reached else "NOT reached"} in this run')
+def print_table(lines: list[Row]) -> None:
+    """Print the rows as one Markdown table; every wish says whether this run reached it."""
+    print('| kernel | against | ours | theirs | theirs / ours | wished | remark |')
+    print('|---|---|---|---|---|---|---|')
+    for line in lines:
+        ratio = line.theirs / line.ours
+        wished = '' if line.wish is None else f'>= {line.wish:g}: {"reached" if ratio >= line.wish else "NOT reached"}'
+        figures = f'{line.ours:.4g} {line.unit} | {line.theirs:.4g} {line.unit} | {ratio:.3g}'
+        print(f'| {line.kernel} | {line.peer} | {figures} | {wished} | {line.remark} |')
+
+
+def optional(name: str):
+    """Return a module or None, saying so."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        print(f'skipped: {name} is not installed')
+        return None

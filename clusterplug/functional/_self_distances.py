@@ -1,5 +1,7 @@
 """All distances within one set of points: symmetric, zero diagonal, safe for any finite input."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -79,22 +81,24 @@ def _unit_scale(x: Tensor) -> Tensor:
     return torch.exp2(-exponent.clamp(-120, 120))
 
 
-def _product(x: Tensor) -> Tensor:
-    """Return x @ x.mT (B, N, N), symmetric bit for bit: not every product of a matrix with itself is."""
+def _symmetric(x: Tensor, to_distance: Callable[[Tensor, slice, slice], Tensor]) -> Tensor:
+    """Return (B, N, N) distances made in place from x @ x.mT, symmetric bit for bit: not every such product is."""
     num_points = x.shape[-2]
+    everything = slice(0, num_points)
     if num_points <= _TILE or not host_checks_allowed(x):
         product = x @ x.mT
-        return torch.minimum(product, product.mT)
+        return to_distance(torch.minimum(product, product.mT), everything, everything)
     # Reading a large matrix across its rows costs ten times what the product does: mirror it in tiles.
-    product = x.new_empty((*x.shape[:-1], num_points))
+    distances = x.new_empty((*x.shape[:-1], num_points))
     for start in range(0, num_points, _TILE):
-        stop = min(start + _TILE, num_points)
-        strip = torch.matmul(x[..., start:stop, :], x[..., :stop, :].mT)
+        part, before = slice(start, min(start + _TILE, num_points)), slice(0, start)
+        strip = torch.matmul(x[..., part, :], x[..., : part.stop, :].mT)
         square = strip[..., start:]
-        product[..., start:stop, start:stop] = torch.minimum(square, square.mT)
-        product[..., start:stop, :start] = strip[..., :start]
-        product[..., :start, start:stop] = strip[..., :start].mT
-    return product
+        square.copy_(torch.minimum(square, square.mT))
+        strip = to_distance(strip, part, slice(0, part.stop))
+        distances[..., part, : part.stop] = strip
+        distances[..., before, part] = strip[..., before].mT
+    return distances
 
 
 def _euclidean(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -111,11 +115,18 @@ def _euclidean(x: Tensor, mask: Tensor | None) -> Tensor:
     second = _unit_scale(x)
     x = x * second
     squares = x.square().sum(-1).mul_(1 - 4 * torch.finfo(x.dtype).eps)
-    distances = (squares[..., :, None] + squares[..., None, :]).sub_(_product(x), alpha=2)
-    return distances.clamp_min_(0).sqrt_().mul_(1 / scale / second)
+    factor = 1 / scale / second
+
+    def to_distance(product: Tensor, rows: slice, columns: slice) -> Tensor:
+        # the sum of the two squares first: it is the same seen from either point
+        both = squares[..., rows, None] + squares[..., None, columns]
+        return both.sub_(product, alpha=2).clamp_min_(0).sqrt_().mul_(factor)
+
+    return _symmetric(x, to_distance)
 
 
 def _cosine(x: Tensor) -> Tensor:
     x = x * _unit_scale(x)
     x = x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    return torch.sub(1 - 4 * torch.finfo(x.dtype).eps, _product(x)).clamp_(0, 2)
+    one = 1 - 4 * torch.finfo(x.dtype).eps
+    return _symmetric(x, lambda product, rows, columns: torch.sub(one, product).clamp_(0, 2))

@@ -1,27 +1,13 @@
-"""k-means against scikit-learn, faiss, fast-pytorch-kmeans and torch-kmeans on one CPU thread.
+"""k-means against scikit-learn, faiss, fast-pytorch-kmeans, torch-kmeans and the arithmetic limit."""
 
-OMP_NUM_THREADS=1 python benchmarks/kernels_kmeans.py [--repeats 7] [--threads 1]
-"""
-
-import argparse
 import importlib
 import statistics
-import warnings
 from unittest import mock
 
 import torch
-from _timing import header, interleaved, product_rate, table, target
+from _timing import Row, interleaved, optional, product_rate, rows
 
 from clusterplug.functional import kmeans
-
-
-def optional(name):
-    """Return a module or None, saying so."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        print(f'skipped: {name} is not installed')
-        return None
 
 
 def all_iterations(run):
@@ -98,59 +84,45 @@ def candidates_for(x, init, num_iters, modules):
     return runs
 
 
-def check_equal(runs, x):
-    """Compare the inertia of all before timing: no faster by being worse."""
-    for name, run in runs.items():
-        centers = run()
-        points = x[: len(centers)]
-        inertia = torch.cdist(points, centers).amin(-1).square().sum().item() / len(centers)
-        print(f'  {name:34s} inertia for each problem {inertia:.6g}')
+def inertia_of(centers, x):
+    """Return the mean inertia of each problem: nobody is to be faster by being worse."""
+    return torch.cdist(x[: len(centers)], centers).amin(-1).square().sum().item() / len(centers)
 
 
-def compare(title, x, init, num_iters, modules, repeats):
+def compare(kernel, x, init, num_iters, modules, repeats, wishes):
+    """Return rows of one data set; the limit is the arithmetic of all distances at the rate of a large product."""
     batch, num_points, dim = x.shape
     num_clusters = init.shape[1]
-    flops = 2.0 * batch * num_points * dim * num_clusters * num_iters
-    used = kmeans(x, num_clusters, init=init, num_iters=num_iters, tol=1e-30).num_iters.float()
-    print(f'\n== {title}: B {batch}, N {num_points}, D {dim}, K {num_clusters}, {num_iters} iterations')
-    print(f'  iterations until no label changes: mean {used.mean():.1f} (of at most {num_iters})')
+    used = kmeans(x, num_clusters, init=init, num_iters=num_iters, tol=1e-30).num_iters.float().mean()
     runs = candidates_for(x, init, num_iters, modules)
-    check_equal(runs, x)
+    best = inertia_of(runs['clusterplug'](), x)
+    remarks = {name: f'inertia {inertia_of(run(), x) / best:.4f} of ours' for name, run in runs.items()}
     times = interleaved(runs | {'product 1024^3': product_rate()}, repeats)
-    rate = 2.0 * 1024**3 / statistics.median(times.pop('product 1024^3')) * 1e3
-    roof_ms = flops / rate * 1e3
-    roof = f'{flops / 1e9:.2f} GFLOP at {rate / 1e9:.0f} GFLOP/s'
-    table(title, times, ours='clusterplug', roof_ms=roof_ms, roof=roof)
-    return {name: statistics.median(values) for name, values in times.items()}, roof_ms
+    flops = 2.0 * batch * num_points * dim * num_clusters * num_iters
+    limit = flops / (2.0 * 1024**3) * statistics.median(times.pop('product 1024^3'))
+    idle = statistics.median(times.pop('clusterplug, idle iterations too'))
+    lines = rows(kernel, times, 'clusterplug', wishes, remarks)
+    remark = f'{flops / 1e9:.2f} GFLOP; labels stand still after {used:.1f} iterations'
+    ours = lines[0].ours if lines else idle
+    lines.append(Row(kernel, 'arithmetic limit', ours, limit, None, remark))
+    lines.append(Row(f'{kernel}, idle iterations too', 'arithmetic limit', idle, limit, wishes.get('limit'), remark))
+    return lines
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument('--threads', type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    warnings.simplefilter('ignore')
+def measure(repeats):
+    """Return the rows of k-means."""
     modules = {name: optional(name) for name in ('faiss', 'sklearn.cluster', 'fast_pytorch_kmeans', 'torch_kmeans')}
     if modules['faiss']:
-        modules['faiss'].omp_set_num_threads(options.threads)
-    header(('faiss-cpu', 'scikit-learn', 'fast-pytorch-kmeans', 'torch-kmeans', 'numpy'))
+        modules['faiss'].omp_set_num_threads(torch.get_num_threads())
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(48, 196, 512, generator=generator)
-    for title, data in (('many small, Gaussian', x), ('many small, token-like', tokens(48, 196, 512, generator))):
-        medians, roof_ms = compare(title, data, data[:, ::4].clone(), 10, modules, options.repeats)
-        everything = medians['clusterplug, idle iterations too']
-        target(f'10 full iterations <= 2.0 x the roof (here {everything / roof_ms:.2f} x)', everything <= 2.0 * roof_ms)
-        if 'faiss loop' in medians:
-            ratio = medians['faiss loop'] / medians['clusterplug']
-            target(f'ahead of a faiss loop (here {ratio:.2f} x)', ratio > 1.0)
+    lines = []
+    for title, data in (('Gaussian', x), ('token-like', tokens(48, 196, 512, generator))):
+        kernel = f'kmeans B 48, N 196, D 512, K 49, 10 iterations, {title}'
+        wishes = {'faiss loop': 1.0, 'limit': 0.5}
+        lines += compare(kernel, data, data[:, ::4].clone(), 10, modules, repeats, wishes)
     x = torch.randn(1, 120_000, 96, generator=generator)
-    medians, _ = compare('one large', x, x[:, :40].clone(), 10, modules, options.repeats)
-    for name in ('scikit-learn loop', 'faiss loop'):
-        if name in medians:
-            ratio = medians[name] / medians['clusterplug']
-            target(f'at least level with {name.split()[0]} (here {ratio:.2f} x)', ratio >= 1.0)
-
-
-if __name__ == '__main__':
-    main()
+    wishes = {'faiss loop': 1.0, 'scikit-learn loop': 1.0}
+    return lines + compare(
+        'kmeans 120,000 x 96, K 40, 10 iterations', x, x[:, :40].clone(), 10, modules, repeats, wishes
+    )

@@ -1,0 +1,103 @@
+"""k-medoids against the dense form that CenterCLIP's code takes, and against FasterPAM."""
+
+import torch
+from _timing import Row, interleaved, optional, rows
+
+from clusterplug.functional import kmedoids, kmedoids_swap
+
+
+def dense_kmedoids(x, num_clusters, num_iters=100, threshold=1e-6, chunk=4):
+    """The authors' form in our words: K masked copies of the distances, one stop rule for a chunk of problems."""
+    parts = [_dense_chunk(part, num_clusters, num_iters, threshold) for part in x.split(chunk)]
+    return torch.cat(parts)
+
+
+def _dense_chunk(x, num_clusters, num_iters, threshold):
+    distances = torch.cdist(x, x)
+    # fp32 rounding leaves up to 0.1 there, which would decide between members of nearly equal cost.
+    distances.diagonal(dim1=1, dim2=2).zero_()
+    # Negative everywhere, lowest on the diagonal: a masked entry (0) never wins and a point is nearest to itself.
+    distances = distances - distances.max() - 1 - torch.eye(x.shape[1])
+    medoids = x.norm(dim=-1).argmax(-1, keepdim=True)
+    for _ in range(num_clusters - 1):
+        to_chosen = distances.gather(1, medoids[..., None].expand(-1, -1, x.shape[1]))
+        medoids = torch.cat([medoids, to_chosen.amin(1).argmax(-1, keepdim=True)], -1)
+    cluster = torch.arange(num_clusters)[None, :, None]
+    points = x.gather(1, medoids[..., None].expand(-1, -1, x.shape[2]))
+    for _ in range(num_iters):
+        labels = distances.gather(1, medoids[..., None].expand(-1, -1, x.shape[1])).argmin(1)
+        member = labels[:, None] == cluster  # (B, K, N)
+        pairs = member[..., None] & member[..., None, :]  # (B, K, N, N)
+        sums = (distances[:, None] * pairs).sum(-1)
+        medoids = sums.argmin(-1)
+        moved = x.gather(1, medoids[..., None].expand(-1, -1, x.shape[2]))
+        shift = (moved - points).norm(dim=-1).sum(-1).mean()
+        points = moved
+        if shift < threshold:
+            break
+    return medoids.sort(-1).values
+
+
+def data_without_ties(batch, num_points, num_dims, num_clusters, seed=0):
+    """Return points in groups of three or more, each with one point near its middle.
+
+    Members of a cluster of two tie, and in thousands of random clusters some costs agree to fp32's last digits: both
+    are decided by rounding. Here every cluster has one clear medoid.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.arange(num_points)
+    centers = 4 * torch.randn(batch, num_clusters, num_dims, generator=generator)
+    spread = torch.where(index < num_clusters, 0.3, 1.0)[:, None]
+    noise = spread * torch.randn(batch, num_points, num_dims, generator=generator)
+    order = torch.randperm(num_points, generator=generator)
+    return (centers[:, index % num_clusters] + noise)[:, order]
+
+
+def peak_bytes(call):
+    """Return the peak of the bytes that tensors hold at once during ``call``, from the allocator's own records."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        call()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == '[memory]']
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def compare_with_dense(batch, num_points, num_dims, num_clusters, repeats, wishes):
+    x = data_without_ties(batch, num_points, num_dims, num_clusters)
+    runs = {'clusterplug': lambda: kmedoids(x, num_clusters), 'dense form': lambda: dense_kmedoids(x, num_clusters)}
+    equal = torch.equal(runs['dense form'](), runs['clusterplug']().medoids)
+    kernel = f'kmedoids B {batch}, N {num_points}, D {num_dims}, K {num_clusters}'
+    remarks = {'dense form': f'ids {"equal" if equal else "DIFFER"}'}
+    lines = rows(kernel, interleaved(runs, repeats, warm_up=0), 'clusterplug', wishes, remarks)
+    ours, dense = (peak_bytes(runs[name]) / 1e6 for name in ('clusterplug', 'dense form'))
+    return [*lines, Row(kernel, 'dense form, peak memory', ours, dense, wishes.get('memory'), '', 'MB')]
+
+
+def compare_with_fasterpam(pam, batch, num_points, num_dims, num_clusters, repeats):
+    x = data_without_ties(batch, num_points, num_dims, num_clusters // 2)
+
+    def loop():
+        return [pam.fasterpam(torch.cdist(part, part).numpy(), num_clusters, random_state=0) for part in x]
+
+    losses = torch.tensor([result.loss for result in loop()])
+    lines = []
+    for name, function in (('kmedoids', kmedoids), ('kmedoids_swap', kmedoids_swap)):
+        cost = (function(x, num_clusters).cost / losses).mean()
+        runs = {'clusterplug': lambda function=function: function(x, num_clusters), 'FasterPAM loop': loop}
+        kernel = f'{name} B {batch}, N {num_points}, D {num_dims}, K {num_clusters}'
+        remarks = {'FasterPAM loop': f'our cost {cost:.4f} of theirs'}
+        lines += rows(kernel, interleaved(runs, repeats), 'clusterplug', {}, remarks)
+    return lines
+
+
+def measure(repeats):
+    """Return the rows of k-medoids."""
+    lines = compare_with_dense(16, 588, 768, 160, min(repeats, 3), {'dense form': 25.0, 'memory': 50.0})
+    pam = optional('kmedoids')
+    if pam is not None:
+        for batch, num_points, num_clusters in ((16, 196, 49), (4, 588, 49), (1, 2000, 20)):
+            lines += compare_with_fasterpam(pam, batch, num_points, 64, num_clusters, repeats)
+    return lines
