@@ -155,11 +155,18 @@ def _link(root: Path, out: Path, splits: Mapping[str, Sequence[str]], dont_care:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if kind == 'label_2':
                     _write_whole(path, clean_labels(source.read_text(), dont_care).encode())
-                elif not (path.is_symlink() and path.resolve() == source.resolve()):
-                    temporary = _temporary(path)
-                    temporary.unlink(missing_ok=True)
-                    temporary.symlink_to(source)
-                    temporary.replace(path)
+                else:
+                    _link_to(path, source)
+    if (root / 'training/planes').is_dir():  # of the ground, which some recipes put objects on
+        _link_to(out / 'training/planes', root / 'training/planes')
+
+
+def _link_to(path: Path, source: Path) -> None:
+    if not (path.is_symlink() and path.resolve() == source.resolve()):
+        temporary = _temporary(path)
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(source)
+        temporary.replace(path)
 
 
 def _part(root, out, work, converters, frames: list[str], training: bool, dont_care: Sequence[str]) -> Path:

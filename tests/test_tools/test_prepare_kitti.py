@@ -154,6 +154,16 @@ def test_missing_and_truncated_files_are_named_all_at_once(raw, tmp_path):
     assert '000001.bin has 25597 bytes, which is not a positive multiple of 16' in str(caught.value)
 
 
+def test_planes_of_the_ground_come_along(raw, tmp_path):
+    folder = raw / 'training/planes'
+    folder.mkdir()
+    for frame in TRAIN:
+        (folder / f'{frame}.txt').write_text('# Plane\nWidth 4\nHeight 1\n0.0 -1.0 0.0 1.65\n')
+    prepare_kitti(raw, tmp_path / 'out', dict(train=TRAIN))
+    entry = load(tmp_path / 'out/kitti_infos_train.pkl')['data_list'][0]
+    assert np.asarray(entry['plane']).tolist() == [0.0, -1.0, 0.0, 1.65]
+
+
 def test_unknown_classes_become_regions_on_request(raw, tmp_path):
     label = raw / 'training/label_2/000000.txt'
     label.write_text('\nBus  0 0 0 1 2 30 40 1 1 1 0 0 9 0\n' + label.read_text())

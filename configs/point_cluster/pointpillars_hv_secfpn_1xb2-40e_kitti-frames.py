@@ -1,0 +1,30 @@
+# mmdet3d's PointPillars on a quarter of its range, for the ten real frames: 160 steps.
+_base_ = [
+    '../_base_/datasets/kitti-frames.py',
+    'mmdet3d::_base_/models/pointpillars_hv_secfpn_kitti.py',
+    '../_base_/default_runtime.py',
+]
+
+point_cloud_range = [0, -17.28, -3, 34.56, 17.28, 1]
+ground = [[0, -17.28, z, 34.56, 17.28, z] for z in (-0.6, -0.6, -1.78)]
+model = dict(
+    data_preprocessor=dict(voxel_layer=dict(point_cloud_range=point_cloud_range, max_voxels=(12000, 12000))),
+    voxel_encoder=dict(point_cloud_range=point_cloud_range),
+    middle_encoder=dict(output_shape=[216, 216]),
+    bbox_head=dict(anchor_generator=dict(ranges=ground)),
+)
+
+max_epochs = 40
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=0.003, weight_decay=0.01),
+    clip_grad=dict(max_norm=35, norm_type=2),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
+    dict(type='CosineAnnealingLR', begin=0, T_max=max_epochs, by_epoch=True, eta_min=1e-5, convert_to_iter_based=True),
+]
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+default_hooks = dict(logger=dict(interval=4), checkpoint=dict(interval=20))

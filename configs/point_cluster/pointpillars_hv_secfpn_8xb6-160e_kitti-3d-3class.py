@@ -1,0 +1,3 @@
+# mmdet3d's own recipe as it is; here so that the variant with clustering has a base beside it.
+# Its ObjectSample wants training/planes; without them: use_ground_plane=False.
+_base_ = 'mmdet3d::pointpillars/pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class.py'
