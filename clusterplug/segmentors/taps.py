@@ -3,6 +3,7 @@
 import difflib
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 # What 'auto' taps: the first of these layers that the model has. The features before the classifier, except where a
@@ -96,11 +97,13 @@ class Tap:
         self.channels = _width(layer, self.side)
         self.open = False
         self.value = None
+        self.without_gradient = False  # the layer ran with gradients switched off
         layer.register_forward_hook(self._keep)
 
     def _keep(self, _, inputs, output):
         if self.open:
             self.value = inputs[0] if self.side == 'input' else output
+            self.without_gradient = not torch.is_grad_enabled()
 
     def take(self) -> Rows:
         """The rows kept since :meth:`open` was set, which are then forgotten."""

@@ -66,6 +66,12 @@ class ClusteringBranch(nn.Module):
 
     def _terms(self, inputs, samples) -> dict:
         rows = self.embedding.take()
+        if self.embedding.without_gradient and torch.is_grad_enabled():
+            raise ValueError(
+                f"the layer '{self.embedding.path}' gives features without gradient, so that the loss would train its "
+                f'projector alone; inside activation checkpointing tap the layer that is checkpointed, or use '
+                f'use_reentrant=False'
+            )
         if self.boxes is not None:
             predicted = None if self.predictions is None else self.predictions.take().features
             target = self.boxes(rows, inputs, self.loss.ignore_index)
