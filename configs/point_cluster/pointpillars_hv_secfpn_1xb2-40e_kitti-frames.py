@@ -7,10 +7,13 @@ _base_ = [
 
 point_cloud_range = [0, -17.28, -3, 34.56, 17.28, 1]
 ground = [[0, -17.28, z, 34.56, 17.28, z] for z in (-0.6, -0.6, -1.78)]
+norm = dict(eps=1e-3, momentum=0.1)  # mmdet3d's 0.01 needs more than 160 steps
 model = dict(
     data_preprocessor=dict(voxel_layer=dict(point_cloud_range=point_cloud_range, max_voxels=(12000, 12000))),
-    voxel_encoder=dict(point_cloud_range=point_cloud_range),
+    voxel_encoder=dict(point_cloud_range=point_cloud_range, norm_cfg=dict(type='BN1d', **norm)),
     middle_encoder=dict(output_shape=[216, 216]),
+    backbone=dict(norm_cfg=dict(type='BN2d', **norm)),
+    neck=dict(norm_cfg=dict(type='BN2d', **norm)),
     bbox_head=dict(anchor_generator=dict(ranges=ground)),
 )
 

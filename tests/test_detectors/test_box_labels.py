@@ -15,6 +15,7 @@ from torch import nn
 
 from clusterplug.detectors import BoxLabels
 from clusterplug.segmentors.taps import Rows
+from clusterplug.testing import count_host_syncs, count_launches
 
 SIZE, LIMITS = [0.5, 0.5, 1.0], [0.0, -4.0, -2.0, 8.0, 4.0, 2.0]
 GRID = (4, 16, 16)  # z, y, x
@@ -187,3 +188,19 @@ def test_what_does_not_fit():
     rows = Rows(torch.zeros(3, 1), torch.zeros(3, 4).int(), GRID)
     with pytest.raises(ValueError, match='voxel_layer, which tells where voxels lie'):
         label(BoxLabels(model), rows, points, samples)
+
+
+def test_no_host_synchronisation():
+    points, samples = scenes()
+    keys, _ = voxels_of(points, 2)
+    indices = torch.tensor(keys).int()
+    boxes = BoxLabels(detector())
+    inputs = dict(points=points)
+    for rows in (Rows(torch.zeros(800, 5)), Rows(torch.zeros(len(keys), 5), indices, tuple(s // 2 for s in GRID))):
+
+        def step(rows=rows):
+            boxes.read(samples)
+            boxes(rows, inputs, IGNORED)
+
+        assert count_host_syncs(step).total() == 0
+        assert count_launches(step).total() < 150
