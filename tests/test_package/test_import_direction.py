@@ -26,7 +26,7 @@ class Rule(NamedTuple):
 
 
 PURE = {'functional', 'losses', 'layers', 'memory', 'heads', 'estimators', 'registry', 'files'}
-PLUGS = {*PURE, 'segmentors', 'detectors', 'hooks', 'datasets', 'evaluation', 'visualization', 'compat'}
+PLUGS = {*PURE, 'segmentors', 'detectors', 'patch', 'hooks', 'datasets', 'evaluation', 'visualization', 'compat'}
 RULES = {
     '__init__': Rule({'torch'}, inside={'version'}),
     'version': Rule(set()),
@@ -43,6 +43,7 @@ RULES = {
     'registry': Rule({'mmengine'}),
     'segmentors': Rule({'torch', *MM}, HOSTS, PLUGS),
     'detectors': Rule({'torch', *MM}, HOSTS, PLUGS),
+    'patch': Rule({'torch'}, set(), {*PURE, 'patch'}),
     'hooks': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'matplotlib'}, PLUGS),
     'datasets': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'open3d', 'scipy', 'tqdm'}, PLUGS),
     'evaluation': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'scipy', 'sklearn'}, PLUGS),

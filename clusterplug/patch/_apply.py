@@ -1,0 +1,154 @@
+"""apply and remove."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from clusterplug.functional._token_checks import check_grid
+from clusterplug.patch._hosts import find_layout
+from clusterplug.patch._methods import make_method
+from clusterplug.patch._session import Session
+
+_MARK = '_clusterplug_patch'
+
+
+def apply(
+    model: nn.Module,
+    method: str = 'expedit',
+    *,
+    start: int | None = None,
+    end: int | None = None,
+    grid: tuple[int, int] | None = None,
+    keep_ratio: float | None = None,
+    num_prefix: int | None = None,
+    taps: Sequence[int] = (),
+    **options,
+) -> nn.Module:
+    """Let the blocks ``start`` to ``end`` of a trained transformer run on fewer tokens.
+
+    The model is changed in place, by hooks: weights, ``state_dict`` and the attention kernels stay as they are, its
+    outputs keep their shapes, and :func:`remove` takes everything away. Tokens in front of the map (class, register,
+    distillation) are never reduced. Intermediate features that the model hands out (``output_hidden_states``,
+    ``forward_intermediates``, backbones) have the full size. Positions that blocks apply themselves (rotary
+    embeddings, relative positions, windows) are those of the reduced tokens.
+
+    Apply before ``torch.compile``. Gradients flow; gradient checkpointing is not supported.
+
+    Args:
+        model: A timm, transformers or torchvision transformer, or a model with one inside; see
+            :func:`~clusterplug.patch.hosts`.
+        method: ``'expedit'`` (local soft k-means, keeps a grid), ``'tome'`` (bipartite matching) or ``'average'``
+            (pooling, the baseline).
+        start: Blocks that run on all tokens first. Defaults to 0.4 of all.
+        end: Block before which the tokens are brought back. Defaults to after the last.
+        grid: (h, w) reduced tokens; must fit every image.
+        keep_ratio: Share of the tokens to keep, above 0 and at most 1, where ``grid`` is not given. Defaults to 0.5.
+        num_prefix: Tokens in front of the map, if the model has others than clusterplug finds.
+        taps: Blocks whose output must be of full size because something outside the model reads it (a hook).
+        **options: Settings of the method: for expedit ``num_iters``, ``temperature`` or ``sharpness``, ``window``,
+            ``num_neighbors``, ``norm``, ``search``, ``residual``; for tome ``compare``, ``residual``; for average
+            ``residual``.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: The model is patched or compiled already or holds no known transformer; start, end, grid,
+            keep_ratio, method or an option is out of range. During a forward pass: the grid is larger than the map,
+            the number of tokens in front is wrong, tokens are NaN or infinite (on the CPU).
+
+    Source:
+        Liang et al., NeurIPS 2022 (expedit); Bolya et al., ICLR 2023 (tome).
+
+        **Differs from the authors' code**: the temperature follows the spread of the tokens; the change of the
+        clusters is carried back to the tokens (``residual``); reconstruction searches near clusters only; windows
+        are clustered as one map, so no padding enters. ``temperature=50, residual=False, search=None, norm='l2'`` is
+        the published form. Tome merges once, before block ``start``, and undoes it at ``end``.
+
+    Example:
+        >>> import timm, torch
+        >>> from clusterplug import patch
+        >>> model = timm.create_model('vit_tiny_patch16_224', pretrained=False).eval()
+        >>> model = patch.apply(model, start=4, keep_ratio=0.5)
+        >>> model.forward_features(torch.randn(1, 3, 224, 224)).shape
+        torch.Size([1, 197, 192])
+        >>> model = patch.remove(model)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'model must be a torch.nn.Module, got {type(model).__name__}')
+    if hasattr(model, '_orig_mod'):
+        raise ValueError('model is compiled already; call apply on the plain model, then torch.compile on the result')
+    if _find_patched(model) is not None:
+        raise ValueError('model is patched already; call clusterplug.patch.remove(model) first')
+    layout = find_layout(model)
+    if num_prefix is not None:
+        layout.num_prefix = num_prefix
+    reducer = make_method(method, options)
+    if not reducer.keeps_grid and (layout.maps or layout.needs_grid):
+        raise ValueError(
+            f"method '{method}' leaves tokens without a grid, which the blocks of {layout.host} need; use 'expedit' or "
+            f"'average'"
+        )
+    depth = len(layout.blocks)
+    start = round(0.4 * depth) if start is None else start
+    end = depth if end is None else end
+    _check_range(start, end, depth, layout.host)
+    if grid is not None:
+        if keep_ratio is not None:
+            raise ValueError('pass grid or keep_ratio, not both')
+        grid = check_grid(grid, (1 << 30, 1 << 30))
+    keep_ratio = 0.5 if keep_ratio is None else keep_ratio
+    if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, (int, float)) or not 0 < keep_ratio <= 1:
+        raise ValueError(f'keep_ratio must lie above 0 and at most at 1, got {keep_ratio!r}')
+    if any(isinstance(tap, bool) or not isinstance(tap, int) or not 0 <= tap < depth for tap in taps):
+        raise ValueError(f'taps must be numbers of blocks, 0 to {depth - 1}, got {list(taps)}')
+    session = Session(layout, reducer, start, end, grid, keep_ratio, taps)
+    session.attach()
+    setattr(model, _MARK, session)
+    return model
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Undo :func:`apply`: afterwards the model computes the same bits as before.
+
+    Args:
+        model: A patched model.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: It is not patched.
+
+    Example:
+        >>> import timm
+        >>> from clusterplug import patch
+        >>> model = timm.create_model('vit_tiny_patch16_224', pretrained=False)
+        >>> patch.remove(patch.apply(model)) is model
+        True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'model must be a torch.nn.Module, got {type(model).__name__}')
+    patched = _find_patched(model)
+    if patched is None:
+        raise ValueError(f'{type(model).__name__} is not patched; nothing to remove')
+    getattr(patched, _MARK).detach()
+    delattr(patched, _MARK)
+    return model
+
+
+def _find_patched(model: nn.Module) -> nn.Module | None:
+    return next((module for module in model.modules() if _MARK in vars(module)), None)
+
+
+def _check_range(start: int, end: int, depth: int, host: str) -> None:
+    for name, value in (('start', start), ('end', end)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f'{name} must be an int, got {type(value).__name__} ({value!r})')
+    if not 0 <= start < end <= depth:
+        raise ValueError(
+            f'start and end must satisfy 0 <= start < end <= {depth} (the blocks of {host}), got start={start}, '
+            f'end={end}'
+        )

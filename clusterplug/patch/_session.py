@@ -1,0 +1,204 @@
+"""The hooks that reduce tokens before one block and bring them back after another."""
+
+import torch
+from torch import Tensor, nn
+
+from clusterplug.functional._token_checks import check_grid
+from clusterplug.patch._geometry import SharedTable
+from clusterplug.patch._hosts import Layout
+from clusterplug.patch._store import Store
+
+
+class Session:
+    """All hooks of one patch.
+
+    Args:
+        layout: The transformer.
+        method: What reduces.
+        start: Block before which tokens are reduced.
+        end: Block before which they are full again.
+        grid: (h, w), or None with ``keep_ratio``.
+        keep_ratio: Share of the tokens to keep.
+        taps: Further blocks whose output must always be full.
+    """
+
+    def __init__(self, layout: Layout, method, start, end, grid, keep_ratio, taps):
+        self.layout, self.method, self.start, self.end = layout, method, start, end
+        self.grid, self.keep_ratio = grid, keep_ratio
+        self.taps = frozenset(taps) | frozenset(layout.taps)
+        self.store = Store()
+        self.handles, self.undo = [], []
+
+    def attach(self) -> None:
+        """Register everything."""
+        layout = self.layout
+        self.handles.append(layout.projection.register_forward_hook(self._see_size))
+        for number, scope in enumerate(layout.scopes):
+            hook = _ScopeHook(self, first=number == 0)
+            self.handles.append(scope.register_forward_pre_hook(hook, with_kwargs=True))
+        for index in range(self.start, self.end):
+            block = layout.blocks[index]
+            before, after = _BlockHook(self, index, 'before'), _BlockHook(self, index, 'after')
+            self.handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+            # Before the hooks that others have put there to read the output.
+            self.handles.append(block.register_forward_hook(after, prepend=True))
+        if layout.wraps is not None:
+            for name, method in layout.wraps(self.store).items():
+                setattr(layout.trunk, name, method)
+                self.undo.append((layout.trunk, name))
+
+    def detach(self) -> None:
+        """Take everything away."""
+        for handle in self.handles:
+            handle.remove()
+        if self.layout.resize is not None:
+            for block in self.layout.blocks:
+                self.layout.resize.undo(block)  # a forward pass that failed half-way
+        for module, name in self.undo:
+            delattr(module, name)
+        self.handles, self.undo = [], []
+
+    def _see_size(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        current = self.store.current
+        wanted = current.wanted
+        current.clear()
+        current.wanted = wanted
+        current.size = tuple(output.shape[1:3] if self.layout.projection_last else output.shape[-2:])
+
+    def before(self, index: int, block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Hook before a block: reduce, or take up the reduced tokens that were put aside for a reader."""
+        current = self.store.current
+        tokens = args[0] if args else kwargs['hidden_states']
+        if index == self.start:
+            tokens = self._reduce(block, tokens)
+        elif current.stash is not None:
+            tokens, current.stash = current.stash, None
+        if current.restore is None:
+            return None
+        if args:
+            args = (tokens, *args[1:])
+        else:
+            kwargs = {**kwargs, 'hidden_states': tokens}
+        if self.layout.resize is not None:
+            self.layout.resize.do(block, current.table.size, current.table.grid)
+        if self.layout.adapt is not None:
+            args, kwargs = self.layout.adapt(block, args, kwargs, current.table)
+        return args, kwargs
+
+    def after(self, index: int, block: nn.Module, output):
+        """Hook after a block: bring the tokens back at the end, or for a reader."""
+        current = self.store.current
+        if current.restore is None:
+            return None
+        if self.layout.resize is not None:
+            self.layout.resize.undo(block)
+        last = index == self.end - 1
+        if not last and index not in self.taps and index not in current.wanted:
+            return None
+        tokens = output[0] if isinstance(output, tuple) else output
+        full = self._restored(tokens)
+        if last:
+            current.clear()
+        else:
+            current.stash = tokens
+        return (full, *output[1:]) if isinstance(output, tuple) else full
+
+    def _reduce(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        current, layout = self.store.current, self.layout
+        size = current.size
+        current.stash = None
+        if size is None:
+            raise RuntimeError(
+                f'the patch of {layout.host} saw tokens but not the image they come from; call the model with an '
+                f'image, and switch gradient checkpointing off'
+            )
+        num_prefix = layout.num_prefix
+        self._check_tokens(tokens, size)
+        grid = self._grid_for(size)
+        if grid == size:
+            current.restore = None
+            return tokens
+        values = tokens if layout.maps else tokens[:, num_prefix:].unflatten(1, size)
+
+        def compared() -> Tensor:
+            norm = layout.norm(block) if layout.norm is not None else None
+            return values if norm is None else norm(values)
+
+        reduced = self.method(values, grid, compared)
+        keeps_grid = self.method.keeps_grid
+        current.restore = reduced.restore
+        current.table = SharedTable(size, grid if keeps_grid else None, reduced.places, num_prefix)
+        if layout.maps:
+            return reduced.tokens.unflatten(1, grid)
+        if num_prefix == 0:
+            return reduced.tokens
+        return _join(tokens[:, :num_prefix], reduced.tokens)
+
+    def _restored(self, tokens: Tensor) -> Tensor:
+        restore = self.store.current.restore
+        if self.layout.maps:
+            return restore(tokens.flatten(1, 2))
+        num_prefix = self.layout.num_prefix
+        full = restore(tokens[:, num_prefix:]).flatten(1, 2)
+        return full if num_prefix == 0 else _join(tokens[:, :num_prefix], full)
+
+    def _grid_for(self, size: tuple[int, int]) -> tuple[int, int]:
+        if self.grid is not None:
+            return check_grid(self.grid, size)
+        side = self.keep_ratio**0.5
+        return max(1, round(size[0] * side)), max(1, round(size[1] * side))
+
+    def _check_tokens(self, tokens: Tensor, size: tuple[int, int]) -> None:
+        if self.layout.maps:
+            if tuple(tokens.shape[1:3]) != size:
+                raise ValueError(
+                    f'{self.layout.host} must pass maps (batch, {size[0]}, {size[1]}, channels) between its blocks, '
+                    f'got {tuple(tokens.shape)}'
+                )
+        elif tokens.shape[1] != self.layout.num_prefix + size[0] * size[1]:
+            raise ValueError(
+                f'{self.layout.host} must have {self.layout.num_prefix} tokens in front of a map of {size[0]} x '
+                f'{size[1]} tokens, got {tokens.shape[1]} tokens in all: pass num_prefix='
+                f'{tokens.shape[1] - size[0] * size[1]} to apply() if the others are class, register or distillation '
+                f'tokens'
+            )
+
+
+def _join(prefix: Tensor, tokens: Tensor) -> Tensor:
+    return torch.cat([prefix, tokens.to(prefix.dtype)], 1)
+
+
+class _BlockHook:
+    """A hook that knows its block's number; a class, so that a copied model gets hooks of its own."""
+
+    def __init__(self, session: Session, index: int, when: str):
+        self.session, self.index, self.when = session, index, when
+
+    def __call__(self, block: nn.Module, args: tuple, last):
+        if self.when == 'before':
+            return self.session.before(self.index, block, args, last)
+        return self.session.after(self.index, block, last)
+
+
+class _ScopeHook:
+    """Notes which hidden states the caller asks for."""
+
+    def __init__(self, session: Session, first: bool):
+        self.session, self.first = session, first
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        current = self.session.store.current
+        if self.first:
+            current.wanted = ()
+        asked = kwargs.get('output_hidden_states')
+        if asked is None:
+            asked = getattr(getattr(module, 'config', None), 'output_hidden_states', False)
+        if asked is None or asked is False:
+            return
+        number = len(self.session.layout.blocks)
+        if asked is True:
+            current.wanted = tuple(range(number))
+        else:
+            chosen = [asked] if isinstance(asked, int) else list(asked)
+            # Hidden state 0 is what the first block receives.
+            current.wanted = (*current.wanted, *(index % (number + 1) - 1 for index in chosen))
