@@ -47,7 +47,7 @@ RULES = {
     'hooks': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'matplotlib'}, PLUGS),
     'datasets': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'open3d', 'scipy', 'tqdm'}, PLUGS),
     'evaluation': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'scipy', 'sklearn'}, PLUGS),
-    'visualization': Rule({'torch', 'numpy'}, {*HOSTS, 'matplotlib', 'open3d'}, PLUGS),
+    'visualization': Rule({'torch', 'numpy'}, {*HOSTS, 'matplotlib', 'open3d', 'rerun'}, PLUGS),
     'compat': Rule(
         {'torch', 'numpy', *MM, 'spconv'}, HOSTS, {'compat', 'files', 'functional', 'version', 'visualization'}
     ),
