@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clusterplug.datasets.kitti_frames import CLASSES, check_frame, clean_labels, frame_files
+from clusterplug.files import whole_file
 
 _CHUNK = 100  # frames that an interrupted run repeats at most
 _PARTS = '.prepare_kitti'
@@ -271,9 +272,5 @@ def _temporary(path: Path) -> Path:
 
 def _write_whole(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, 'wb') as file:
+        file.write(content)

@@ -18,6 +18,7 @@ from clusterplug.datasets.previous_scans import AddPreviousScans
 from clusterplug.datasets.scan_poses import read_poses
 from clusterplug.datasets.semantickitti_infos import write_infos
 from clusterplug.registry import DATASETS, TRANSFORMS
+from clusterplug.testing import write_tiny_semantickitti
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/point_cluster/minkunet18_w16_spconv_8xb2-amp-15e_semantickitti-multiscan.py'
@@ -226,3 +227,35 @@ def test_real_scans_with_too_few_poses(real, tmp_path):
     write_infos(real / 'semantickitti_infos_train.pkl', real, ['02/000002'])
     with pytest.raises(ValueError, match=r'has 2 poses, but the scans in .*go up to 000002, which needs 3'):
         build('train', real, dict(poses='poses_lidar.txt', calib=None))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('clustered', [False, True])
+def test_the_config_trains(tmp_path, clustered):
+    """Two steps and a validation on streets in SemanticKITTI layout, seen by a laser that moves."""
+    from mmengine.runner import Runner
+
+    compat.apply_all()
+    root = write_tiny_semantickitti(tmp_path / 'data', num_scans=4, num_points=1500)
+    for folder in (root / 'sequences').iterdir():
+        (folder / 'poses.txt').write_text(text([TO_CAMERA @ m @ np.linalg.inv(TO_CAMERA) for m in LASER]))
+        (folder / 'calib.txt').write_text('Tr: ' + text([TO_CAMERA]))
+    name = CONFIG.name if not clustered else f'point-cluster_{CONFIG.name}'
+    config = load_config(str(CONFIG.with_name(name)), work_dir=str(tmp_path / 'work'))
+    for split in ('train', 'val', 'test'):
+        loader = config[f'{split}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = str(root)
+    config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)
+    config.param_scheduler, config.experiment_name = None, f'multiscan_{clustered}'
+    config.log_processor = dict(by_epoch=False, window_size=1)
+    config.default_hooks.update(checkpoint=None, logger=dict(type='LoggerHook', interval=1))
+    runner = Runner.from_cfg(config)
+    runner.train()
+    scalars = runner.message_hub.log_scalars
+    assert np.isfinite(scalars['train/loss'].data[0]).all()
+    assert np.isfinite(scalars['val/miou'].current())
+    assert hasattr(runner.model, 'clustering') == clustered
+    if clustered:
+        assert runner.model.clustering.loss.num_classes == 25
+        assert runner.model.clustering.loss.memory.num_seeded.any()
