@@ -312,4 +312,4 @@ def _means(share, mass, slots, centers, place):
     """Return the weighted means (B, M, C); a center without weight, whose shares are all 0, stays where it is."""
     flat = centers.detach().flatten(0, 1)
     sums = torch.bmm(share, slots).flatten(0, 1)
-    return (flat * (mass == 0)[:, None]).index_add(0, place, sums).view(centers.shape)
+    return (flat * (mass == 0)[:, None]).index_add_(0, place, sums).view(centers.shape)
