@@ -8,6 +8,7 @@ import importlib
 from clusterplug.compat._patch import Workaround
 
 _NAMES = (
+    'activation_checkpointing',
     'amp_cpu',
     'assign_score',
     'atomic_files',

@@ -11,7 +11,7 @@ _SCANNET = dict(ceiling=0, floor=2, wall=1, table=7, chair=5, clutter=39)
 
 
 def write_tiny_s3dis(root: str | Path, num_rooms: int = 2, num_points: int = 4000, seed: int = 0) -> Path:
-    """Write ``num_rooms`` rooms each of areas 1 (for training) and 5, with info files and scene indices.
+    """Write ``num_rooms`` rooms of each of the six areas, with info files and scene indices.
 
     Args:
         root (str | Path): Folder to write into; what is there already with the same name is replaced.
@@ -30,7 +30,7 @@ def write_tiny_s3dis(root: str | Path, num_rooms: int = 2, num_points: int = 400
         12000
     """
     root = Path(root)
-    for area in (1, 5):
+    for area in range(1, 7):
         names = [f'Area_{area}_office_{room}' for room in range(num_rooms)]
         _write(root, f's3dis_infos_Area_{area}.pkl', names, _S3DIS, num_points, (seed, area))
         _write_indices(root / 'seg_info' / f'Area_{area}_resampled_scene_idxs.npy', num_rooms)
