@@ -81,11 +81,8 @@ def operators(repeats):
         dense_error = float((dense_clustering(x, grid) - exact).abs().max()) / largest
         back_error = float((reconstruct_tokens(refined, state) - rebuilt).abs().max() / rebuilt.abs().max())
         print(f'\n{size}x{size} -> {cells}x{cells}, {channels} channels')
-        print(
-            f'  largest error against float64 over the largest value: clustering {error:.1e} (dense form {dense_error:.1e}), ',
-            end='',
-        )
-        print(f'reconstruction {back_error:.1e}')
+        print('  largest error against float64, over the largest value:')
+        print(f'  clustering {error:.1e} (dense form {dense_error:.1e}), reconstruction {back_error:.1e}')
         entries = {
             'dense clustering': lambda: dense_clustering(x, grid),  # noqa: B023
             'clustering': lambda: cluster_tokens(x, grid),  # noqa: B023

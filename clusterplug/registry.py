@@ -47,7 +47,12 @@ else:
             'clusterplug.segmentors',
         ],
     )
-    HOOKS = _mm.Registry('hook', parent=_mm.HOOKS, scope='clusterplug', locations=['clusterplug.hooks'])
+    HOOKS = _mm.Registry(
+        'hook',
+        parent=_mm.HOOKS,
+        scope='clusterplug',
+        locations=['clusterplug.hooks', 'clusterplug.hooks.token_clustering'],
+    )
     DATASETS = _mm.Registry(
         'dataset', parent=_mm.DATASETS, scope='clusterplug', locations=['clusterplug.datasets.semantickitti_multiscan']
     )
