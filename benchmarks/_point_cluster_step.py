@@ -1,4 +1,4 @@
-"""Share of the point cluster loss in a training step of mmdet3d's MinkUNet18 (spconv) of the demo."""
+"""Share of the point cluster loss in a training step of a config's segmentor, the demo's MinkUNet18 by default."""
 
 import argparse
 import copy
@@ -8,16 +8,14 @@ import time
 from pathlib import Path
 
 import torch
-from _point_cluster_measure import machine, peak_bytes, summary, verdict
-
-CONFIG = 'configs/point_cluster/point-cluster_minkunet18_w8_spconv_1xb1-5e_lidar-city.py'
+from _point_cluster_measure import launches, machine, peak_bytes, summary, verdict
 
 
-def demo_models() -> tuple[dict, dict]:
-    """Configs of the demo's segmentor without and with the clustering loss."""
+def models_of(config: str) -> tuple[dict, dict]:
+    """Model dicts of a config without and with its clustering loss."""
     from mmengine.config import Config
 
-    model = Config.fromfile(Path(__file__).parents[1] / CONFIG).model
+    model = Config.fromfile(config).model
     return model.model, model
 
 
@@ -89,7 +87,7 @@ def measure_step(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data_root = scans(folder / 'city')
-        bare, clustered = demo_models()
+        bare, clustered = models_of(options.config)
         plain = Trainer(data_root, folder / 'plain', bare, device)
         with_loss = Trainer(data_root, folder / 'loss', clustered, device)
         loss, inputs = captured_inputs(with_loss)
@@ -106,7 +104,9 @@ def measure_step(options: argparse.Namespace) -> None:
             times['loss alone'].append(_alone_ms(alone, device))
         memory = {name: peak_bytes(trainer.step, device) for name, trainer in
                   (('plain', plain), ('with the loss', with_loss))}  # fmt: skip
-        report(times, walls, memory, inputs[0].shape, dict(clustered.loss), options)
+        counts = {name: launches(trainer.step, device) for name, trainer in
+                  (('plain', plain), ('with the loss', with_loss))}  # fmt: skip
+        report(times, walls, memory, counts, inputs[0].shape, dict(clustered.loss), options)
 
 
 def _alone_ms(call, device: str) -> float:
@@ -118,16 +118,17 @@ def _alone_ms(call, device: str) -> float:
     return 1e3 * (clock() - start)
 
 
-def report(times: dict, walls: dict, memory: dict, shape, loss: dict, options) -> None:
+def report(times: dict, walls: dict, memory: dict, counts: dict, shape, loss: dict, options) -> None:
     plain, both = times['plain'], times['with the loss']
     added = statistics.median(b - a for a, b in zip(plain, both, strict=True)) / statistics.median(both)
     alone = statistics.median(times['loss alone']) / statistics.median(both)
     more = memory['with the loss'] / memory['plain'] - 1
-    print('| step | ms, process time (IQR) | ms on the wall (IQR) | peak MB |\n|---|---|---|---|')
+    print('| step | ms, process time (IQR) | ms on the wall (IQR) | peak MB | launches |\n|---|---|---|---|---|')
     for name in ('plain', 'with the loss'):
-        print(f'| {name} | {summary(times[name])} | {summary(walls[name])} | {memory[name] / 1e6:.1f} |')
-    print(f'| loss alone, forward + backward | {summary(times["loss alone"])} | | |')
-    print(f'\n{machine(options.device)}; {options.threads} threads; {Path(CONFIG).stem}, '
+        print(f'| {name} | {summary(times[name])} | {summary(walls[name])} | {memory[name] / 1e6:.1f} | '
+              f'{counts[name]} |')  # fmt: skip
+    print(f'| loss alone, forward + backward | {summary(times["loss alone"])} | | | |')
+    print(f'\n{machine(options.device)}; {options.threads} threads; {Path(options.config).stem}, '
           f'two scans, {shape[0]} voxels, {shape[1]} features; {loss}; median of {options.steps} '
           'interleaved pairs.')  # fmt: skip
     print(f'\n- share of the step, loss alone: {100 * alone:.1f} %, at most 3 %: {verdict(alone <= 0.03)}')

@@ -1,8 +1,10 @@
-"""PointClusterLoss against the published way to compute it, and its share of a training step.
+r"""PointClusterLoss against the published way to compute it, and its share of a training step.
 
     python benchmarks/point_cluster_loss.py                 # table: time, launches, waits, memory, share of the limit
     python benchmarks/point_cluster_loss.py --device cuda   # the same on a GPU: CUDA events, kernels, sync debug mode
     python benchmarks/point_cluster_loss.py --step          # share of a training step of the demo's MinkUNet18
+    python benchmarks/point_cluster_loss.py --step --device cuda --config \
+        configs/point_cluster/point-cluster_minkunet34_w32_spconv_8xb2-amp-laser-polar-mix-3x_semantickitti.py
 
 320,000 points of 19 classes with 96 features, 40 subclasses, 64 dimensions, 50 remembered embeddings for each, every
 queue full. Both versions get the same features, labels, predictions and memory, and are first compared on the same
@@ -11,6 +13,7 @@ anchors. The loop is in ``_point_cluster_loop.py``; it is timed with and without
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +34,7 @@ from clusterplug.functional.subclasses import assign_subclasses
 from clusterplug.losses import PointClusterLoss
 
 NUM_CLASSES, IN_CHANNELS = 19, 96
+DEMO = Path(__file__).parents[1] / 'configs/point_cluster/point-cluster_minkunet18_w8_spconv_1xb1-5e_lidar-city.py'
 SETTINGS = {
     # 100 anchors in all are 5 for each of 19 classes
     '5 anchors a class, K 40': dict(num_anchors_per_class=5),
@@ -212,6 +216,7 @@ def parse():
     parser.add_argument('--threads', type=int, default=torch.get_num_threads(), help='threads of the second run')
     parser.add_argument('--step', action='store_true', help='measure the share of a training step instead')
     parser.add_argument('--steps', type=int, default=12, help='with --step: pairs of steps')
+    parser.add_argument('--config', default=str(DEMO), help='with --step: config with the loss; default: the demo')
     options = parser.parse_args()
     if options.repeats < 5:
         parser.error(f'--repeats must be at least 5, got {options.repeats}')
