@@ -61,10 +61,10 @@ def load_trained(name: str, args):
 
     run = runs_of(args)[name]
     config = load_config(run.config, run.options, str(args.out / name / 'reading'))
-    config.visualizer.name = f'reading {name}'
+    config.visualizer.name, config.log_level = f'reading {name}', 'WARNING'  # a console without mmengine's long lists
     runner = build_runner(config)
     checkpoint = (args.out / name / 'last_checkpoint').read_text().strip()
-    load_checkpoint(runner.model, checkpoint, map_location='cpu')
+    load_checkpoint(runner.model, checkpoint, map_location='cpu', logger='silent')
     return runner.model.eval(), runner.build_dataloader(config.val_dataloader), runner
 
 
