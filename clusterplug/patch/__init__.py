@@ -2,5 +2,6 @@
 
 from clusterplug.patch._apply import apply, remove
 from clusterplug.patch._hosts import Layout, hosts, register_host
+from clusterplug.patch.centerclip import VideoSession, frame_mask
 
-__all__ = ['Layout', 'apply', 'hosts', 'register_host', 'remove']
+__all__ = ['Layout', 'VideoSession', 'apply', 'frame_mask', 'hosts', 'register_host', 'remove']

@@ -38,7 +38,8 @@ def apply(
         model: A timm, transformers or torchvision transformer, or a model with one inside; see
             :func:`~clusterplug.patch.hosts`.
         method: ``'expedit'`` (local soft k-means, keeps a grid), ``'tome'`` (bipartite matching) or ``'average'``
-            (pooling, the baseline).
+            (pooling, the baseline). ``'centerclip'`` is for videos and never brings tokens back: it takes none of
+            the arguments up to ``taps`` but ``num_prefix``, see the options.
         start: Blocks that run on all tokens first. Defaults to 0.4 of all.
         end: Block before which the tokens are brought back. Defaults to after the last.
         grid: (h, w) reduced tokens; must fit every image.
@@ -47,7 +48,9 @@ def apply(
         taps: Blocks whose output must be of full size because something outside the model reads it (a hook).
         **options: Settings of the method: for expedit ``num_iters``, ``temperature`` or ``sharpness``, ``window``,
             ``num_neighbors``, ``norm``, ``search``, ``residual``; for tome ``compare``, ``residual``; for average
-            ``residual``.
+            ``residual``; for centerclip ``after_block`` (6), ``segments`` (4), ``clusters`` (49), ``frames`` where
+            images come as (videos * frames, 3, H, W), ``reduction`` (``'kmedoids'``) and further settings of
+            :class:`~clusterplug.layers.SegmentTokenClustering`. Features are then those of (videos * segments).
 
     Returns:
         The model itself.
@@ -59,7 +62,7 @@ def apply(
             the number of tokens in front is wrong, tokens are NaN or infinite (on the CPU).
 
     Source:
-        Liang et al., NeurIPS 2022 (expedit); Bolya et al., ICLR 2023 (tome).
+        Liang et al., NeurIPS 2022 (expedit); Bolya et al., ICLR 2023 (tome); Zhao et al., SIGIR 2022 (centerclip).
 
         **Differs from the authors' code**: the temperature follows the spread of the tokens; the change of the
         clusters is carried back to the tokens (``residual``); reconstruction searches near clusters only; windows
@@ -84,6 +87,9 @@ def apply(
     layout = find_layout(model)
     if num_prefix is not None:
         layout.num_prefix = num_prefix
+    if method == 'centerclip':
+        given = dict(start=start, end=end, grid=grid, keep_ratio=keep_ratio, taps=taps or None)
+        return _apply_to_videos(model, layout, {name: value for name, value in given.items() if value}, options)
     reducer = make_method(method, options)
     if not reducer.keeps_grid and (layout.maps or layout.needs_grid):
         raise ValueError(
@@ -104,6 +110,19 @@ def apply(
     if any(isinstance(tap, bool) or not isinstance(tap, int) or not 0 <= tap < depth for tap in taps):
         raise ValueError(f'taps must be numbers of blocks, 0 to {depth - 1}, got {list(taps)}')
     session = Session(layout, reducer, start, end, grid, keep_ratio, taps)
+    session.attach()
+    setattr(model, _MARK, session)
+    return model
+
+
+def _apply_to_videos(model: nn.Module, layout, refused: dict, options: dict) -> nn.Module:
+    if refused:
+        raise ValueError(
+            f'method centerclip takes after_block, segments, clusters, frames and reduction, got {", ".join(refused)}'
+        )
+    from clusterplug.patch.centerclip import VideoSession
+
+    session = VideoSession(layout, **options)
     session.attach()
     setattr(model, _MARK, session)
     return model

@@ -114,11 +114,11 @@ def find_layout(model: nn.Module) -> Layout:
 
 def _load() -> None:
     if 'timm' not in _FINDERS:
-        from clusterplug.patch import mm_vit, plain, sam, timm_vit, torchvision_vit, transformers_vit
+        from clusterplug.patch import mm_vit, open_clip_vit, plain, sam, timm_vit, torchvision_vit, transformers_vit
 
         earlier = dict(_FINDERS)
         _FINDERS.clear()
-        for module in (plain, mm_vit, torchvision_vit, sam, transformers_vit, timm_vit):
+        for module in (plain, mm_vit, torchvision_vit, sam, open_clip_vit, transformers_vit, timm_vit):
             _FINDERS[module.NAME] = module.find
         _FINDERS.update(earlier)
 

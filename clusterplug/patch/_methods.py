@@ -158,7 +158,7 @@ def make_method(name: str, options: dict) -> Expedit | Average | Tome:
         ValueError: The name or an option is unknown, or an option out of range.
     """
     if name not in METHODS:
-        raise ValueError(f'method must be one of {", ".join(METHODS)}, got {name!r}')
+        raise ValueError(f'method must be one of {", ".join(METHODS)} or centerclip, got {name!r}')
     known = [field.name for field in dataclasses.fields(METHODS[name])]
     unknown = sorted(set(options) - set(known))
     if unknown:

@@ -73,7 +73,7 @@ def test_sinkhorn_equals_pot(kind, form):
         assert (plan[~mask] == 0).all()
 
 
-@pytest.mark.parametrize('kind', ['random', 'duplicate', 'offset', 'masked'])
+@pytest.mark.parametrize('kind', ['random', 'duplicate', 'collinear', 'offset', 'equal', 'masked'])
 def test_spectral_clustering_finds_what_scikit_learn_finds(kind):
     cluster, metrics = pytest.importorskip('sklearn.cluster'), pytest.importorskip('sklearn.metrics')
     noise, mask = points_of(kind)
