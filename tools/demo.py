@@ -22,7 +22,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'), help='where results go')
     parser.add_argument('--data', type=Path, default=Path('data/lidar_city'), help='where the scans are generated')
-    parser.add_argument('--num-train', type=int, default=160, help='training scans')
+    parser.add_argument('--num-train', type=int, default=140, help='training scans')
     parser.add_argument('--num-val', type=int, default=40, help='scans of other streets for the evaluation')
     parser.add_argument('--epochs', type=int, default=5, help='epochs of each training')
     parser.add_argument('--seed', type=int, default=0, help='seed of both trainings')

@@ -226,7 +226,7 @@ def test_a_host_of_ones_own():
 @pytest.mark.parametrize(
     ('change', 'error', 'message'),
     [
-        (dict(method='magic'), ValueError, 'method must be one of expedit, tome, average'),
+        (dict(method='magic'), ValueError, 'method must be one of expedit, tome, average or centerclip'),
         (dict(start=3, end=2), ValueError, 'start and end must satisfy 0 <= start < end <= 4'),
         (dict(start=2, end=2), ValueError, 'start and end must satisfy'),
         (dict(end=5), ValueError, 'start and end must satisfy'),
