@@ -1,6 +1,11 @@
 """Metrics over the results of models."""
 
 from clusterplug.evaluation.kmeans_within_classes import kmeans_within_classes
+from clusterplug.evaluation.retrieval import RetrievalMetric
+from clusterplug.evaluation.retrieval_ranks import rank_summary, ranks_of_targets, retrieval_ranks
 from clusterplug.evaluation.subclass_agreement import SubclassAgreement, subclass_agreement
 
-__all__ = ['SubclassAgreement', 'kmeans_within_classes', 'subclass_agreement']
+__all__ = [
+    'RetrievalMetric', 'SubclassAgreement', 'kmeans_within_classes', 'rank_summary', 'ranks_of_targets',
+    'retrieval_ranks', 'subclass_agreement',
+]  # fmt: skip

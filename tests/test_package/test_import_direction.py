@@ -14,6 +14,7 @@ PACKAGE = ROOT / 'clusterplug'
 
 MM = {'mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'mmseg'}
 HOSTS = {*MM, 'spconv'}
+VIDEO = {'PIL', 'av', 'decord', 'lmdb', 'open_clip', 'torchcodec', 'transformers'}
 EVERYTHING = None
 
 
@@ -26,7 +27,8 @@ class Rule(NamedTuple):
 
 
 PURE = {'functional', 'losses', 'layers', 'memory', 'heads', 'estimators', 'registry', 'files'}
-PLUGS = {*PURE, 'segmentors', 'detectors', 'patch', 'hooks', 'datasets', 'evaluation', 'visualization', 'compat'}
+PLUGS = {*PURE, 'segmentors', 'detectors', 'retrieval', 'patch', 'hooks', 'datasets', 'evaluation', 'visualization'}
+PLUGS |= {'compat'}
 RULES = {
     '__init__': Rule({'torch'}, inside={'version'}),
     'version': Rule(set()),
@@ -44,8 +46,9 @@ RULES = {
     'segmentors': Rule({'torch', *MM}, HOSTS, PLUGS),
     'detectors': Rule({'torch', *MM}, HOSTS, PLUGS),
     'patch': Rule({'torch'}, set(), {*PURE, 'patch'}),
+    'retrieval': Rule({'torch', *MM}, {*HOSTS, 'open_clip', 'safetensors', 'transformers'}, PLUGS),
     'hooks': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'matplotlib'}, PLUGS),
-    'datasets': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'open3d', 'scipy', 'tqdm'}, PLUGS),
+    'datasets': Rule({'torch', 'numpy', *MM}, {*HOSTS, *VIDEO, 'open3d', 'scipy', 'tqdm'}, PLUGS),
     'evaluation': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'scipy', 'sklearn'}, PLUGS),
     'visualization': Rule({'torch', 'numpy'}, {*HOSTS, 'matplotlib', 'open3d', 'rerun'}, PLUGS),
     'compat': Rule(
