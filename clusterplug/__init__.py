@@ -22,6 +22,7 @@ _PACKAGES = (
     'losses',
     'memory',
     'registry',
+    'retrieval',
     'segmentors',
     'testing',
     'visualization',

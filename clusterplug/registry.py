@@ -45,6 +45,7 @@ else:
             'clusterplug.memory',
             'clusterplug.heads',
             'clusterplug.segmentors',
+            'clusterplug.retrieval',
         ],
     )
     HOOKS = _mm.Registry(

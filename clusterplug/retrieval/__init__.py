@@ -1,0 +1,14 @@
+"""Text-video retrieval: CenterCLIP, its encoders and heads."""
+
+from clusterplug.retrieval.center_clip import CenterCLIP
+from clusterplug.retrieval.contrastive import symmetric_contrast
+from clusterplug.retrieval.data import VideoTextPreprocessor, VideoTextSample
+from clusterplug.retrieval.encoders import FeatureEncoders, OpenCLIPEncoders, TransformersEncoders
+from clusterplug.retrieval.heads import MeanPooling, SequenceTransformer, masked_mean
+from clusterplug.retrieval.openai_weights import clip_from_openai, read_state_dict
+
+__all__ = [
+    'CenterCLIP', 'FeatureEncoders', 'MeanPooling', 'OpenCLIPEncoders', 'SequenceTransformer', 'TransformersEncoders',
+    'VideoTextPreprocessor', 'VideoTextSample', 'clip_from_openai', 'masked_mean', 'read_state_dict',
+    'symmetric_contrast',
+]  # fmt: skip
