@@ -96,7 +96,8 @@ def examine(find_version=None, probe=run_probes) -> Findings:
     installed = {package.requirement: package for package in findings.packages if package.version}
     modules = {f'import {package.module}' for package in installed.values()}
     wanted = ['devices', 'workarounds', *(name for name, needs, _ in PARTS.values() if set(needs) <= set(installed))]
-    results = probe([*sorted(modules), *wanted])
+    # decord before torch ends the process later on (dmlc/decord#293)
+    results = probe([*sorted(modules, key=lambda name: (name != 'import torch', name)), *wanted])
 
     _check_versions(findings)
     _check_imports(findings, installed, results)

@@ -49,6 +49,18 @@ def test_a_good_installation_has_no_problems():
     assert 'No problems found.' in as_text(findings)
 
 
+def test_torch_is_imported_before_everything_else():
+    order = []
+
+    def probe(names):
+        order.extend(names)
+        return {name: ProbeResult(True) for name in names} | {'devices': ProbeResult(True, value=CPU)}
+
+    examine(GOOD.get, probe)
+    assert order.index('import torch') < order.index('import decord')
+    assert order[0] == 'import torch'
+
+
 def test_a_missing_core_package_is_a_problem():
     findings = simulate(without=['torch'])
     assert [(p.what, p.fix) for p in findings.problems] == [('torch is not installed', 'pip install torch==2.11.0')]
