@@ -52,12 +52,18 @@ else:
         'hook',
         parent=_mm.HOOKS,
         scope='clusterplug',
-        locations=['clusterplug.hooks', 'clusterplug.hooks.token_clustering'],
+        locations=['clusterplug.hooks', 'clusterplug.hooks.token_clustering', 'clusterplug.hooks.unreadable_videos'],
     )
     DATASETS = _mm.Registry(
-        'dataset', parent=_mm.DATASETS, scope='clusterplug', locations=['clusterplug.datasets.semantickitti_multiscan']
+        'dataset',
+        parent=_mm.DATASETS,
+        scope='clusterplug',
+        locations=['clusterplug.datasets.semantickitti_multiscan', 'clusterplug.datasets.video.dataset'],
     )
     TRANSFORMS = _mm.Registry(
-        'transform', parent=_mm.TRANSFORMS, scope='clusterplug', locations=['clusterplug.datasets.previous_scans']
+        'transform',
+        parent=_mm.TRANSFORMS,
+        scope='clusterplug',
+        locations=['clusterplug.datasets.previous_scans', 'clusterplug.datasets.video.transforms'],
     )
     METRICS = _mm.Registry('metric', parent=_mm.METRICS, scope='clusterplug', locations=['clusterplug.evaluation'])

@@ -1,7 +1,13 @@
-"""Layers without parameters that go between the blocks of a network."""
+"""Layers that cluster: between the blocks of a network, or as its blocks."""
 
+from clusterplug.layers.feature_clustering import FeatureClustering
+from clusterplug.layers.feature_clustering_block import FeatureClusteringBlock
+from clusterplug.layers.feature_clustering_pool import FeatureClusteringPool
 from clusterplug.layers.segment_token_clustering import SegmentTokenClustering, SegmentTokens
 from clusterplug.layers.token_clustering import TokenClustering
 from clusterplug.layers.token_reconstruction import TokenReconstruction
 
-__all__ = ['SegmentTokenClustering', 'SegmentTokens', 'TokenClustering', 'TokenReconstruction']
+__all__ = [
+    'FeatureClustering', 'FeatureClusteringBlock', 'FeatureClusteringPool', 'SegmentTokenClustering', 'SegmentTokens',
+    'TokenClustering', 'TokenReconstruction',
+]  # fmt: skip

@@ -1,0 +1,11 @@
+"""Networks that cluster what they see."""
+
+from clusterplug.backbones.fec import FEC, LayerClusters
+from clusterplug.backbones.fec_archs import FECArch, resolve_arch
+from clusterplug.backbones.fec_checkpoint import convert_official, load_fec
+from clusterplug.backbones.fec_create import create, list_models, register_in_timm
+
+__all__ = [
+    'FEC', 'FECArch', 'LayerClusters', 'convert_official', 'create', 'list_models', 'load_fec', 'register_in_timm',
+    'resolve_arch',
+]  # fmt: skip

@@ -1,0 +1,116 @@
+"""Captions to token ids."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from clusterplug.files import whole_file
+
+
+class CLIPTokenizer:
+    """CLIP's byte-pair encoding, lower-cased: [start] words [end].
+
+    Args:
+        pretrained (str, optional): Folder or public name of a transformers tokenizer that is on this machine. None:
+            the vocabulary that open_clip brings along.
+        context_length (int): Ids of the longest text the model takes. Defaults to 77.
+
+    Raises:
+        FileNotFoundError: The tokenizer is not on this machine.
+        ModuleNotFoundError: Neither is installed.
+
+    Example:
+        >>> CLIPTokenizer().encode('a dog', 8)
+        [49406, 320, 1929, 49407, 0, 0, 0, 0]
+    """
+
+    def __init__(self, pretrained: str | None = None, context_length: int = 77):
+        self.context_length = context_length
+        if pretrained is None:
+            try:
+                from open_clip.tokenizer import SimpleTokenizer
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError(
+                    "CLIPTokenizer needs open_clip's vocabulary (pip install open-clip-torch), or pretrained=<folder "
+                    'of a transformers CLIP tokenizer>'
+                ) from error
+            tokenizer = SimpleTokenizer()
+            self._encode = tokenizer.encode
+            self.start, self.end = tokenizer.sot_token_id, tokenizer.eot_token_id
+            return
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(pretrained, local_files_only=True)
+        except OSError as error:
+            raise FileNotFoundError(
+                f'no tokenizer {pretrained!r} on this machine; fetch it once with: hf download {pretrained}'
+            ) from error
+        self._encode = lambda text: tokenizer(text.lower(), add_special_tokens=False)['input_ids']
+        self.start, self.end = tokenizer.bos_token_id, tokenizer.eos_token_id
+
+    def encode(self, text: str, max_words: int) -> list[int]:
+        """Ids of a caption: start, at most ``max_words - 2`` tokens, end, zeros up to ``max_words``.
+
+        Raises:
+            ValueError: ``max_words`` is below 3 or above the context length.
+        """
+        if not 3 <= max_words <= self.context_length:
+            raise ValueError(f'max_words must lie between 3 and {self.context_length}, got {max_words}')
+        ids = [self.start, *self._encode(text)[: max_words - 2], self.end]
+        return ids + [0] * (max_words - len(ids))
+
+
+class WordTokenizer:
+    """A vocabulary of whole words, for small models that are trained from nothing.
+
+    Id 0 fills up, 1 is a word outside the vocabulary, 2 the start, the highest id the end.
+
+    Args:
+        vocabulary (str | Iterable[str]): Words, or a text file with one in each line.
+
+    Raises:
+        ValueError: No word, or one twice.
+
+    Example:
+        >>> tokenizer = WordTokenizer(['circle', 'red'])
+        >>> tokenizer.encode('A red circle.', 6), len(tokenizer)
+        ([2, 1, 4, 3, 5, 0], 6)
+    """
+
+    def __init__(self, vocabulary: str | os.PathLike | Iterable[str]):
+        if isinstance(vocabulary, str | os.PathLike):
+            vocabulary = Path(vocabulary).read_text().split()
+        words = list(vocabulary)
+        if not words or len(set(words)) < len(words):
+            raise ValueError(f'vocabulary must hold different words, at least one, got {len(words)}')
+        self._ids = {word: index for index, word in enumerate(words, 3)}
+
+    def __len__(self) -> int:
+        return len(self._ids) + 4
+
+    def encode(self, text: str, max_words: int) -> list[int]:
+        """Ids of a caption, as :meth:`CLIPTokenizer.encode`."""
+        if max_words < 3:
+            raise ValueError(f'max_words must be at least 3, got {max_words}')
+        ids = [2, *(self._ids.get(word, 1) for word in words_of(text)[: max_words - 2]), len(self) - 1]
+        return ids + [0] * (max_words - len(ids))
+
+
+def words_of(text: str) -> list[str]:
+    """Words of a text, lower-cased, without punctuation.
+
+    Example:
+        >>> words_of("A red circle, it's big.")
+        ['a', 'red', 'circle', "it's", 'big']
+    """
+    return re.findall(r"[\w']+", text.lower())
+
+
+def write_vocabulary(path: str | os.PathLike, captions: Iterable[str]) -> int:
+    """Write the words of captions, sorted, one in each line; return their number."""
+    words = sorted({word for caption in captions for word in words_of(caption)})
+    with whole_file(path) as file:
+        file.write('\n'.join(words) + '\n')
+    return len(words)
