@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch  # noqa: F401  decord2 3.4 imported before torch ends the process when torch comes
 
 BACKENDS = ('decord', 'pyav', 'torchcodec')
 _MODULES = {'decord': 'decord', 'pyav': 'av', 'torchcodec': 'torchcodec'}
