@@ -3,7 +3,7 @@
 
     python tools/prepare_moving_sprites.py data/moving_sprites
 
-216 sprites (6 shapes, 6 colours, 6 motions), 6 training videos and 1 test video of each: 1,512 mp4 files in a minute.
+144 sprites (4 shapes, 6 colours, 6 motions), 6 training videos and 1 test video of each: 1,008 mp4 files in a minute.
 A run that was interrupted continues where it stopped.
 """
 

@@ -293,9 +293,9 @@ class TestTransforms:
 class TestMovingSprites:
     def test_files_are_real_and_complete(self, tmp_path):
         steps = list(generate_moving_sprites(tmp_path, {'test': 1}, num_frames=3, size=32))
-        assert steps[-1] == ('test', 216, 216)
+        assert steps[-1] == ('test', 144, 144)
         captions = read_pairs(tmp_path / 'test.csv')
-        assert len({text for texts in captions.values() for text in texts}) == 216
+        assert len({text for texts in captions.values() for text in texts}) == 144
         video = open_video(tmp_path / 'videos' / 'test_00017.mp4')
         generator = np.random.default_rng([0, 0, 17])
         drawn = render_sprite(all_sprites()[17], 3, 32, generator)

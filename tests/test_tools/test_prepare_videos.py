@@ -83,5 +83,5 @@ def test_bad_folders(raw, tmp_path):
 def test_sprites(tmp_path):
     result = run('prepare_moving_sprites.py', tmp_path, '--train', 0, '--test', 1, '--frames', 2, '--size', 16)
     assert result.returncode == 0, result.stderr
-    assert len(list((tmp_path / 'videos').iterdir())) == 216
+    assert len(list((tmp_path / 'videos').iterdir())) == 144
     assert run('prepare_moving_sprites.py', tmp_path, '--size', 17).returncode == 1

@@ -1,0 +1,35 @@
+# LSMDC: clips of films with one sentence each, tested on 1,000.
+#   <data_root>/videos: a folder of videos, .zip or LMDB; prepared by tools/prepare_videos.py for speed
+#   <data_root>/{LSMDC16_annos_training.csv, LSMDC16_challenge_1000_publictect.csv}
+# Another folder: --cfg-options train_dataloader.dataset.data_root=X val_dataloader.dataset.data_root=X
+#   test_dataloader.dataset.data_root=X
+data_root = 'data/lsmdc/'
+pipeline = [
+    dict(type='clusterplug.LoadVideoFrames', num_frames=12),
+    dict(type='clusterplug.ResizeAndCrop', size=224),
+    dict(type='clusterplug.TokenizeCaptions', tokenizer=dict(type='CLIPTokenizer'), max_words=32),
+    dict(type='clusterplug.PackVideoText'),
+]
+dataset = dict(type='clusterplug.LSMDCDataset', data_root=data_root, videos='videos', pipeline=pipeline)
+loader = dict(num_workers=8, persistent_workers=True, pin_memory=True)
+train_dataloader = dict(
+    batch_size=64,
+    drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(ann_file='LSMDC16_annos_training.csv', **dataset),
+    **loader,
+)
+val_dataloader = dict(
+    batch_size=32,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(ann_file='LSMDC16_challenge_1000_publictect.csv', split='test', test_mode=True, **dataset),
+    **loader,
+)
+test_dataloader = dict(
+    batch_size=32,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(ann_file='LSMDC16_challenge_1000_publictect.csv', split='test', test_mode=True, **dataset),
+    **loader,
+)
+val_evaluator = dict(type='clusterplug.RetrievalMetric')
+test_evaluator = val_evaluator

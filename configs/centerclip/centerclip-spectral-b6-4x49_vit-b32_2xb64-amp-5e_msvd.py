@@ -1,0 +1,3 @@
+_base_ = './centerclip-b6-4x49_vit-b32_2xb64-amp-5e_msvd.py'
+
+model = dict(encoders=dict(clustering=dict(reduction='spectral')))

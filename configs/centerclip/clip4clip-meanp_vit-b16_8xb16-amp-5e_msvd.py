@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/models/clip_vit-b16.py',
+    '../_base_/datasets/msvd.py',
+    '../_base_/schedules/centerclip-5e.py',
+    '../_base_/retrieval_runtime.py',
+]
+
+train_dataloader = dict(batch_size=16)

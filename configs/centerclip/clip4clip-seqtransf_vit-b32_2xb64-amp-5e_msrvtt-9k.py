@@ -1,0 +1,3 @@
+_base_ = './clip4clip-meanp_vit-b32_2xb64-amp-5e_msrvtt-9k.py'
+
+model = dict(head=dict(_delete_=True, type='clusterplug.SequenceTransformer'))
