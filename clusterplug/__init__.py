@@ -11,6 +11,7 @@ import importlib
 from clusterplug.version import __version__
 
 _PACKAGES = (
+    'backbones',
     'compat',
     'datasets',
     'estimators',

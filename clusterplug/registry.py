@@ -41,6 +41,7 @@ else:
         scope='clusterplug',
         locations=[
             'clusterplug.layers',
+            'clusterplug.backbones',
             'clusterplug.losses',
             'clusterplug.memory',
             'clusterplug.heads',

@@ -4,8 +4,9 @@ from clusterplug.backbones.fec import FEC, LayerClusters
 from clusterplug.backbones.fec_archs import FECArch, resolve_arch
 from clusterplug.backbones.fec_checkpoint import convert_official, load_fec
 from clusterplug.backbones.fec_create import create, list_models, register_in_timm
+from clusterplug.backbones.fec_points import FECPoints
 
 __all__ = [
-    'FEC', 'FECArch', 'LayerClusters', 'convert_official', 'create', 'list_models', 'load_fec', 'register_in_timm',
-    'resolve_arch',
+    'FEC', 'FECArch', 'FECPoints', 'LayerClusters', 'convert_official', 'create', 'list_models', 'load_fec',
+    'register_in_timm', 'resolve_arch',
 ]  # fmt: skip

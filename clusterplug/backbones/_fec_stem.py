@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clusterplug.functional._numerics import working_dtype
 from clusterplug.layers._maps import pad_map
 
 PATCH = 4
@@ -42,9 +43,10 @@ def image_places(x: Tensor, mask: Tensor | None) -> Tensor:
     """Row and column (1 or B, 2, H, W) of each pixel, from -0.5 to 0.5 over the extent of the image; 0 outside it."""
     height, width = x.shape[2:]
     if mask is None:
-        axes = [torch.arange(size, device=x.device) / max(size - 1, 1) - 0.5 for size in (height, width)]
+        dtype = working_dtype(x.dtype)
+        axes = [torch.arange(n, device=x.device, dtype=dtype) / max(n - 1, 1) - 0.5 for n in (height, width)]
         return torch.stack(torch.meshgrid(*axes, indexing='ij'))[None].to(x.dtype)
-    row, column = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+    row, column = (torch.arange(n, device=x.device, dtype=working_dtype(x.dtype)) for n in (height, width))
     bottom = torch.where(mask.any(2), row, 0).amax(1).clamp_min(1)[:, None, None]
     right = torch.where(mask.any(1), column, 0).amax(1).clamp_min(1)[:, None, None]
     places = torch.stack([(row[:, None] / bottom - 0.5).expand_as(mask), (column / right - 0.5).expand_as(mask)], 1)

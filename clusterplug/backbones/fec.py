@@ -48,7 +48,7 @@ class FEC(nn.Module):
             (29.7 M), or a dict as :func:`~clusterplug.backbones.resolve_arch` takes it. Defaults to ``'small'``.
         num_classes (int): 0 = feature maps. Defaults to 0.
         in_channels (int): Of the image. Defaults to 3.
-        out_indices (Sequence[int]): Stages whose maps are returned. Defaults to (0, 1, 2, 3).
+        out_indices (Sequence[int], optional): Stages whose maps are returned, by default all.
         task (str): ``'classification'``, ``'segmentation'`` or ``'detection'``: the grids and folds that the authors
             use for it. Weights fit all three. Defaults to ``'classification'``.
         aggregate (str): ``'mean'``, ``'similarity'`` or ``'soft'``, see :class:`~clusterplug.layers.FeatureClustering`.
@@ -82,7 +82,7 @@ class FEC(nn.Module):
         arch: str | dict = 'small',
         num_classes: int = 0,
         in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: Sequence[int] | None = None,
         task: str = 'classification',
         aggregate: str = 'mean',
         pool_similarity: str = 'learned',
@@ -92,6 +92,7 @@ class FEC(nn.Module):
     ):
         super().__init__()
         self.arch = sizes = resolve_arch(arch, task)
+        out_indices = range(len(sizes.dims)) if out_indices is None else out_indices
         _check_counts(num_classes, in_channels, out_indices, len(sizes.dims))
         self.num_classes, self.in_channels, self.with_cp, self.init_cfg = num_classes, in_channels, with_cp, init_cfg
         last = len(sizes.dims) - 1
@@ -99,7 +100,8 @@ class FEC(nn.Module):
         self.out_channels = [sizes.dims[stage] for stage in self.out_indices]
         self.num_features = sizes.dims[-1]
         self.stem = FECStem(in_channels, sizes.dims[0])
-        rates = torch.linspace(0, drop_path_rate, sum(sizes.blocks)).tolist()
+        depth = sum(sizes.blocks)
+        rates = [drop_path_rate * number / max(1, depth - 1) for number in range(depth)]
         self.stages, self.pools = nn.ModuleList(), nn.ModuleList()
         for stage, dim in enumerate(sizes.dims):
             self.stages.append(

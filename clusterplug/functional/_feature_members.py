@@ -130,8 +130,8 @@ def counts_and_sums(
     if weights is not None:
         values = values * weights.to(dtype)[..., None]
         mass = values.new_zeros(total).index_add_(0, rows, weights.to(dtype).flatten()).view(counts.shape)
-    sums = values.new_zeros(total, values.shape[-1]).index_add_(0, rows, values.reshape(-1, values.shape[-1]))
-    return counts, mass, sums.view(*counts.shape, -1)
+    sums = values.new_zeros(total, values.shape[-1]).index_add_(0, rows, values.flatten(0, 1))
+    return counts, mass, sums.view(*counts.shape, values.shape[-1])
 
 
 def spread_to_members(groups: Tensor, chosen: Chosen, similarity: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def spread_to_members(groups: Tensor, chosen: Chosen, similarity: Tensor) -> Ten
     if chosen.members is not None:
         shares = chosen.members.to(groups.dtype) * similarity.to(groups.dtype)[:, None]
         return (groups.mT @ shares).mT
-    picked = groups.flatten(0, 1).index_select(0, _rows(chosen).flatten()).view(*chosen.labels.shape, -1)
+    picked = groups.flatten(0, 1).index_select(0, _rows(chosen).flatten()).view(*chosen.labels.shape, groups.shape[-1])
     return picked * similarity.to(groups.dtype)[..., None]
 
 

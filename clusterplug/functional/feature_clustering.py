@@ -1,5 +1,6 @@
 """Feature clustering (FEC): points join the nearest center, the means go back to their members or replace them."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -159,7 +160,7 @@ def cluster_pool(
         similarity, weights = chosen.score, None
         if straight_through and torch.is_grad_enabled() and (x.requires_grad or centers.requires_grad):
             similarity = _chosen_cosine(flat, chosen.labels)
-            weights = 1 + similarity - similarity.detach()
+            weights = 1 + (similarity - similarity.detach())
         if flat.mask is not None:
             similarity = similarity * flat.mask
             weights = None if weights is None else weights * flat.mask
@@ -255,11 +256,12 @@ def _flatten(x, values, centers, center_values, mask, center_mask) -> _Flat:
     check_mask(mask, x.shape[:-1], x.device)
     check_mask(center_mask, centers.shape[:-1], x.device, 'center_mask')
     batch = tuple(x.shape[:-2])
-    masks = [None if each is None else each.reshape(-1, each.shape[-1]) for each in (mask, center_mask)]
+    number = math.prod(batch)
+    masks = [None if each is None else each.reshape(number, each.shape[-1]) for each in (mask, center_mask)]
     sets = []
     for each, valid in zip((x, values, centers, center_values), (*masks[:1] * 2, *masks[1:] * 2)):
         if each.dim() != 3:
-            each = each.reshape(-1, *each.shape[-2:])
+            each = each.reshape(number, *each.shape[-2:])
         # what is masked may be NaN, which no factor of 0 removes
         sets.append(each if valid is None else torch.where(valid[..., None], each, 0))
     return _Flat(*sets, *masks, batch)
@@ -270,7 +272,7 @@ def _chosen_cosine(flat: _Flat, labels: Tensor) -> Tensor:
     dtype = working_dtype(flat.x.dtype)
     centers = unit(flat.centers.to(dtype))
     offset = torch.arange(len(labels), device=labels.device)[:, None] * centers.shape[1]
-    chosen = centers.flatten(0, 1).index_select(0, (labels + offset).flatten()).view(*labels.shape, -1)
+    chosen = centers.flatten(0, 1).index_select(0, (labels + offset).flatten()).view(*labels.shape, centers.shape[-1])
     x = flat.x.to(dtype)
     return (chosen * x).sum(-1) / lengths(x)
 

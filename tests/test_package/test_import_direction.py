@@ -28,7 +28,7 @@ class Rule(NamedTuple):
 
 PURE = {'functional', 'losses', 'layers', 'memory', 'heads', 'estimators', 'registry', 'files'}
 PLUGS = {*PURE, 'segmentors', 'detectors', 'retrieval', 'patch', 'hooks', 'datasets', 'evaluation', 'visualization'}
-PLUGS |= {'compat'}
+PLUGS |= {'backbones', 'compat'}
 RULES = {
     '__init__': Rule({'torch'}, inside={'version'}),
     'version': Rule(set()),
@@ -40,6 +40,7 @@ RULES = {
     'losses': Rule({'torch'}, set(), PURE),
     'layers': Rule({'torch'}, set(), PURE),
     'memory': Rule({'torch'}, set(), PURE),
+    'backbones': Rule({'torch'}, {'timm'}, {*PURE, 'backbones'}),
     'heads': Rule({'torch', *MM}, set(), PURE),
     'estimators': Rule({'torch', 'numpy'}, {'scipy', 'sklearn'}, {*PURE, 'version'}),
     'registry': Rule({'mmengine'}),

@@ -1,0 +1,56 @@
+#!/usr/bin/env python
+"""Turn a checkpoint of guikunchen/FEC into weights of clusterplug's FEC: ``fec.py SOURCE TARGET [--backbone]``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def parse_arguments(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('source', type=Path, help="the authors' checkpoint, a classifier or a backbone")
+    parser.add_argument('target', type=Path, help='file to write')
+    parser.add_argument(
+        '--backbone', action='store_true', help="leave a classifier's head out, for detection and segmentation"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None) -> int:
+    args = parse_arguments(arguments)
+    import torch
+
+    from clusterplug.backbones import FEC, list_models, load_fec
+    from clusterplug.backbones.fec_checkpoint import backbone_weights, read_weights
+    from clusterplug.files import whole_file
+
+    try:
+        weights = read_weights(args.source)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f'fec: {error}')
+    classes = len(weights['head.weight']) if 'head.weight' in weights else 0
+    if args.backbone or not classes:
+        weights, classes = backbone_weights(weights), 0
+    for name in list_models():
+        with torch.device('meta'):
+            model = FEC(name.removeprefix('fec_'), num_classes=classes)
+        if {key: value.shape for key, value in model.state_dict().items()} == {k: v.shape for k, v in weights.items()}:
+            break
+    else:
+        sys.exit(
+            f'fec: SOURCE must hold all weights of {", ".join(list_models())}, got another size or weights missing'
+        )
+    model = model.to_empty(device='cpu')
+    load_fec(model, weights)
+    args.target.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(args.target, 'wb') as file:
+        torch.save(dict(meta=dict(arch=name, num_classes=classes), state_dict=dict(weights)), file)
+    head = f'head of {classes} classes' if classes else 'no head'
+    print(f'{args.target}: {name}, {head}, {sum(value.numel() for value in weights.values()):,} numbers')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
