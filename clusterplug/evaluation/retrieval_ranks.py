@@ -135,11 +135,16 @@ def _chunks(x: Tensor, gallery: int, chunk_size: int | None) -> tuple[Tensor, ..
 
 def _ranks(scores: Tensor, targets: Tensor) -> Tensor:
     own = scores.gather(1, targets[:, None])
-    above = (scores > own).sum(1)
-    # The right column ties with itself.
-    ties = (scores == own).sum(1) - 1
-    ranks = 1 + above.double() + 0.5 * ties.double()
-    return torch.where(own.squeeze(1).isnan(), ranks.new_tensor(scores.shape[1]), ranks)
+    # With better - worse, the rank 1 + better + ties / 2 is (G + 1 + better - worse) / 2: one pass over the scores.
+    # Sums of signs are exact below 2^24 columns; NaN and infinity, which survive every sum, take the long way.
+    if bool(scores.sum().isfinite()) and scores.shape[1] < 2**24:
+        difference = (scores - own).sign_().sum(1).double()
+    else:
+        # NaN counts as worse, infinities tie with each other.
+        better, ties = (scores > own).sum(1), (scores == own).sum(1)
+        difference = (2 * better + ties - scores.shape[1]).double()
+        difference = torch.where(own.squeeze(1).isnan(), scores.shape[1] - 1, difference)
+    return 0.5 * (scores.shape[1] + 1 + difference)
 
 
 def _best_of_groups(scores: Tensor, group: Tensor, num_groups: int) -> Tensor:
