@@ -1,35 +1,3 @@
-# MSR-VTT, 7,010 training videos with 20 captions each, tested on 1k-A.
-#   <data_root>/videos: a folder of videos, .zip or LMDB; prepared by tools/prepare_videos.py for speed
-#   <data_root>/{MSRVTT_data.json, MSRVTT_train.7k.csv, MSRVTT_JSFUSION_test.csv}
-# Another folder: --cfg-options train_dataloader.dataset.data_root=X val_dataloader.dataset.data_root=X
-#   test_dataloader.dataset.data_root=X
-data_root = 'data/msrvtt/'
-pipeline = [
-    dict(type='clusterplug.LoadVideoFrames', num_frames=12),
-    dict(type='clusterplug.ResizeAndCrop', size=224),
-    dict(type='clusterplug.TokenizeCaptions', tokenizer=dict(type='CLIPTokenizer'), max_words=32),
-    dict(type='clusterplug.PackVideoText'),
-]
-dataset = dict(type='clusterplug.MSRVTTDataset', data_root=data_root, videos='videos', pipeline=pipeline)
-loader = dict(num_workers=8, persistent_workers=True, pin_memory=True)
-train_dataloader = dict(
-    batch_size=64,
-    drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(ann_file='MSRVTT_data.json', split_file='MSRVTT_train.7k.csv', split='train-7k', **dataset),
-    **loader,
-)
-val_dataloader = dict(
-    batch_size=32,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(ann_file='MSRVTT_JSFUSION_test.csv', split='test-1k', test_mode=True, **dataset),
-    **loader,
-)
-test_dataloader = dict(
-    batch_size=32,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(ann_file='MSRVTT_JSFUSION_test.csv', split='test-1k', test_mode=True, **dataset),
-    **loader,
-)
-val_evaluator = dict(type='clusterplug.RetrievalMetric')
-test_evaluator = val_evaluator
+# MSR-VTT, 7,010 training videos with 20 captions each, tested on 1k-A; files as in msrvtt-9k.py, but MSRVTT_train.7k.csv.
+_base_ = './msrvtt-9k.py'
+train_dataloader = dict(dataset=dict(split_file='MSRVTT_train.7k.csv', split='train-7k'))

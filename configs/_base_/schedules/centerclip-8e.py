@@ -1,27 +1,8 @@
 # The recipe for ActivityNet: 1e-5 for CLIP and 1e-2 for what is new, 8 epochs; else as centerclip-5e.py.
+_base_ = './centerclip-5e.py'
 max_epochs = 8
-optim_wrapper = dict(
-    type='AmpOptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2),
-    paramwise_cfg=dict(
-        norm_decay_mult=0,
-        bias_decay_mult=0,
-        custom_keys={'head.': dict(lr_mult=1000), 'logit_scale': dict(decay_mult=0)},
-    ),
-    clip_grad=dict(max_norm=1.0),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-3, begin=0, end=0.1 * max_epochs, by_epoch=True, convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR',
-        begin=0.1 * max_epochs,
-        end=max_epochs,
-        by_epoch=True,
-        eta_min=0,
-        convert_to_iter_based=True,
-    ),
-]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-auto_scale_lr = dict(enable=False, base_batch_size=128)
+optim_wrapper = dict(optimizer=dict(lr=1e-5))
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].update(end=0.1 * max_epochs)
+param_scheduler[1].update(begin=0.1 * max_epochs, end=max_epochs)
+train_cfg = dict(max_epochs=max_epochs)
