@@ -36,7 +36,10 @@ class MapNorm(nn.GroupNorm):
 
 
 def pointwise(x: Tensor, conv: nn.Conv2d, factor: Tensor | None = None) -> Tensor:
-    """1x1 convolution of (B, C, H, W) as one matrix product, twice as fast on a CPU as the convolution.
+    """1x1 convolution of (B, C, H, W) as a matrix product, twice as fast on a CPU as the convolution.
+
+    One product an image, which leaves the layout alone; over small maps one product for all, whose gradient for the
+    weights needs no matrix for each image.
 
     Args:
         x: (B, C, H, W).
@@ -46,13 +49,15 @@ def pointwise(x: Tensor, conv: nn.Conv2d, factor: Tensor | None = None) -> Tenso
     weight, bias = conv.weight.flatten(1), conv.bias
     if factor is not None:
         weight, bias = weight * factor[:, None], bias * factor
+    if x.shape[2] * x.shape[3] < len(weight):
+        return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
     y = torch.baddbmm(bias[None, :, None], weight.expand(len(x), -1, -1), x.flatten(2))
     return y.unflatten(2, x.shape[2:])
 
 
 def pointwise_rows(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """As :func:`pointwise`, with the result as rows (B, H W, C')."""
-    return torch.baddbmm(conv.bias, x.flatten(2).mT, conv.weight.flatten(1).mT.expand(len(x), -1, -1))
+    return F.linear(x.flatten(2).mT, conv.weight.flatten(1), conv.bias)
 
 
 def pad_map(x: Tensor, mask: Tensor | None, multiple: tuple[int, int]) -> tuple[Tensor, Tensor | None]:

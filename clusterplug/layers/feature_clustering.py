@@ -104,8 +104,8 @@ class FeatureClustering(nn.Module):
         return pointwise(out, self.project, factor), _join_clusters(clusters, region, fold, size)
 
     def _points(self, x: Tensor) -> Tensor:
-        """(B, heads * head_dim, H, W) as points (B, heads, H W, head_dim), without a copy."""
-        return x.view(len(x), self.heads, self.head_dim, x.shape[2] * x.shape[3]).mT
+        """(B, heads * head_dim, H, W) as points (B, heads, H W, head_dim), for large maps without a copy."""
+        return x.reshape(len(x), self.heads, self.head_dim, x.shape[2] * x.shape[3]).mT
 
     def extra_repr(self) -> str:
         """Settings for ``print``."""

@@ -245,9 +245,13 @@ def test_bad_input():
 def test_compiles_in_one_piece():
     torch.compiler.reset()
     torch.manual_seed(0)
-    model = FEC(TINY, num_classes=5)
+    sizes = dict(
+        blocks=(1, 1), dims=(8, 12), mlp_ratios=(2, 2), heads=(2, 1), head_dims=(4, 6), grid=(3, 2), fold=(2, 1)
+    )
+    model = FEC(sizes | dict(layer_scale=0.5), num_classes=5)
     x = torch.randn(2, 3, 32, 36)
     compiled = torch.compile(model, fullgraph=True)
-    torch.testing.assert_close(compiled(x), model(x), atol=1e-4, rtol=1e-3)
-    compiled(x).square().sum().backward()
+    out = compiled(x)
+    torch.testing.assert_close(out, model(x), atol=1e-4, rtol=1e-3)
+    out.square().sum().backward()
     assert model.pools[0].features.weight.grad.any()

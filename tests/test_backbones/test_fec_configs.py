@@ -75,10 +75,7 @@ def test_semantic_fpn(size):
 
     config.model.backbone.arch = dict(type=size, layer_scale=0.1)
     config.model.data_preprocessor.size = (128, 128)
-    from mmengine.model import revert_sync_batchnorm  # noqa: F401  (SyncBN runs on a device only)
-
-    for part in (config.model.decode_head, config.model):
-        part.norm_cfg = dict(type='BN', requires_grad=True)
+    config.model.decode_head.norm_cfg = dict(type='BN', requires_grad=True)  # SyncBN runs on a device only
     samples = []
     for _ in range(2):
         sample = SegDataSample(metainfo=dict(img_shape=(128, 128), ori_shape=(128, 128), pad_shape=(128, 128)))

@@ -138,10 +138,21 @@ def test_tool(tmp_path, capsys):
     files = capsys.readouterr().out.split()
     assert [Path(file).name for file in files] == ['grey.html', 'grey.png']
     assert picture.open(files[1]).size[0] > 600
+    assert main(['demo', '--size', '64', '--out', str(tmp_path / 'demo')]) == 0
+    assert (tmp_path / 'demo' / 'demo.html').is_file()
     with pytest.raises(SystemExit, match='view_fec: '):
         main([str(tmp_path / 'none.png'), '--out', str(tmp_path / 'out')])
     with pytest.raises(SystemExit, match='arch must be one of small, base, large'):
         main([str(tmp_path / 'grey.png'), '--arch', 'tiny'])
+
+
+def test_demo_picture():
+    from clusterplug.visualization.demo_picture import demo_picture
+
+    assert np.array_equal(demo_picture(64), demo_picture(64))
+    assert len(np.unique(demo_picture(224).reshape(-1, 3) // 64, axis=0)) > 8
+    with pytest.raises(ValueError, match='size must be at least 16'):
+        demo_picture(8)
 
 
 def test_panels(tmp_path):

@@ -12,7 +12,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('image', type=Path, help='picture of any size and kind that PIL reads')
+    parser.add_argument('image', type=Path, help='picture of any size and kind that PIL reads, or the word demo')
     parser.add_argument('checkpoint', nargs='?', type=Path, help="the authors' or ours; without it, random weights")
     parser.add_argument('--arch', default='small', help='small, base or large (default: small)')
     parser.add_argument('--size', type=int, default=224, help='pixels of the longer side (default: 224)')
@@ -27,6 +27,10 @@ def read_image(path: Path, size: int):
     import numpy as np
     from PIL import Image
 
+    if str(path) == 'demo':
+        from clusterplug.visualization.demo_picture import demo_picture
+
+        return demo_picture(size)
     picture = Image.open(path).convert('RGB')
     scale = size / max(picture.size)
     shape = [max(1, round(side * scale)) for side in picture.size]
