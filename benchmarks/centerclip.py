@@ -131,9 +131,16 @@ def speed(arch, frames, segments, batch, repeats, device):
     entries = {'plain': run(lambda: models['plain'](x.flatten(0, 1)))}
     entries |= {name: run(lambda name=name: models[name](x)) for name in models if name != 'plain'}
     entries |= {name: run(lambda name=name: layers[name](tokens[0])) for name in layers}
-    entries['dense k-medoids'] = run(lambda: dense_kmedoids(per_segment.float(), clusters))
-    ms = {name: statistics.median(times) for name, times in interleaved(entries, repeats).items()}
+    times = interleaved(entries, repeats)
+    times |= interleaved({'dense k-medoids': run(lambda: dense_kmedoids(per_segment.float(), clusters))}, 1, warm_up=0)
+    ms = {name: statistics.median(values) for name, values in times.items()}
+    spread = max((max(values) - min(values)) / ms[name] for name, values in times.items() if name in models)
+    print(f'spread of the repeats: up to {100 * spread:.0f} % of the median')
+    fastest = {name: min(values) for name, values in times.items()}
+    print('medians:')
     _print_speed(ms, arch, frames, segments, clusters)
+    print('\nfastest of the repeats (less noise where others use the machine):')
+    _print_speed(fastest, arch, frames, segments, clusters)
 
 
 def _cost(points, medoids):
