@@ -57,8 +57,8 @@ def resolve_arch(arch: str | dict, task: str = 'classification') -> FECArch:
     Example:
         >>> resolve_arch('small').dims
         (32, 64, 196, 320)
-        >>> resolve_arch(dict(type='small', blocks=(1, 1, 1, 1)), 'segmentation').grid
-        (10, 10, 5, 5)
+        >>> resolve_arch(dict(type='small', blocks=(1, 1, 1, 1)), 'segmentation').grid[0]
+        (10, 10)
     """
     if task not in TASKS:
         raise ValueError(f'task must be one of {", ".join(TASKS)}, got {task!r}')

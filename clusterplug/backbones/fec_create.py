@@ -80,6 +80,8 @@ def _entry(name: str):
                 f'{name} has no weights to download; pass checkpoint_path=..., a file of tools/model_converters/fec.py'
             )
         options.setdefault('num_classes', 1000)
+        if options.pop('features_only', False):
+            options['num_classes'] = 0
         model = create(name, in_channels=in_chans, **options)
         model.pretrained_cfg = model.default_cfg = dict(
             num_classes=1000, input_size=(3, 224, 224), crop_pct=0.9, interpolation='bicubic', classifier='head',

@@ -58,7 +58,9 @@ def test_by_hand():
 @given(
     points=st.integers(1, 40), centers=st.sampled_from([1, 2, 5, 40]),
     weighting=st.sampled_from(['mean', 'similarity']),
-    scale=st.floats(-3, 3), shift=st.floats(-2, 2), seed=st.integers(0, 99),
+    # of a scale near 0 sigmoids round to the same value, which the plain loop takes for ties
+    scale=st.floats(-3, 3).filter(lambda scale: scale == 0 or abs(scale) > 1e-3),
+    shift=st.floats(-2, 2), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_equals_the_loop(points, centers, weighting, scale, shift, seed):
     sets = random_sets(points=points, centers=centers, seed=seed)
@@ -70,8 +72,7 @@ def test_equals_the_loop(points, centers, weighting, scale, shift, seed):
         torch.testing.assert_close(out[number], expected[0])
         torch.testing.assert_close(clusters.representatives[number], expected[1])
         torch.testing.assert_close(clusters.similarity[number], expected[3].double())
-        if abs(scale) > 1e-3:
-            assert clusters.labels[number].tolist() == expected[2].tolist()
+        assert clusters.labels[number].tolist() == expected[2].tolist()
         plain = loop(*problem)
         assert pooled.labels[number].tolist() == plain[2].tolist()
         torch.testing.assert_close(pooled.representatives[number], plain[1])
