@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from clusterplug.backbones import FEC, create, list_models, load_fec, register_in_timm, resolve_arch
+from clusterplug.testing import count_host_syncs, count_launches, run_gloo
 from clusterplug.testing.plain_fec import PlainFEC
 
 # per module: stem, stages, pools, norm and head with 1000 classes
@@ -203,6 +204,8 @@ def test_made_by_timm():
     torch.testing.assert_close(model.forward_head(model.forward_features(x)), model(x))
     model.reset_classifier(3)
     assert model(x).shape == (2, 3)
+    maps = timm.create_model('fec_small', features_only=True, out_indices=(1, 3))(torch.randn(1, 3, 64, 64))
+    assert [each.shape[1] for each in maps] == [64, 320]
     with pytest.raises(ValueError, match='no weights to download'):
         timm.create_model('fec_small', pretrained=True)
 
@@ -239,6 +242,44 @@ def test_bad_input():
         FEC(num_classes=-1)
     with pytest.raises(ValueError, match='build FEC'):
         FEC(TINY).reset_classifier(3)
+
+
+def test_a_step_waits_for_nothing(monkeypatch):
+    """On a device: the look for NaN, which costs nothing on a CPU alone, is switched off as it is there."""
+    monkeypatch.setattr('clusterplug.backbones.fec.host_checks_allowed', lambda tensor: False)
+    model, x = FEC(TINY, num_classes=5, drop_path_rate=0.1), torch.randn(2, 3, 64, 64)
+    mask = torch.ones(2, 64, 64, dtype=torch.bool)
+    assert not count_host_syncs(lambda: model(x).sum().backward())
+    assert not count_host_syncs(lambda: model(x, mask).sum().backward())
+
+
+def test_launches_do_not_grow_with_the_image():
+    model = FEC(TINY, num_classes=5).eval()
+    with torch.no_grad():
+        small, large = (count_launches(lambda n=n: model(torch.zeros(1, 3, n, n))).total() for n in (128, 256))
+    assert large <= small + 8  # one pooling more looks for the largest of its scores in groups
+
+
+def step_of_a_rank(rank, world_size, similarity):
+    """Two steps of data-parallel training without a search for unused parameters; returns a weight."""
+    torch.manual_seed(0)
+    model = FEC(TINY, num_classes=5, pool_similarity=similarity)
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1)
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    for _ in range(2):
+        optimizer.zero_grad()
+        # both see the whole batch, so that the mean over ranks is the gradient of one process
+        parallel(images).square().mean().backward()
+        optimizer.step()
+    return model.pools[0].values.weight.detach()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('similarity', ['learned', 'official'])
+def test_two_ranks_need_no_search_for_unused_parameters(similarity):
+    first, second = run_gloo(step_of_a_rank, 2, similarity)
+    assert first.equal(second)
 
 
 @pytest.mark.slow
