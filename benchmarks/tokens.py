@@ -149,7 +149,7 @@ def models(archs, size, cells, compiled, repeats, methods=('expedit',)):
 
 
 def _layers(x, grid):
-    state = cluster_tokens(x, grid, temperature=0.1 * token_spread(x, grid))
+    state = cluster_tokens(x, grid, temperature=0.2 * token_spread(x, grid))
     return combine_tokens(state.centers, token_neighbors(state, window=5))
 
 

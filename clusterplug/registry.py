@@ -47,6 +47,7 @@ else:
             'clusterplug.heads',
             'clusterplug.segmentors',
             'clusterplug.retrieval',
+            'clusterplug.patch.mm_backbone',
         ],
     )
     HOOKS = _mm.Registry(

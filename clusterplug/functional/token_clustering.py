@@ -66,7 +66,7 @@ def cluster_tokens(
         num_iters: Iterations; 0 leaves the averages.
         temperature: Divides the squared distances, above 0; one number or (B,) one for each image. High: neighbours
             mix; low: hard local k-means. The scale of tokens differs a thousandfold between models and layers, and a
-            temperature far above it turns clusters into blurs: 0.1 * :func:`token_spread` fits all of them.
+            temperature far above it turns clusters into blurs: 0.2 * :func:`token_spread` fits all of them.
         window: Odd number of cells, at least 1.
         mask: (B, H, W) bool, True = valid. Other tokens (padding; they may hold anything) take no part.
 

@@ -41,9 +41,10 @@ def apply(
             (pooling, the baseline). ``'centerclip'`` is for videos and never brings tokens back: it takes none of
             the arguments up to ``taps`` but ``num_prefix``, see the options.
         start: Blocks that run on all tokens first. Defaults to 0.4 of all.
-        end: Block before which the tokens are brought back. Defaults to after the last.
+        end: Block before which the tokens are brought back. Defaults to after the last, or after the last of the stage.
         grid: (h, w) reduced tokens; must fit every image.
         keep_ratio: Share of the tokens to keep, above 0 and at most 1, where ``grid`` is not given. Defaults to 0.5.
+            Hosts with windows keep about as many, so that windows are full.
         num_prefix: Tokens in front of the map, if the model has others than clusterplug finds.
         taps: Blocks whose output must be of full size because something outside the model reads it (a hook).
         **options: Settings of the method: for expedit ``num_iters``, ``temperature`` or ``sharpness``, ``window``,
@@ -97,9 +98,7 @@ def apply(
             f"'average'"
         )
     depth = len(layout.blocks)
-    start = round(0.4 * depth) if start is None else start
-    end = depth if end is None else end
-    _check_range(start, end, depth, layout.host)
+    start, end = _range(start, end, layout)
     if grid is not None:
         if keep_ratio is not None:
             raise ValueError('pass grid or keep_ratio, not both')
@@ -162,12 +161,27 @@ def _find_patched(model: nn.Module) -> nn.Module | None:
     return next((module for module in model.modules() if _MARK in vars(module)), None)
 
 
-def _check_range(start: int, end: int, depth: int, host: str) -> None:
+def _range(start: int | None, end: int | None, layout) -> tuple[int, int]:
+    """Return the blocks to reduce, by default from 0.4 of all to the end of the stage."""
+    depth = len(layout.blocks)
+    stages = layout.stages or [range(depth)]
+    if start is None:
+        start = round(0.4 * depth)
+        start = next((max(start, stage.start) for stage in stages if len(stage) and start < stage.stop), start)
+    if end is None:
+        end = next((stage.stop for stage in stages if start in stage), depth)
     for name, value in (('start', start), ('end', end)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f'{name} must be an int, got {type(value).__name__} ({value!r})')
     if not 0 <= start < end <= depth:
         raise ValueError(
-            f'start and end must satisfy 0 <= start < end <= {depth} (the blocks of {host}), got start={start}, '
+            f'start and end must satisfy 0 <= start < end <= {depth} (the blocks of {layout.host}), got start={start}, '
             f'end={end}'
         )
+    if not any(start in stage and end <= stage.stop for stage in stages):
+        ranges = ', '.join(f'{stage.start} to {stage.stop}' for stage in stages if len(stage))
+        raise ValueError(
+            f'start and end must lie in one stage of {layout.host} (blocks {ranges}), as the map changes its size '
+            f'between them, got start={start}, end={end}'
+        )
+    return start, end

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from clusterplug.patch._geometry import SharedTable
+from clusterplug.patch._windows import Windows
 
 
 @dataclasses.dataclass
@@ -26,8 +27,15 @@ class Layout:
             are matched.
         adapt (Callable, optional): ``adapt(block, args, kwargs, table)`` -> (args, kwargs) for reduced tokens:
             positions, resolutions.
-        resize (object, optional): ``resize.do(block, size, grid)`` changes a windowed block for maps of another size,
-            ``resize.undo(block)`` changes it back; both may be called more than once.
+        resize (Windows, optional): ``resize.do(block, size, grid)`` changes a windowed block for maps of another size,
+            ``resize.undo(block)`` changes it back, both may be called more than once; ``resize.grid(block, size,
+            keep_ratio)`` is the grid whose windows need no padding.
+        stages (Sequence): Ranges of blocks over which a map keeps its size; none means one range over all. Tokens are
+            reduced inside one range.
+        knows_sizes (bool): Blocks call ``scaled_dot_product_attention``, so that reduced tokens can count by size.
+            Defaults to True.
+        size (Callable, optional): ``size(args, kwargs)`` -> (H, W) from what a block is called with, where the map has
+            another size than the output of ``projection``.
         scopes (Sequence): Modules whose call may ask for hidden states (``output_hidden_states``), outermost first.
         taps (Sequence): Blocks whose output is always read from outside.
         wraps (Callable, optional): ``wraps(store)`` -> methods to replace on the trunk, by name.
@@ -42,11 +50,14 @@ class Layout:
     needs_grid: bool = False
     norm: Callable[[nn.Module], nn.Module] | None = None
     adapt: Callable[[nn.Module, tuple, dict, SharedTable], tuple[tuple, dict]] | None = None
-    resize: object | None = None
+    resize: Windows | None = None
     scopes: Sequence[nn.Module] = ()
     taps: Sequence[int] = ()
     wraps: Callable | None = None
     projection_last: bool = False
+    stages: Sequence[range] = ()
+    knows_sizes: bool = True
+    size: Callable[[tuple, dict], tuple[int, int]] | None = None
 
 
 _FINDERS: dict[str, Callable[[nn.Module], Layout | None]] = {}
@@ -114,11 +125,20 @@ def find_layout(model: nn.Module) -> Layout:
 
 def _load() -> None:
     if 'timm' not in _FINDERS:
-        from clusterplug.patch import mm_vit, open_clip_vit, plain, sam, timm_vit, torchvision_vit, transformers_vit
+        from clusterplug.patch import (
+            mm_vit,
+            open_clip_vit,
+            plain,
+            sam,
+            swin,
+            timm_vit,
+            torchvision_vit,
+            transformers_vit,
+        )
 
         earlier = dict(_FINDERS)
         _FINDERS.clear()
-        for module in (plain, mm_vit, torchvision_vit, sam, open_clip_vit, transformers_vit, timm_vit):
+        for module in (plain, mm_vit, torchvision_vit, sam, swin, open_clip_vit, transformers_vit, timm_vit):
             _FINDERS[module.NAME] = module.find
         _FINDERS.update(earlier)
 

@@ -20,11 +20,13 @@ class Reduced(NamedTuple):
         tokens: (B, M, C).
         restore: (B, M, C) refined tokens -> (B, H, W, C).
         places: (M, 2) or (B, M, 2) rows and columns.
+        sizes: (B, M) how many tokens attention is to count each as, or None for one.
     """
 
     tokens: Tensor
     restore: Callable[[Tensor], Tensor]
     places: Tensor
+    sizes: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +42,18 @@ class Expedit:
         norm: ``'l1'`` or ``'l2'`` (only without ``residual``).
         search: Odd number of cells around a token's own in which it looks for them; None means everywhere.
         residual: Carry the change of the clusters back to the tokens, instead of the clusters themselves.
+        size_bias: Attention counts a cluster as often as the tokens in it.
     """
 
     num_iters: int = 5
     temperature: float | None = None
-    sharpness: float = 0.1
+    sharpness: float = 0.2
     window: int = 5
     num_neighbors: int = 20
     norm: str = 'l1'
     search: int | None = 5
     residual: bool = True
+    size_bias: bool = False
     keeps_grid = True
 
     def __post_init__(self):
@@ -79,7 +83,8 @@ class Expedit:
             return combine_tokens(refined, neighbors)
 
         places = cell_places(tokens.shape[1:3], grid, tokens.device)
-        return Reduced(state.centers.flatten(1, 2), restore, places)
+        sizes = state.mass.flatten(1) if self.size_bias else None
+        return Reduced(state.centers.flatten(1, 2), restore, places, sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +122,12 @@ class Tome:
         compare: What is compared: ``'normalized'``, the tokens as the first reduced block normalises them, or
             ``'tokens'`` as they are.
         residual: Carry the change of the merged tokens back to the tokens, instead of the merged tokens themselves.
+        size_bias: Attention counts a merged token as often as the tokens in it.
     """
 
     compare: str = 'normalized'
     residual: bool = True
+    size_bias: bool = True
     keeps_grid = False
 
     def __post_init__(self):
@@ -145,7 +152,8 @@ class Tome:
             back = merged.unmerge(refined - short if self.residual else refined).view(batch, height, width, -1)
             return tokens + back if self.residual else back
 
-        return Reduced(short, restore, merged.tokens[..., channels:])
+        sizes = merged.sizes[..., 0] if self.size_bias else None
+        return Reduced(short, restore, merged.tokens[..., channels:], sizes)
 
 
 METHODS = {'expedit': Expedit, 'tome': Tome, 'average': Average}

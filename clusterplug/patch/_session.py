@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from clusterplug.functional._token_checks import check_grid
 from clusterplug.patch._geometry import SharedTable
 from clusterplug.patch._hosts import Layout
+from clusterplug.patch._size_bias import Biased
 from clusterplug.patch._store import Store
 
 
@@ -42,6 +43,9 @@ class Session:
             self.handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
             # Before the hooks that others have put there to read the output.
             self.handles.append(block.register_forward_hook(after, prepend=True))
+            if layout.knows_sizes and getattr(self.method, 'size_bias', False) and 'forward' not in vars(block):
+                block.forward = Biased(block, self.store, layout.num_prefix)
+                self.undo.append((block, 'forward'))
         if layout.wraps is not None:
             for name, method in layout.wraps(self.store).items():
                 setattr(layout.trunk, name, method)
@@ -68,9 +72,10 @@ class Session:
     def before(self, index: int, block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Hook before a block: reduce, or take up the reduced tokens that were put aside for a reader."""
         current = self.store.current
+        current.running = block
         tokens = args[0] if args else kwargs['hidden_states']
         if index == self.start:
-            tokens = self._reduce(block, tokens)
+            tokens = self._reduce(block, tokens, args, kwargs)
         elif current.stash is not None:
             tokens, current.stash = current.stash, None
         if current.restore is None:
@@ -103,7 +108,7 @@ class Session:
             current.stash = tokens
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
-    def _reduce(self, block: nn.Module, tokens: Tensor) -> Tensor:
+    def _reduce(self, block: nn.Module, tokens: Tensor, args: tuple, kwargs: dict) -> Tensor:
         current, layout = self.store.current, self.layout
         size = current.size
         current.stash = None
@@ -112,11 +117,15 @@ class Session:
                 f'the patch of {layout.host} saw tokens but not the image they come from; call the model with an '
                 f'image, and switch gradient checkpointing off'
             )
+        if layout.size is not None:
+            size = layout.size(args, kwargs)
+        elif layout.stages:
+            size = tuple(tokens.shape[1:3])
         num_prefix = layout.num_prefix
         self._check_tokens(tokens, size)
-        grid = self._grid_for(size)
+        grid = self._grid_for(block, size)
         if grid == size:
-            current.restore = None
+            current.restore = current.sizes = None
             return tokens
         values = tokens if layout.maps else tokens[:, num_prefix:].unflatten(1, size)
 
@@ -126,7 +135,7 @@ class Session:
 
         reduced = self.method(values, grid, compared)
         keeps_grid = self.method.keeps_grid
-        current.restore = reduced.restore
+        current.restore, current.sizes = reduced.restore, reduced.sizes
         current.table = SharedTable(size, grid if keeps_grid else None, reduced.places, num_prefix)
         if layout.maps:
             return reduced.tokens.unflatten(1, grid)
@@ -142,9 +151,11 @@ class Session:
         full = restore(tokens[:, num_prefix:]).flatten(1, 2)
         return full if num_prefix == 0 else _join(tokens[:, :num_prefix], full)
 
-    def _grid_for(self, size: tuple[int, int]) -> tuple[int, int]:
+    def _grid_for(self, block: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
         if self.grid is not None:
             return check_grid(self.grid, size)
+        if self.layout.resize is not None:
+            return self.layout.resize.grid(block, size, self.keep_ratio)
         side = self.keep_ratio**0.5
         return max(1, round(size[0] * side)), max(1, round(size[1] * side))
 

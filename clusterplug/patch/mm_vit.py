@@ -28,4 +28,5 @@ def find(module: nn.Module) -> Layout | None:
         num_prefix,
         norm=lambda block: getattr(block, 'ln1', None) or getattr(block, 'norm1', None),
         taps=[index % number for index in indices],
+        knows_sizes=False,
     )

@@ -38,6 +38,8 @@ def find(module: nn.Module) -> Layout | None:
         return None
     blocks = next((found for path in _BLOCKS if (found := _get(module, path)) is not None), None)
     projection = _get(module, _TRUNKS[name])
+    if projection is None and name == 'DPTModel':
+        projection = _get(module, 'embeddings.projection')  # of the hybrid, over the features of its ResNet
     if blocks is None or projection is None:
         return None
     beit = name.startswith('Beit')

@@ -34,7 +34,7 @@ def test_expedit_is_clustering_blocks_reconstruction():
     model, image = models.make('plain'), models.picture(2)
     x = model.blocks[0](embedded(model, image))
     tokens = x[:, 1:].unflatten(1, (8, 8))
-    state = cluster_tokens(tokens, (5, 6), temperature=0.1 * token_spread(tokens, (5, 6)))
+    state = cluster_tokens(tokens, (5, 6), temperature=0.2 * token_spread(tokens, (5, 6)))
     short = torch.cat([x[:, :1], state.centers.flatten(1, 2)], 1)
     for block in model.blocks[1:3]:
         short = block(short)
@@ -67,8 +67,49 @@ def test_tome_is_merging_blocks_unmerging():
     for block in model.blocks[1:]:
         short = block(short)
     full = x[:, 1:] + merged.unmerge(short[:, 1:] - merged.tokens)
-    patch.apply(model, 'tome', start=1, grid=(4, 5))
+    patch.apply(model, 'tome', start=1, grid=(4, 5), size_bias=False)
     torch.testing.assert_close(model(image), torch.cat([short[:, :1], full], 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('method', ['tome', 'expedit'])
+def test_attention_counts_reduced_tokens_by_their_size(method, monkeypatch):
+    model, image = models.make('plain'), models.picture(2)
+    patch.apply(model, method, start=1, end=3, grid=(4, 5), size_bias=True)
+    seen = []
+    store = model._clusterplug_patch.store
+    model.blocks[1].register_forward_pre_hook(lambda *_: seen.append(store.current.sizes))
+    got = model(image)
+    (sizes,) = seen
+    assert sizes.sum(1).tolist() == pytest.approx([64, 64])
+    assert sizes.max() > 1.5
+    assert store.current.sizes is None
+    patch.remove(model)
+    assert all('forward' not in vars(block) for block in model.blocks)
+    patch.apply(model, method, start=1, end=3, grid=(4, 5), size_bias=False)
+    assert not torch.allclose(model(image), got, atol=1e-4)
+    bias = torch.cat([torch.ones(2, 1), sizes], 1).log()[:, None, None]
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def masked(query, key, value):
+        return original(query, key, value, attn_mask=bias if key.shape[2] == 21 else None)
+
+    monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention', masked)
+    torch.testing.assert_close(model(image), got, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_sizes_are_forgotten_after_a_failure():
+    model, image = models.make('plain'), models.picture(1)
+    plain = model(image)
+    patch.apply(model, 'tome', start=1, keep_ratio=0.5)
+    handle = model.blocks[2].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(image)
+    handle.remove()
+    q = torch.randn(1, 2, 33, 16)
+    expected = (q @ q.mT / 4).softmax(-1) @ q
+    torch.testing.assert_close(torch.nn.functional.scaled_dot_product_attention(q, q, q), expected)
+    assert torch.equal(patch.remove(model)(image), plain)
 
 
 @torch.no_grad()

@@ -71,3 +71,27 @@ def test_pictures_of_a_folder(tmp_path):
     assert images.abs().max() < 0.02
     with pytest.raises(SystemExit, match='has none'):
         tool.pictures(str(tmp_path / '..' / tmp_path.name / 'x'), 1, 16) if (tmp_path / 'x').mkdir() is None else None
+
+
+def test_a_model_with_stages_starts_in_its_longest_and_leaves_tome_out(tmp_path, monkeypatch, capsys):
+    import timm
+
+    torch.manual_seed(0)
+    sizes = dict(embed_dim=16, depths=(1, 4), num_heads=(2, 2), window_size=4, patch_size=4)
+    model = timm.create_model('swin_tiny_patch4_window7_224', img_size=64, **sizes).eval()
+    monkeypatch.setattr(tool, 'build', lambda *args: model)
+    assert tool.default_starts(tool.find_layout(model)) == [1, 2, 3]
+    features = tool.output_of(model, torch.randn(1, 3, 64, 64))
+    assert features.shape == (1, 64, 32)
+    arguments = ['any', '--size', '64', '--num-images', '1', '--repeats', '1', '--keeps', '0.5', '--starts', '2']
+    tool.main([*arguments, '--speedup', '0.0001', '--out', str(tmp_path)])
+    text = capsys.readouterr().out
+    assert 'tome is left out' in text
+    assert len((tmp_path / 'pareto.csv').read_text().splitlines()) == 1 + 1 + 2
+
+
+def test_starts_of_a_plain_transformer():
+    import timm
+
+    model = timm.create_model('vit_tiny_patch16_224', pretrained=False)
+    assert tool.default_starts(tool.find_layout(model)) == [2, 4, 6]

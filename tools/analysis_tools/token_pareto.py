@@ -85,7 +85,8 @@ def output_of(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     if isinstance(output, (tuple, list)):
         output = output[0]
     if output.dim() == 4:
-        output = output.flatten(2).mT
+        channels_last = str(getattr(model, 'output_fmt', 'NCHW')).endswith('NHWC')  # timm's Swin
+        output = output.flatten(1, 2) if channels_last else output.flatten(2).mT
     return output if output.dim() == 3 else output.flatten(1)[:, None]
 
 
@@ -140,7 +141,6 @@ def sweep(model: torch.nn.Module, images: torch.Tensor, arguments: argparse.Name
     """Return one row for each setting, the model itself first."""
     batch = images[:1].expand(arguments.batch, -1, -1, -1).contiguous()
     layout = find_layout(model)
-    depth = len(layout.blocks)
     reference = output_of(model, images)
     labels = read_labels(arguments.labels, images, reference.shape[1] - layout.num_prefix)
     base_flops = flops(model, images[:1])
@@ -148,7 +148,10 @@ def sweep(model: torch.nn.Module, images: torch.Tensor, arguments: argparse.Name
     rows[0] |= dict(argmax_agreement=1.0, keep=1.0)
     own = []
     for method in arguments.methods:
-        for start in arguments.starts or sorted({depth // 6, depth // 3, depth // 2}):
+        if method == 'tome' and (layout.maps or layout.needs_grid):
+            print(f'tome is left out: the blocks of {layout.host} need a grid')
+            continue
+        for start in arguments.starts or default_starts(layout):
             for keep in arguments.keeps:
                 row = _measure(model, images, batch, reference, labels, layout, method, start, keep, arguments, own)
                 rows.append(row | dict(ideal=base_flops / row['gflops']))
@@ -158,6 +161,15 @@ def sweep(model: torch.nn.Module, images: torch.Tensor, arguments: argparse.Name
     if labels is not None:
         rows[0]['miou'] = miou(reference[:, layout.num_prefix :], labels)
     return mark_pareto(rows)
+
+
+def default_starts(layout) -> list[int]:
+    """Return blocks to start at: 1/6, 1/3 and 1/2 of all, or three in the longest stage of a host that has stages."""
+    if not layout.stages:
+        depth = len(layout.blocks)
+        return sorted({depth // 6, depth // 3, depth // 2})
+    longest = max(layout.stages, key=len)
+    return sorted({longest.start + part for part in (0, len(longest) // 3, len(longest) // 2)})
 
 
 def _measure(model, images, batch, reference, labels, layout, method, start, keep, arguments, own):
