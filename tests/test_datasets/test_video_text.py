@@ -277,6 +277,12 @@ class TestTransforms:
         assert load(dict(video_id='a', test_mode=True, caption_rows=[1]))['tokens'].tolist() == [[4, 5]]
         with pytest.raises(ValueError, match='no video features of c'):
             load(dict(video_id='c'))
+        (tmp_path / 'pairs.csv').write_text('video,caption\na,one\na,two\nc,three\n')
+        pipeline = [load, dict(type='clusterplug.PackVideoText')]
+        found = VideoTextDataset('pairs.csv', data_root=str(tmp_path), pipeline=pipeline, test_mode=True)[1]
+        assert (found['data_samples'].video_id, found['data_samples'].valid) == ('c', False)
+        assert found['inputs']['frames'].shape == (3, 2)
+        assert found['inputs']['tokens'].shape == (1, 2)
 
     def test_bad_settings(self):
         for options, message in (

@@ -115,7 +115,8 @@ class ResizeAndCrop:
 class LoadFeatures:
     """Take features that were computed before, in the place of frames and token ids.
 
-    Adds ``frames`` (T, C) float32 of the video, sampled as frames are, its mask, and ``tokens`` (captions, C').
+    Adds ``frames`` (T, C) float32 of the video, sampled as frames are, its mask, and ``tokens`` (captions, C'). When
+    ``problem`` is set, the video has no features: zeros and an empty mask.
 
     Args:
         video_file (str): npz with ``feat`` (N, C) and ``video`` (N,), rows of a video in the order of time.
@@ -134,6 +135,12 @@ class LoadFeatures:
         from clusterplug.datasets.video.decoding import UnreadableVideo
 
         video_id = results['video_id']
+        if results.get('problem'):
+            channels, text_channels = (next(iter(each.values())).shape[1] for each in (self._features, self._texts))
+            results['frames'] = torch.zeros(self.num_frames, channels)
+            results['frame_mask'], results['frame_times'] = np.zeros(self.num_frames, bool), []
+            results['tokens'] = torch.zeros(len(results['captions']), text_channels)
+            return results
         for name, features in (('video', self._features), ('text', self._texts)):
             if video_id not in features:
                 raise UnreadableVideo(f'no {name} features of {video_id}')
