@@ -122,7 +122,8 @@ def table(out: Path) -> str:
             mean, deviation = compare(values, values).baseline
             loss, seconds = (sum(r[key] for r in results) / len(results) for key in ('last_loss', 'seconds'))
             head = f'| {name} | {results[0]["parameters"] / 1e6:.2f} M | {len(results)} | {results[0]["steps"]} '
-            lines.append(head + f'| {mean:.1f} ± {deviation:.1f} % | {loss:.3f} | {seconds:.0f} |')
+            spread = f' ± {deviation:.1f}' if len(values) > 1 else ''
+            lines.append(head + f'| {mean:.1f}{spread} % | {loss:.3f} | {seconds:.0f} |')
     return '\n'.join(lines)
 
 
