@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from clusterplug.backbones import FEC
 from clusterplug.functional import compose_labels, kmeans
 
 
@@ -26,7 +25,7 @@ class ClusterView(NamedTuple):
 
 
 def cluster_views(
-    model: FEC, image: Tensor, num_groups: int | None = None, generator: torch.Generator | None = None
+    model: nn.Module, image: Tensor, num_groups: int | None = None, generator: torch.Generator | None = None
 ) -> list[ClusterView]:
     """Follow every pixel through all layers of an FEC.
 
@@ -34,7 +33,7 @@ def cluster_views(
     the label of a pixel is that of the point which it has ended in.
 
     Args:
-        model: The backbone; clusters of regions (fold) are numbered apart.
+        model: :class:`~clusterplug.backbones.FEC`; clusters of regions (fold) are numbered apart.
         image: (1, C, H, W), normalised as the model wants it.
         num_groups: Also put the clusters of the last pooling into so many groups by k-means over their
             representatives; with as many clusters or fewer, each is a group.

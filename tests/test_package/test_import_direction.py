@@ -47,7 +47,7 @@ RULES = {
     'segmentors': Rule({'torch', *MM}, HOSTS, PLUGS),
     'detectors': Rule({'torch', *MM}, HOSTS, PLUGS),
     'patch': Rule({'torch'}, set(), {*PURE, 'patch'}),
-    'retrieval': Rule({'torch', *MM}, {*HOSTS, 'open_clip', 'safetensors', 'transformers'}, PLUGS),
+    'retrieval': Rule({'torch', *MM}, {*HOSTS, 'faiss', 'open_clip', 'safetensors', 'transformers'}, PLUGS),
     'hooks': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'matplotlib'}, PLUGS),
     'datasets': Rule({'torch', 'numpy', *MM}, {*HOSTS, *VIDEO, 'open3d', 'scipy', 'tqdm'}, PLUGS),
     'evaluation': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'scipy', 'sklearn'}, PLUGS),

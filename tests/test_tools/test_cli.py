@@ -97,7 +97,7 @@ def test_options_reach_the_config(config_file, monkeypatch, tmp_path):
         built.append(config)
         raise Stop
 
-    monkeypatch.setattr(cli, '_build_runner', build)
+    monkeypatch.setattr(cli, 'build_runner', build)
     (tmp_path / 'a.pth').write_bytes(b'')
     train = [str(config_file), '--amp', '--sync_bn', 'torch', '--resume', 'a.pth', '--launcher', 'pytorch']
     pytest.raises(Stop, cli.run_train, [*train, '--cfg-options', 'train_cfg.max_epochs=7', 'a.b=[1,2]'])
@@ -129,7 +129,7 @@ def test_options_reach_the_config(config_file, monkeypatch, tmp_path):
     ],
 )
 def test_wrong_options_fail_before_anything_is_built(config_file, arguments, words, monkeypatch):
-    monkeypatch.setattr(cli, '_build_runner', lambda config: pytest.fail('built'))
+    monkeypatch.setattr(cli, 'build_runner', lambda config: pytest.fail('built'))
     with pytest.raises((FileNotFoundError, ValueError), match=words):
         cli.run_train([str(config_file), *arguments])
     with pytest.raises(FileNotFoundError, match=r'CKPT must be a checkpoint file, got no\.pth'):
