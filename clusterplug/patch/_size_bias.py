@@ -1,5 +1,6 @@
 """Attention that knows how many tokens each reduced token stands for, in blocks that know nothing of it."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -35,6 +36,9 @@ class SizeBias(TorchFunctionMode):
                 value is None or (isinstance(value, (bool, float, int)) and not value) for value in options.values()
             ):
                 return size_biased_attention(*args[:3], self.sizes, scale)
+        if func is Tensor.unflatten:
+            # 2026-11, torch 2.11: Dynamo cannot trace the super() call of this method inside a mode.
+            return torch.unflatten(*args, **kwargs)
         return func(*args, **kwargs)
 
 
