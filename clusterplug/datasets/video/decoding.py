@@ -142,7 +142,7 @@ class _PyAV(Video):
         import av
 
         self._source = source
-        with av.open(_stream(source)) as container:
+        with av.open(_stream(source), metadata_errors='ignore') as container:
             if not container.streams.video:
                 raise UnreadableVideo('the file has no video stream')
             stream = container.streams.video[0]
@@ -155,7 +155,7 @@ class _PyAV(Video):
 
         wanted, found = set(indices), {}
         try:
-            with av.open(_stream(self._source)) as container:
+            with av.open(_stream(self._source), metadata_errors='ignore') as container:
                 stream = container.streams.video[0]
                 stream.thread_count = 1
                 for number, frame in enumerate(container.decode(stream)):

@@ -65,7 +65,7 @@ def shrink_video(
         raise UnreadableVideo('the file is empty')
     written, writer, number = 0, None, -1
     try:
-        with av.open(str(source)) as container:
+        with av.open(str(source), metadata_errors='ignore') as container:
             if not container.streams.video:
                 raise UnreadableVideo('the file has no video stream')
             stream = container.streams.video[0]
