@@ -1,7 +1,7 @@
 """k-medoids against the dense form that CenterCLIP's code takes, and against FasterPAM."""
 
 import torch
-from _timing import Row, interleaved, optional, rows
+from _timing import Row, interleaved, optional, peak_bytes, rows
 
 from clusterplug.functional import kmedoids, kmedoids_swap
 
@@ -51,18 +51,6 @@ def data_without_ties(batch, num_points, num_dims, num_clusters, seed=0):
     noise = spread * torch.randn(batch, num_points, num_dims, generator=generator)
     order = torch.randperm(num_points, generator=generator)
     return (centers[:, index % num_clusters] + noise)[:, order]
-
-
-def peak_bytes(call):
-    """Return the peak of the bytes that tensors hold at once during ``call``, from the allocator's own records."""
-    with torch.profiler.profile(profile_memory=True) as profile:
-        call()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == '[memory]']
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
 
 
 def compare_with_dense(batch, num_points, num_dims, num_clusters, repeats, wishes):

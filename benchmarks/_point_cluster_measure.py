@@ -55,28 +55,6 @@ def _cuda_time(call) -> float:
     return begin.elapsed_time(end)
 
 
-def peak_bytes(call: Callable, device: str) -> int:
-    """Peak of the bytes that tensors made in ``call`` hold at once.
-
-    On a CPU from the allocator's events in the profiler; what a library allocates by itself does not show.
-    """
-    if device == 'cuda':
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        call()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == '[memory]']
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
-
-
 def launches(call: Callable, device: str) -> int:
     """Operations that torch launches in ``call``; on CUDA the kernels that ran."""
     if device != 'cuda':

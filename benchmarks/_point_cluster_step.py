@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import torch
-from _point_cluster_measure import launches, machine, peak_bytes, summary, verdict
+from _point_cluster_measure import launches, machine, summary, verdict
+from _timing import peak_bytes
 
 
 def models_of(config: str) -> tuple[dict, dict]:

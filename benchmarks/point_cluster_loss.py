@@ -18,15 +18,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from _point_cluster_loop import LoopPointClusterLoss, contrast, transport
-from _point_cluster_measure import (
-    interleaved,
-    launches,
-    machine,
-    machine_rates,
-    peak_bytes,
-    synchronisations,
-    verdict,
-)
+from _point_cluster_measure import interleaved, launches, machine, machine_rates, synchronisations, verdict
+from _timing import peak_bytes
 
 from clusterplug.functional.bank_contrast import bank_contrast_terms
 from clusterplug.functional.contrast import subclass_contrast

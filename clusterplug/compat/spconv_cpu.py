@@ -99,7 +99,7 @@ def _activate(features: Tensor, activation, alpha: float) -> Tensor:
     }
     name = str(activation).rpartition('.')[2]
     if name not in functions:
-        raise NotImplementedError(f'activation must be one of {sorted(functions)} on the CPU, got {name}')
+        raise ValueError(f'activation must be one of {sorted(functions)} on the CPU, got {name}')
     return functions[name](features)
 
 

@@ -14,7 +14,7 @@ COLORS = {
     'red': (220, 40, 40), 'green': (40, 190, 60), 'blue': (50, 90, 230), 'yellow': (235, 215, 50),
     'magenta': (215, 60, 200), 'white': (245, 245, 245),
 }  # fmt: skip
-MOTIONS = ('across', 'up and down', 'up the slope', 'down the slope', 'in a circle', 'not at all')
+MOTIONS = ('across the top', 'across the bottom', 'along the left', 'along the right', 'in a circle', 'not at all')
 _TEMPLATES = (
     'a {color} {shape} moves {motion}',
     'the {shape} is {color} and it goes {motion}',
@@ -48,8 +48,8 @@ def caption_of(sprite: Sprite, template: int = 0) -> str:
         template: Which of the three sentences.
 
     Example:
-        >>> caption_of(Sprite('circle', 'red', 'across'))
-        'a red circle moves across'
+        >>> caption_of(Sprite('circle', 'red', 'across the top'))
+        'a red circle moves across the top'
     """
     return _TEMPLATES[template % len(_TEMPLATES)].format(**sprite._asdict())
 
@@ -148,14 +148,15 @@ def _path(motion: str, count: int, size: int, radius: float, generator: np.rando
     phase = generator.uniform(0, 2) + np.arange(count) * generator.uniform(0.14, 0.2)
     way = low + (high - low) * np.abs((phase + 1) % 2 - 1)
     rest = generator.uniform(low, high, 2)
-    if motion == 'across':
-        return np.stack([np.full(count, rest[0]), way], 1)
-    if motion == 'up and down':
-        return np.stack([way, np.full(count, rest[1])], 1)
-    if motion == 'up the slope':
-        return np.stack([size - way, way], 1)
-    if motion == 'down the slope':
-        return np.stack([way, way], 1)
+    near = low + 0.2 * (rest - low)  # of the top or the left side
+    if motion == 'across the top':
+        return np.stack([np.full(count, near[0]), way], 1)
+    if motion == 'across the bottom':
+        return np.stack([np.full(count, size - near[0]), way], 1)
+    if motion == 'along the left':
+        return np.stack([way, np.full(count, near[1])], 1)
+    if motion == 'along the right':
+        return np.stack([way, np.full(count, size - near[1])], 1)
     if motion == 'in a circle':
         angle = np.pi * phase
         reach = (high - low) / 2 * generator.uniform(0.75, 1)

@@ -1,6 +1,7 @@
 """Text and video encoders of CenterCLIP: CLIP of transformers and open_clip, with tokens clustered inside."""
 
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from clusterplug.registry import MODELS
 from clusterplug.retrieval.openai_weights import clip_from_openai, read_state_dict
 
 
-class ClipEncoders(nn.Module):
+class ClipEncoders(nn.Module, ABC):
     """What both libraries' CLIP have in common here: frames in, segments out; token ids in, features out.
 
     Args:
@@ -59,17 +60,17 @@ class ClipEncoders(nn.Module):
                 segments = (parts if real is None else parts & real).any(-1)
         return features.unflatten(0, (len(frames), -1)), segments
 
+    @abstractmethod
     def encode_images(self, images: Tensor) -> Tensor:
         """Features of images: (N, 3, H, W) -> (N, E)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Features of texts: (N, L) int64 token ids -> (N, E)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def text_blocks(self) -> tuple[list[dict], Tensor]:
         """State dicts of the text encoder's blocks by CLIP's own names, and its positions (L, width)."""
-        raise NotImplementedError
 
 
 @MODELS.register_module()

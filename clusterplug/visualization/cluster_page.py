@@ -1,8 +1,5 @@
 """Maps of clusters over an image: one web page with a slider over the layers, or one PNG."""
 
-import base64
-import html
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clusterplug.files import whole_file
+from clusterplug.visualization._page import to_base64, write_page
 from clusterplug.visualization.cluster_views import ClusterView
 from clusterplug.visualization.colors import subclass_colors
 
@@ -79,20 +77,13 @@ def save_cluster_page(
         title=title,
         width=image.shape[1],
         height=image.shape[0],
-        image=_base64(image),
+        image=to_base64(image),
         # labels are those of 4 x 4 patches
         views=[
-            dict(name=v.name, labels=_base64(v.labels[::4, ::4].astype('<u2')), marks=v.marks.tolist()) for v in views
+            dict(name=v.name, labels=to_base64(v.labels[::4, ::4].astype('<u2')), marks=v.marks.tolist()) for v in views
         ],
     )
-    page = Path(__file__).with_name('cluster_page.html').read_text(encoding='utf-8')
-    head, _, rest = page.partition('{{title}}')
-    middle, _, end = rest.partition('{{data}}')
-    # in a script element, only `</` could end what is a JSON string
-    script = json.dumps(data).replace('</', '<\\/')
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path, encoding='utf-8') as file:
-        file.writelines((head, html.escape(title), middle, script, end))
+    write_page(path, 'cluster_page.html', data)
 
 
 def save_cluster_panels(
@@ -140,7 +131,3 @@ def save_cluster_panels(
 def _check_image(image: np.ndarray) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f'image must be (height, width, 3) uint8 RGB, got {image.shape} {image.dtype}')
-
-
-def _base64(array: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode('ascii')

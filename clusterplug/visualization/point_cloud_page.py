@@ -1,16 +1,12 @@
 """One scan as a web page in one file: it turns, and can be coloured in several ways."""
 
-import base64
-import html
-import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from clusterplug.files import whole_file
 from clusterplug.visualization._checks import check_cloud
+from clusterplug.visualization._page import to_base64, write_page
 
 
 def save_page(
@@ -45,20 +41,9 @@ def save_page(
     far = np.abs(places[:, :2]).max(1) if len(places) else np.ones(1)
     data = dict(
         title=title,
-        points=_base64(places),
+        points=to_base64(places),
         radius=max(1.0, float(np.quantile(far, 0.9))),
-        colorings=[(name, _base64(np.asarray(colors)[finite].astype(np.uint8))) for name, colors in colorings],
+        colorings=[(name, to_base64(np.asarray(colors)[finite].astype(np.uint8))) for name, colors in colorings],
         legend=[(name, 'rgb({}, {}, {})'.format(*(int(v) for v in color))) for name, color in legend],
     )
-    page = Path(__file__).with_name('point_cloud_page.html').read_text(encoding='utf-8')
-    head, _, rest = page.partition('{{title}}')
-    middle, _, end = rest.partition('{{data}}')
-    # in a script element, only `</` could end what is a JSON string
-    script = json.dumps(data).replace('</', '<\\/')
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path, encoding='utf-8') as file:
-        file.writelines((head, html.escape(title), middle, script, end))
-
-
-def _base64(array: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode('ascii')
+    write_page(path, 'point_cloud_page.html', data)

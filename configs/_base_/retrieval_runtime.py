@@ -1,25 +1,9 @@
-# What every retrieval run needs. backend='nccl' is exchanged for gloo when there is no GPU.
+# What every retrieval run needs, beside what every run needs.
+_base_ = './default_runtime.py'
+
 default_scope = 'mmengine'
 
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-)
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=1), visualization=None)
 custom_hooks = [dict(type='clusterplug.UnreadableVideosHook')]
-log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
-log_level = 'INFO'
-
-vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='Visualizer', vis_backends=vis_backends, name='visualizer')
-
-env_cfg = dict(
-    cudnn_benchmark=False,
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
-)
+visualizer = dict(type='Visualizer')
 randomness = dict(seed=42)
-load_from = None
-resume = False

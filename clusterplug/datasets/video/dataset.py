@@ -101,9 +101,16 @@ class VideoTextDataset(BaseDataset):
                 self._broken[video] = str(error)
                 if self.test_mode:
                     return self.pipeline(self.get_data_info(idx) | dict(test_mode=True, problem=str(error)))
-                skipped.append((video, str(error)))
-                idx = self._rand_another()
+                if video not in dict(skipped):
+                    skipped.append((video, str(error)))
+                idx = self._another()
         raise RuntimeError(f'no readable video in {self.max_refetch + 1} tries; the last: {skipped[-1]}')
+
+    def _another(self) -> int:
+        """Index of a random sample, not one whose video is known to be broken as long as there is any other."""
+        first = self._rand_another()
+        following = (index % len(self) for index in range(first, first + len(self)))
+        return next((i for i in following if self.get_data_info(i)['video_id'] not in self._broken), first)
 
     def _report_missing(self, left: int) -> None:
         if not left:

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import io
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ class UnreadableVideo(ValueError):
     """A video without frames that can be decoded; the message says why."""
 
 
-class Video:
+class Video(ABC):
     """An open video.
 
     Attributes:
@@ -29,13 +30,13 @@ class Video:
     length: int
     rate: float
 
+    @abstractmethod
     def frames(self, indices: Sequence[int]) -> np.ndarray:
         """Return (len(indices), H, W, 3) uint8 RGB; indices in rising order, repeats allowed.
 
         Raises:
             UnreadableVideo: A frame cannot be decoded.
         """
-        raise NotImplementedError
 
 
 @functools.cache
@@ -133,7 +134,7 @@ class _Decord(Video):
     def frames(self, indices):
         try:
             return self._reader.get_batch(list(indices)).asnumpy()
-        except Exception as error:
+        except Exception as error:  # decord's own DECORDError derives from Exception alone
             raise UnreadableVideo(_reason(error)) from error
 
 
@@ -182,7 +183,7 @@ class _TorchCodec(Video):
     def frames(self, indices):
         try:
             return self._decoder.get_frames_at(indices=list(indices)).data.numpy()
-        except Exception as error:
+        except Exception as error:  # RuntimeError, IndexError and others, without a common parent
             raise UnreadableVideo(_reason(error)) from error
 
 
@@ -201,6 +202,6 @@ def _loads(name: str) -> bool:
     try:
         # torchcodec is found without the FFmpeg libraries that it needs.
         importlib.import_module('torchcodec.decoders' if name == 'torchcodec' else _MODULES[name])
-    except Exception:
+    except Exception:  # a missing library is an ImportError, OSError or RuntimeError; whichever, this one is not usable
         return False
     return True

@@ -5,6 +5,7 @@ import io
 import os
 import threading
 import zipfile
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -52,8 +53,10 @@ def open_store(path: str | os.PathLike, side_by_side: int = 1) -> 'VideoStore':
     return kind(path, side_by_side)
 
 
-class VideoStore:
+class VideoStore(ABC):
     """Videos by their ids: the names of files without folder and suffix, or of folders of frames.
+
+    Files that differ in their suffix or their folder alone have their names with suffix as ids.
 
     Stores can be pickled and used in forked workers: what they hold open is opened again in each process.
 
@@ -72,7 +75,10 @@ class VideoStore:
     def ids(self) -> list[str]:
         """All ids, sorted."""
         self._index()
-        return sorted({*self._files, *self._frames})
+        ids = set(self._frames)
+        for video_id, names in self._files.items():
+            ids |= {video_id} if len(names) == 1 else {PurePosixPath(name).name for name in names}
+        return sorted(ids)
 
     def __contains__(self, video_id: str) -> bool:
         self._index()
@@ -118,11 +124,13 @@ class VideoStore:
 
     _any_name = False
 
+    @abstractmethod
     def _names(self) -> Sequence[str]:
-        raise NotImplementedError
+        """Names of all files, with their folders."""
 
+    @abstractmethod
     def _read(self, name: str) -> bytes:
-        raise NotImplementedError
+        """Return the content of a file."""
 
     def _source(self, name: str) -> str | bytes:
         return self._read(name)
