@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 NAMES = ('clip4clip-meanp', 'centerclip-b1-2x6', 'sparse-b1-2x6')
-CONFIG = '{}_vit-tiny_1xb64-16e_moving-sprites'
+CONFIG = '{}_vit-tiny_1xb64-40e_moving-sprites'
 METRICS = ('t2v/R1', 't2v/R5', 'v2t/R1', 'v2t/R5')
 
 
@@ -34,7 +34,7 @@ def write_videos(folder: Path, test_seeds: int) -> list[Path]:
 
 def train(name: str, seed: int, data: Path, work_dir: Path) -> Path:
     """Train one run unless its last checkpoint is there; return the checkpoint."""
-    checkpoint = work_dir / 'epoch_16.pth'
+    checkpoint = work_dir / 'epoch_40.pth'
     if not checkpoint.is_file():
         config = ROOT / 'configs' / 'centerclip' / f'{CONFIG.format(name)}.py'
         command = [sys.executable, ROOT / 'tools' / 'train.py', config, '--work-dir', work_dir, '--cfg-options',

@@ -100,7 +100,8 @@ def cluster_tokens(
     if host_checks_allowed(x):
         check_finite(x.detach().flatten(1, 2), 'x', None if mask is None else mask.flatten(1))
     with exact_products(x):
-        values = x.to(working_dtype(x.dtype))
+        # Picking tokens out of a map whose channels lie far apart takes longer than all the rest.
+        values = x.to(working_dtype(x.dtype)).contiguous()
         if mask is not None:
             values = torch.where(mask[..., None], values, 0)
         centers, mass, cell_mask = _average(values, grid, mask)
@@ -155,7 +156,7 @@ def nearby_scores(clusters: TokenClusters, window: int) -> tuple[Tensor, Tensor]
     batch, height, width, channels = clusters.tokens.shape
     plan = tiles((height, width), tuple(clusters.centers.shape[1:3]), window, clusters.tokens.device)
     num_tiles, num_candidates, num_slots = plan.shape
-    tokens = clusters.tokens.detach().flatten(1, 2).to(dtype)
+    tokens = clusters.tokens.detach().to(dtype).contiguous().flatten(1, 2)
     if clusters.mask is not None:
         tokens = torch.where(clusters.mask.flatten(1)[..., None], tokens, 0)
     centers = clusters.centers.detach().flatten(1, 2).to(dtype)

@@ -1,25 +1,7 @@
-# What every run needs. backend='nccl' is exchanged for gloo when there is no GPU.
+# What every mmdet3d run needs.
+_base_ = './runtime.py'
+
 default_scope = 'mmdet3d'
 
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='Det3DVisualizationHook'),
-)
-log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
-log_level = 'INFO'
-
-vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='Det3DLocalVisualizer', vis_backends=vis_backends, name='visualizer')
-
-env_cfg = dict(
-    cudnn_benchmark=False,
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
-)
-randomness = dict(seed=0)
-load_from = None
-resume = False
+default_hooks = dict(visualization=dict(type='Det3DVisualizationHook'))
+visualizer = dict(type='Det3DLocalVisualizer')

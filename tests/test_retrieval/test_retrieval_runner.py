@@ -16,7 +16,7 @@ from clusterplug.datasets.moving_sprites import generate_moving_sprites
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / 'configs' / 'centerclip').glob('*.py'))
-SPRITES = 'centerclip-b1-2x6_vit-tiny_1xb64-16e_moving-sprites'
+SPRITES = 'centerclip-b1-2x6_vit-tiny_1xb64-40e_moving-sprites'
 _RUNS = iter(range(10**6))
 
 

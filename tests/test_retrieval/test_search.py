@@ -108,7 +108,7 @@ def test_tool(tmp_path):
             folder / f'{number}.mp4', render_sprite(all_sprites()[40 * number], 6, 48, np.random.default_rng(1)), 6
         )
     write_vocabulary(tmp_path / 'vocabulary.txt', ['a red circle moves across'])
-    config = ROOT / 'configs' / 'centerclip' / 'centerclip-b1-2x6_vit-tiny_1xb64-16e_moving-sprites.py'
+    config = ROOT / 'configs' / 'centerclip' / 'centerclip-b1-2x6_vit-tiny_1xb64-40e_moving-sprites.py'
     options = ['--config', config, '--cfg-options', f'test_dataloader.dataset.pipeline.2.tokenizer.vocabulary='
                f'{tmp_path / "vocabulary.txt"}']  # fmt: skip
 

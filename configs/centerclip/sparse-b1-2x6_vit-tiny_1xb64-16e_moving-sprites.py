@@ -1,3 +1,0 @@
-_base_ = './centerclip-b1-2x6_vit-tiny_1xb64-16e_moving-sprites.py'
-
-model = dict(encoders=dict(clustering=dict(reduction='sparse')))
