@@ -86,7 +86,9 @@ def test_hook_applies_for_the_test_only():
 def test_configs_hold_a_base_and_the_hook(path):
     content = {}
     exec(path.read_text(), content)
-    assert content['_base_'].startswith('mmseg::')
+    bases = content['_base_']
+    for base in [bases] if isinstance(bases, str) else bases:
+        assert base.startswith('mmseg::')
     (options,) = content['custom_hooks']
     hook = registry.HOOKS.build(dict(options))
     assert 0 < hook.options['start'] < 24
