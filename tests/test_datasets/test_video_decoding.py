@@ -122,6 +122,48 @@ def test_a_backend_that_fails_is_followed_by_the_next(tmp_path, monkeypatch):
         open_video(tmp_path / 'narrow.mp4')
 
 
+def write_streams(path, codec, *videos, **options):
+    """A file with a video stream for each of ``videos``."""
+    with av.open(str(path), 'w') as container:
+        streams = [container.add_stream(codec, rate=10) for _ in videos]
+        streams[-1].disposition = av.stream.Disposition.default
+        for stream, frames in zip(streams, videos):
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt, stream.options = 'yuv420p', options
+        for stream, frames in zip(streams, videos):
+            for picture in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+            container.mux(stream.encode())
+
+
+def test_frames_of_avi_are_counted_from_the_start(tmp_path):
+    # B frames and few key frames: where decoders that jump by time go wrong
+    write_streams(tmp_path / 'a.avi', 'mpeg4', pictures(40), bf='2', g='12')
+    with av.open(str(tmp_path / 'a.avi')) as container:
+        expected = [frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)]
+    for source in (tmp_path / 'a.avi', (tmp_path / 'a.avi').read_bytes()):
+        video = open_video(source)
+        indices = [0, 13, 26, len(expected) - 1]
+        assert np.array_equal(video.frames(indices), np.stack([expected[index] for index in indices]))
+        # what the container counts and the decoder drops is the last picture
+        assert 0 <= video.length - len(expected) <= 2
+        assert np.array_equal(video.frames([video.length - 1])[0], expected[-1])
+
+
+def test_a_frame_far_behind_the_last_is_missing(folder):
+    video = open_video(folder / 'a.mp4', 'pyav')
+    assert np.array_equal(*video.frames([19, 21]))
+    with pytest.raises(UnreadableVideo, match='frame 22 of 20 cannot be decoded'):
+        video.frames([22])
+
+
+def test_of_several_streams_all_decoders_take_the_same(tmp_path):
+    write_streams(tmp_path / 'two.mp4', 'mpeg4', pictures(5, 32, 64), pictures(8, 64, 128))
+    for backend in available_backends():
+        video = open_video(tmp_path / 'two.mp4', backend)
+        assert (video.length, video.frames([7]).shape) == (8, (1, 64, 128, 3)), backend
+
+
 class TestStores:
     @pytest.fixture(scope='class')
     def stores(self, folder, tmp_path_factory):
@@ -165,6 +207,7 @@ class TestStores:
         with pytest.raises(UnreadableVideo, match=r'2 files: a\.mkv, a\.mp4'):
             store.open('a')
         assert store.open('a.mp4').length == 20
+        assert store.ids() == ['a.mkv', 'a.mp4']
 
     @pytest.mark.parametrize('zipped', [False, True])
     def test_folders_of_frames(self, tmp_path, zipped):

@@ -323,6 +323,6 @@ class TestMovingSprites:
             assert (travelled < 4) == (sprite.motion == 'not at all'), sprite
 
     def test_captions(self):
-        assert caption_of(all_sprites()[0], 4) == 'the circle is red and it goes across'
+        assert caption_of(all_sprites()[0], 4) == 'the circle is red and it goes across the top'
         with pytest.raises(ValueError, match='even'):
             list(generate_moving_sprites('/nowhere', size=17))

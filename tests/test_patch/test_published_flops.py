@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-timm = pytest.importorskip('timm', reason='needs timm: pip install clusterplug[vit]')
-
 from clusterplug import patch
+
+timm = pytest.importorskip('timm', reason='needs timm: pip install timm')
 
 CHANNELS = 1024
 

@@ -56,7 +56,8 @@ def open_video(source: str | os.PathLike | bytes, backend: str = 'auto') -> Vide
     Args:
         source: A path, or the content of a file.
         backend: ``'decord'``, ``'pyav'``, ``'torchcodec'``, or ``'auto'`` for the first installed one that reads the
-            video.
+            video. Of AVI and other containers without exact times, ``'auto'`` takes PyAV, which decodes from the start:
+            decord 3.4 jumps to wrong frames there.
 
     Returns:
         The video.
@@ -81,7 +82,18 @@ def open_video(source: str | os.PathLike | bytes, backend: str = 'auto') -> Vide
             raise UnreadableVideo('the file is empty')
     elif not source:
         raise UnreadableVideo('the file is empty')
-    return _FirstThatReads(source, installed) if backend == 'auto' else _open(source, backend)
+    return _open(source, backend) if backend != 'auto' else _FirstThatReads(source, _in_order(source, installed))
+
+
+def _in_order(source: str | os.PathLike | bytes, installed: Sequence[str]) -> list[str]:
+    """Return the backends to try, the best one for the container first."""
+    if isinstance(source, bytes):
+        start = source[:12]
+    else:
+        with open(source, 'rb') as file:
+            start = file.read(12)
+    has_exact_times = start[4:8] == b'ftyp' or start[:4] == b'\x1aE\xdf\xa3'  # MP4 and MOV; Matroska and WebM
+    return sorted(installed, key=lambda name: name != 'pyav' and not has_exact_times)
 
 
 def _open(source: str | os.PathLike | bytes, backend: str) -> Video:
@@ -146,7 +158,7 @@ class _PyAV(Video):
         with av.open(_stream(source), metadata_errors='ignore') as container:
             if not container.streams.video:
                 raise UnreadableVideo('the file has no video stream')
-            stream = container.streams.video[0]
+            stream = self._stream_of(container)
             self.rate = float(stream.average_rate or 0)
             # Counting packets decodes nothing; the number in the header may be missing or wrong.
             self.length = sum(packet.size > 0 for packet in container.demux(stream))
@@ -154,22 +166,31 @@ class _PyAV(Video):
     def frames(self, indices):
         import av
 
-        wanted, found = set(indices), {}
+        wanted, found, number = set(indices), {}, -1
         try:
             with av.open(_stream(self._source), metadata_errors='ignore') as container:
-                stream = container.streams.video[0]
+                stream = self._stream_of(container)
                 stream.thread_count = 1
                 for number, frame in enumerate(container.decode(stream)):
                     if number in wanted:
                         found[number] = frame.to_ndarray(format='rgb24')
                     if number >= max(wanted):
                         break
+                # A decoder may drop a packet or two (MPEG-4 in AVI): the last picture stays on.
+                for index in wanted - set(found):
+                    if 0 <= number < index <= number + 2:
+                        found[index] = frame.to_ndarray(format='rgb24')
         except (av.FFmpegError, OSError) as error:
             raise UnreadableVideo(_reason(error)) from error
         missing = sorted(wanted - set(found))
         if missing:
             raise UnreadableVideo(f'frame {missing[0]} of {self.length} cannot be decoded: the file is damaged')
         return np.stack([found[number] for number in indices])
+
+    @staticmethod
+    def _stream_of(container):
+        # Not the first one: decord and torchcodec take the best, too.
+        return container.streams.best('video')
 
 
 class _TorchCodec(Video):
