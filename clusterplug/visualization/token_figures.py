@@ -112,7 +112,7 @@ def save_token_panels(
     FigureCanvasAgg(figure)
     for number, (title, picture) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, number + 1)
-        axes.imshow(picture, cmap='magma', vmin=0, vmax=1, interpolation='nearest')
+        axes.imshow(picture, cmap='magma', vmin=0, vmax=1)
         axes.set_title(title, fontsize=9)
         axes.set_axis_off()
     figure.tight_layout(pad=0.4)
