@@ -1,6 +1,8 @@
 """The wheel: what is in it, and that an installed package finds its configs without a checkout."""
 
+import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -124,9 +126,17 @@ def test_configs_of_an_installed_package_are_found_by_name(installed, tmp_path):
     assert run(installed, code, tmp_path) == '41 42 clusterplug.PointClusterLoss'
 
 
+def bases_that_are_absent(path):
+    """Packages of ``package::config`` bases that are not installed: mmsegmentation and mmpretrain need not be."""
+    packages = re.findall(r"'(\w+)::", path.read_text())
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
 def test_every_config_of_an_installed_package_loads(installed, tmp_path):
     pytest.importorskip('mmdet3d')
-    names = [str(path.relative_to(ROOT / 'configs')) for path in sorted((ROOT / 'configs').glob('[a-z]*/*.py'))]
+    paths = [path for path in sorted((ROOT / 'configs').glob('[a-z]*/*.py')) if not bases_that_are_absent(path)]
+    names = [str(path.relative_to(ROOT / 'configs')) for path in paths]
+    assert {'point_cluster', 'centerclip', 'fec'} <= {path.parent.name for path in paths}
     code = LOAD.format(name=PROBE) + f"for name in {names}: get_config('clusterplug::' + name)\nprint('loaded')"
     assert run(installed, code, tmp_path).splitlines()[-1] == 'loaded'
 

@@ -18,7 +18,11 @@ from clusterplug.retrieval.search import VideoIndex, build_index, model_key
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_answers_are_the_nearest():
+@pytest.mark.parametrize('with_faiss', [False, True])
+def test_answers_are_the_nearest(with_faiss, monkeypatch):
+    if with_faiss:
+        pytest.importorskip('faiss', reason='needs faiss: pip install faiss-cpu')
+        monkeypatch.setattr('clusterplug.retrieval.search.FAISS_FROM', 0)
     features = torch.nn.functional.normalize(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
     index = VideoIndex([f'v{i}' for i in range(50)], features, 'key')
     query = 3 * features[7] + 0.1 * features[8]
@@ -28,6 +32,7 @@ def test_answers_are_the_nearest():
     assert [hit.video_id for hit in hits] == [f'v{i}' for i in expected]
     assert [hit.score for hit in hits] == pytest.approx([scores[i] for i in expected])
     assert len(index.search(query, 100)) == 50
+    assert (index._searcher is not None) is with_faiss
 
 
 def test_bad_input(tmp_path):
