@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 MEASURES = ('bbox', 'bev', '3d', 'aos')
-DIFFICULTIES = ('easy', 'moderate', 'hard')
 # least overlap of a true positive: in the image, from above, in space
 _STRICT = {'Car': 0.7, 'Pedestrian': 0.5, 'Cyclist': 0.5, 'Van': 0.7, 'Person_sitting': 0.5}
 

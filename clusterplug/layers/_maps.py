@@ -50,7 +50,10 @@ def pointwise(x: Tensor, conv: nn.Conv2d, factor: Tensor | None = None) -> Tenso
     if factor is not None:
         weight, bias = weight * factor[:, None], bias * factor
     if x.shape[2] * x.shape[3] < len(weight):
-        return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+        rows = x.permute(0, 2, 3, 1)
+        # Rows in one matrix: of four dimensions of another layout, torch makes many small products.
+        y = F.linear(rows.reshape(-1, rows.shape[3]), weight, bias)
+        return y.unflatten(0, rows.shape[:3]).permute(0, 3, 1, 2)
     y = torch.baddbmm(bias[None, :, None], weight.expand(len(x), -1, -1), x.flatten(2))
     return y.unflatten(2, x.shape[2:])
 

@@ -7,6 +7,7 @@ from torch import nn
 from clusterplug.functional._token_checks import check_grid
 from clusterplug.patch._hosts import find_layout
 from clusterplug.patch._methods import make_method
+from clusterplug.patch._own_class import give_own_class, take_own_class
 from clusterplug.patch._session import Session
 
 _MARK = '_clusterplug_patch'
@@ -108,10 +109,7 @@ def apply(
         raise ValueError(f'keep_ratio must lie above 0 and at most at 1, got {keep_ratio!r}')
     if any(isinstance(tap, bool) or not isinstance(tap, int) or not 0 <= tap < depth for tap in taps):
         raise ValueError(f'taps must be numbers of blocks, 0 to {depth - 1}, got {list(taps)}')
-    session = Session(layout, reducer, start, end, grid, keep_ratio, taps)
-    session.attach()
-    setattr(model, _MARK, session)
-    return model
+    return _attach(model, Session(layout, reducer, start, end, grid, keep_ratio, taps))
 
 
 def _apply_to_videos(model: nn.Module, layout, refused: dict, options: dict) -> nn.Module:
@@ -121,8 +119,12 @@ def _apply_to_videos(model: nn.Module, layout, refused: dict, options: dict) -> 
         )
     from clusterplug.patch.centerclip import VideoSession
 
-    session = VideoSession(layout, **options)
+    return _attach(model, VideoSession(layout, **options))
+
+
+def _attach(model: nn.Module, session) -> nn.Module:
     session.attach()
+    give_own_class(session.layout.blocks[0])
     setattr(model, _MARK, session)
     return model
 
@@ -152,7 +154,9 @@ def remove(model: nn.Module) -> nn.Module:
     patched = _find_patched(model)
     if patched is None:
         raise ValueError(f'{type(model).__name__} is not patched; nothing to remove')
-    getattr(patched, _MARK).detach()
+    session = getattr(patched, _MARK)
+    session.detach()
+    take_own_class(session.layout.blocks[0])
     delattr(patched, _MARK)
     return model
 

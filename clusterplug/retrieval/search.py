@@ -15,7 +15,6 @@ from clusterplug.datasets.video.decoding import UnreadableVideo
 from clusterplug.datasets.video.stores import open_store
 from clusterplug.files import whole_file
 
-INDEX_FILE = 'video_index.pt'
 # Videos from which faiss, where installed, answers: 48 ms against 56 ms at 200,000 x 512; below, it saves nothing.
 FAISS_FROM = 100_000
 

@@ -176,17 +176,21 @@ def test_two_ranks_by_the_shell_script(config_file, tmp_path):
 @pytest.mark.slow
 def test_control_c_keeps_the_last_checkpoint_and_resume_goes_on(config_file, tmp_path):
     command = [sys.executable, str(ROOT / 'tools/train.py'), str(config_file), '--cfg-options']
+    # A run that a shell starts in the background ignores the signal, and so would what it starts.
     endless = subprocess.Popen(
         [*command, 'train_cfg.max_epochs=100000'], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        env=dict(os.environ, OMP_NUM_THREADS='1'),
+        env=dict(os.environ, OMP_NUM_THREADS='1'), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     last = tmp_path / 'work/last_checkpoint'
     deadline = time.monotonic() + 200
-    while not last.is_file() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(1)
-    endless.send_signal(signal.SIGINT)
-    _, errors = endless.communicate(timeout=60)
+    try:
+        while not last.is_file() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(1)
+        endless.send_signal(signal.SIGINT)
+        _, errors = endless.communicate(timeout=60)
+    finally:
+        endless.kill()
     assert endless.returncode == 130, errors[-3000:]
     assert 'go on with --resume' in errors
     epoch = int(Path(last.read_text()).stem.removeprefix('epoch_'))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-UNLABELED = 0
 OUTLIER = 1
 LANE_MARKING = 60
 

@@ -1,7 +1,6 @@
 """Text-video data sets for mm Runners: MSR-VTT, MSVD, LSMDC, ActivityNet, DiDeMo, any table of videos and captions."""
 
 import os
-from pathlib import Path
 
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
@@ -185,8 +184,3 @@ def unreadable(samples: list) -> dict[str, str]:
         if sample.get('problem'):
             found[sample.video_id] = sample.problem
     return found
-
-
-def list_videos(path: str | os.PathLike) -> list[str]:
-    """Ids of the videos of a folder, zip or LMDB."""
-    return open_store(Path(path)).ids()
