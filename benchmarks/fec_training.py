@@ -6,7 +6,8 @@
 
 Data: the digits of scikit-learn (8 x 8, 1,797), one half for training, one for testing, enlarged to 32 x 32 pixels,
 batches shifted at random by up to 4 pixels. AdamW, one cycle; the highest rate is that usual for the model.
-LayerScale starts at 0.1 where a model has it: from 1e-5, hundreds of steps are too few. With 1e-3 the ViT stays at chance.
+LayerScale starts at 0.1 where a model has it: from 1e-5, hundreds of steps are too few. With a
+rate of 1e-3 the ViT stays at chance.
 """
 
 import argparse
