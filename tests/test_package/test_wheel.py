@@ -128,8 +128,11 @@ def test_configs_of_an_installed_package_are_found_by_name(installed, tmp_path):
 
 def bases_that_are_absent(path):
     """Packages of ``package::config`` bases that are not installed: mmsegmentation and mmpretrain need not be."""
-    packages = re.findall(r"'(\w+)::", path.read_text())
-    return [name for name in packages if importlib.util.find_spec(name) is None]
+    text = path.read_text()
+    absent = [name for name in re.findall(r"'(\w+)::", text) if importlib.util.find_spec(name) is None]
+    for base in re.findall(r"'(\.[\w./-]+\.py)'", text):
+        absent += bases_that_are_absent((path.parent / base).resolve())
+    return absent
 
 
 def test_every_config_of_an_installed_package_loads(installed, tmp_path):
