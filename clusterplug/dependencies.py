@@ -67,7 +67,7 @@ DEPENDENCIES = (
     ),
     Dependency('timm', 'timm', '>=1.0', 'vit'),
     Dependency('transformers', 'transformers', '>=4.40', 'vit'),
-    Dependency('av', 'av', '>=12', 'video', 'reads videos'),
+    Dependency('av', 'av', '>=13', 'video', 'reads videos'),
     Dependency('decord2', 'decord', '>=3.0', 'video', 'reads videos in mm pipelines', ('decord',)),
     Dependency('scikit-learn', 'sklearn', '>=1.3', 'estimators'),
     Dependency('scipy', 'scipy', '>=1.10', 'estimators'),

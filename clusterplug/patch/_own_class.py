@@ -31,8 +31,9 @@ def _subclass(cls: type) -> type:
 
 
 def _reduce(module: nn.Module, protocol: int):
-    # The subclass cannot be found under its name.
-    return _rebuild, (type(module).__bases__[0],), module.__getstate__()
+    # The subclass cannot be found under its name; the state is what its class would have stored.
+    cls = type(module).__bases__[0]
+    return _rebuild, (cls,), cls.__reduce_ex__(module, protocol)[2]
 
 
 def _rebuild(cls: type) -> nn.Module:

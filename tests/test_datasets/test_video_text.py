@@ -200,6 +200,15 @@ class TestDataset:
         assert sample.video_id != 'broken'
         assert [video for video, _ in sample.skipped] == ['broken']
 
+    def test_what_is_known_to_be_broken_is_not_drawn_again(self, root):
+        for name in 'abc':
+            (root / 'videos' / f'{name}.mp4').write_bytes(b'')
+        for _ in range(10):
+            sample = dataset(root, max_refetch=4)[0]['data_samples']
+            assert sample.video_id == 'd'
+            names = [video for video, _ in sample.skipped]
+            assert len(names) == len(set(names))
+
     def test_nothing_readable_ends_with_an_error(self, root):
         for name in 'abcd':
             (root / 'videos' / f'{name}.mp4').write_bytes(b'')

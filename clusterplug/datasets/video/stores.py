@@ -56,7 +56,8 @@ def open_store(path: str | os.PathLike, side_by_side: int = 1) -> 'VideoStore':
 class VideoStore(ABC):
     """Videos by their ids: the names of files without folder and suffix, or of folders of frames.
 
-    Files that differ in their suffix or their folder alone have their names with suffix as ids.
+    Files that differ in their suffix alone have their names with suffix as ids; of equal names in two folders neither
+    can be opened.
 
     Stores can be pickled and used in forked workers: what they hold open is opened again in each process.
 
