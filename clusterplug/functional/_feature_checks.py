@@ -33,6 +33,19 @@ def check_feature_sets(x: Tensor, values: Tensor, centers: Tensor, center_values
         raise ValueError(f'centers must hold at least one center of at least one channel, got {tuple(centers.shape)}')
 
 
+def check_projection(projection: tuple[Tensor, Tensor] | None, x: Tensor, values: Tensor) -> None:
+    """Raise unless it is None or a weight (D, D') and a bias (D,) that lead from the values (..., D') to x (..., D)."""
+    if projection is None:
+        return
+    shapes = tuple(tuple(each.shape) for each in projection)
+    wanted = ((x.shape[-1], values.shape[-1]), (x.shape[-1],))
+    if shapes != wanted:
+        raise ValueError(
+            f'projection must be a weight and a bias that make x of values, of shapes {wanted[0]} and {wanted[1]}, got '
+            f'{" and ".join(map(str, shapes))}'
+        )
+
+
 def check_weighting(weighting: str) -> None:
     """Raise unless ``weighting`` is known."""
     if weighting not in WEIGHTINGS:

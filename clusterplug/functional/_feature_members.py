@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clusterplug.functional._numerics import working_dtype
+from clusterplug.functional._numerics import host_checks_allowed, working_dtype
 
 # Up to so many centers, products with a 0/1 matrix cost less than picking rows (measured on one CPU thread at 24 to 64
 # channels), and on accelerators they are deterministic.
@@ -15,6 +15,8 @@ LEAST_LENGTH = 1e-12
 # Sizes of groups in which the largest score is looked for first, and the number of centers from which that pays.
 GROUPS = (16, 14, 12, 10, 8, 7, 6, 5)
 LEAST_GROUPED = 256
+# Number of scores from which a comparison with the largest costs less than a search for its index.
+LEAST_COMPARED = 32_768
 
 
 class Chosen(NamedTuple):
@@ -49,7 +51,12 @@ def unit(x: Tensor) -> Tensor:
 
 
 def assign(
-    x: Tensor, centers: Tensor, scale: float | Tensor, center_mask: Tensor | None, chunk_size: int | None = None
+    x: Tensor,
+    centers: Tensor,
+    scale: float | Tensor,
+    center_mask: Tensor | None,
+    chunk_size: int | None = None,
+    source: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Chosen:
     """Return the center with the largest scale * cosine for each point; gradients reach the score.
 
@@ -59,25 +66,33 @@ def assign(
         scale: One number.
         center_mask: (B, M) bool, True = may be joined.
         chunk_size: Largest number of similarities to hold at a time (no gradient then); None: all.
+        source: y (B, N, D'), weight (D, D') and bias (D,) with x = y @ weight.T + bias: centers are compared with y.
     """
     dtype = working_dtype(x.dtype)
-    x = x.to(dtype)
+    size = lengths(x.to(dtype))
     directions = unit(centers.to(dtype)) * scale
+    if source is None:
+        x = x.to(dtype)
+    else:  # c (W y + b) = (c W) y + c b
+        y, weight, bias = (each.to(dtype) for each in source)
+        directions = directions @ torch.cat([weight, bias[:, None]], 1)
+        x = torch.nn.functional.pad(y, (0, 1), value=1.0)
     batch, number, _ = x.shape
     most = number if chunk_size is None else max(1, chunk_size // max(1, batch * centers.shape[1]))
+    dense = centers.shape[1] <= MOST_DENSE_CENTERS or exporting()
     parts = []
     for part in x.split(max(1, most), 1) if number else [x]:
         scores = directions @ part.mT
         if center_mask is not None:
             scores = scores.masked_fill(~center_mask[..., None], -torch.inf)
-        parts.append(first_largest(scores))
-    best, labels = parts[0] if len(parts) == 1 else (torch.cat(each, 1) for each in zip(*parts))
+        parts.append(largest_members(scores) if dense else (*first_largest(scores), None))
+    best, labels, members = parts[0]
+    if len(parts) > 1:
+        best, labels = (torch.cat([part[place] for part in parts], 1) for place in (0, 1))
+        members = torch.cat([part[2] for part in parts], 2) if dense else None
     if center_mask is not None:
         best = torch.where(center_mask.any(1, keepdim=True), best, 0)  # -inf where no center may be joined
-    members = None
-    if centers.shape[1] <= MOST_DENSE_CENTERS or exporting():
-        members = one_hot(labels, centers.shape[1], dtype)
-    return Chosen(labels, best / lengths(x), members, centers.shape[1])
+    return Chosen(labels, best / size, members, centers.shape[1])
 
 
 def first_largest(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,8 +107,48 @@ def first_largest(scores: Tensor) -> tuple[Tensor, Tensor]:
         return tuple(scores.max(1))
     grouped = scores.unflatten(1, (number // group, group))
     best, place = grouped.amax(2).max(1)
-    inside = grouped.gather(1, place[:, None, None].expand(-1, 1, group, -1))[:, 0].max(1).indices
+    # rows of one matrix, as picking them is five times faster than gathering along a dimension
+    batch, points = best.shape
+    first = (torch.arange(batch, device=best.device)[:, None] * number + place * group) * points
+    first = first + torch.arange(points, device=best.device)
+    rows = first[:, None] + torch.arange(group, device=best.device)[:, None] * points
+    inside = scores.flatten().index_select(0, rows.flatten()).view(rows.shape).max(1).indices
     return best, place * group + inside
+
+
+class _Compare(torch.autograd.Function):
+    """Largest (B, N) of (B, M, N) over M, and where it stands (B, M, N), 1 or 0, several times among equals."""
+
+    @staticmethod
+    def forward(scores: Tensor) -> tuple[Tensor, Tensor]:
+        best = scores.amax(1)
+        return best, torch.eq(scores, best[:, None], out=torch.empty_like(scores))
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, _: Tensor | None) -> Tensor:
+        return ctx.saved_tensors[0] * gradient[:, None]
+
+
+def largest_members(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`first_largest`, with the members (B, M, N): 1 at the index, else 0.
+
+    On a CPU, the largest value and a comparison with it cost a third of a search for the index. Where the comparison
+    finds several equals or, beside NaN, none, the index is searched for after all.
+    """
+    eager = host_checks_allowed(scores) and not torch.jit.is_tracing() and not exporting()
+    if eager and scores.numel() >= LEAST_COMPARED:
+        best, members = _Compare.apply(scores)
+        numbers = torch.arange(scores.shape[1], dtype=scores.dtype)
+        counts, sums = (torch.stack([torch.ones_like(numbers), numbers]) @ members).unbind(1)
+        if bool((counts == 1).all()):
+            return best, sums.long(), members
+    best, labels = first_largest(scores)
+    return best, labels, one_hot(labels, scores.shape[1], scores.dtype)
 
 
 def one_hot(labels: Tensor, num_centers: int, dtype: torch.dtype) -> Tensor:

@@ -1,8 +1,13 @@
 """Averages over the cells of a grid laid over a map, with masks and with every image its own extent."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Entries of a matrix of pixels x cells, up to which one product on a CPU costs a quarter of an adaptive average.
+MOST_ENTRIES = 65_536
 
 
 def average_cells(x: Tensor, grid: tuple[int, int], mask: Tensor | None = None, halve: bool = False) -> Tensor:
@@ -60,9 +65,27 @@ def _average(x: Tensor, grid: tuple[int, int]) -> Tensor:
         # ONNX has no adaptive pooling; two small products are the same numbers up to rounding.
         rows, columns = (_mean_matrix(length, cells, x) for length, cells in zip((height, width), grid))
         return rows @ x @ columns.mT
+    if _small_on_host(x, height * width * grid[0] * grid[1]):
+        return (x.flatten(2) @ _mean_of_cells((height, width), grid, x.dtype)).unflatten(2, grid)
     if height == 2 * grid[0] and width == 2 * grid[1]:
         return F.avg_pool2d(x, 2)
     return F.adaptive_avg_pool2d(x, grid)
+
+
+def _small_on_host(x: Tensor, entries: int) -> bool:
+    """Whether a product with so many entries takes the place of pooling: fp32 or fp64, eager, on a CPU."""
+    if x.device.type != 'cpu' or torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu'):
+        return False
+    return entries <= MOST_ENTRIES and x.dtype in (torch.float32, torch.float64)
+
+
+@lru_cache(maxsize=64)
+def _mean_of_cells(size: tuple[int, int], grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Return (H W, h w), which must not be written to: each column the weights of a cell's mean."""
+    with torch.inference_mode(False):
+        like = torch.zeros((), dtype=dtype)
+        rows, columns = (_mean_matrix(length, cells, like) for length, cells in zip(size, grid))
+        return torch.kron(rows, columns).T.contiguous()
 
 
 def _mean_matrix(length: int, cells: int, like: Tensor) -> Tensor:

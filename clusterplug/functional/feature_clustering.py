@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clusterplug.functional._checks import check_mask
-from clusterplug.functional._feature_checks import check_feature_sets, check_weighting
+from clusterplug.functional._feature_checks import check_feature_sets, check_projection, check_weighting
 from clusterplug.functional._feature_members import assign, counts_and_sums, lengths, spread_to_members, unit
 from clusterplug.functional._numerics import exact_products, working_dtype
 
@@ -109,6 +109,7 @@ def cluster_pool(
     straight_through: bool = True,
     mask: Tensor | None = None,
     center_mask: Tensor | None = None,
+    projection: tuple[Tensor, Tensor] | None = None,
     chunk_size: int = 4_194_304,
 ) -> FeatureClusters:
     r"""Group points around centers; the means take the place of the points.
@@ -129,6 +130,9 @@ def cluster_pool(
         straight_through: Whether gradients reach ``x`` and ``centers``.
         mask: (..., N) bool, True = valid. Other points join nothing.
         center_mask: (..., M) bool, True = may be joined.
+        projection: Weight (D, D') and bias (D,) where ``x`` is ``values @ weight.T + bias``. The nearest centers
+            are then looked for in the D' channels of the values, which costs D' / D as much; labels are the same up to
+            rounding.
         chunk_size: Similarities that are held at a time, at least; one row of M is the least.
 
     Returns:
@@ -153,10 +157,12 @@ def cluster_pool(
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
         raise ValueError(f'chunk_size must be an int of at least 1, got {chunk_size!r}')
     flat = _flatten(x, values, centers, center_values, mask, center_mask)
+    check_projection(projection, flat.x, flat.values)
     dtype = working_dtype(values.dtype)
     with exact_products(x):
         with torch.no_grad():
-            chosen = assign(flat.x, flat.centers, 1.0, flat.center_mask, chunk_size)
+            source = None if projection is None else (flat.values, *projection)
+            chosen = assign(flat.x, flat.centers, 1.0, flat.center_mask, chunk_size, source)
         similarity, weights = chosen.score, None
         if straight_through and torch.is_grad_enabled() and (x.requires_grad or centers.requires_grad):
             similarity = _chosen_cosine(flat, chosen.labels)

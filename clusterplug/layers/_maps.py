@@ -35,32 +35,38 @@ class MapNorm(nn.GroupNorm):
             return torch.where(valid, y, 0).to(x.dtype)
 
 
-def pointwise(x: Tensor, conv: nn.Conv2d, factor: Tensor | None = None) -> Tensor:
-    """1x1 convolution of (B, C, H, W) as a matrix product, twice as fast on a CPU as the convolution.
+def linear_maps(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(B, C, N) -> (B, C', N) by a weight (C', C) and a bias (C',), twice as fast on a CPU as a 1x1 convolution.
 
-    One product an image, which leaves the layout alone; over small maps one product for all, whose gradient for the
+    One product an image, which leaves the layout alone; over few places one product for all, whose gradient for the
     weights needs no matrix for each image.
+    """
+    if x.shape[2] < max(weight.shape):  # the same layout on both sides of the wide layer of an MLP
+        rows = x.mT
+        # Rows in one matrix: of several dimensions of another layout, torch makes many small products.
+        return F.linear(rows.reshape(-1, rows.shape[2]), weight, bias).unflatten(0, rows.shape[:2]).mT
+    if len(weight) > x.shape[1] and not torch.is_grad_enabled():
+        # The bias as the weight of a further channel of ones: no pass over the larger result. Backward would lose more.
+        weight = torch.cat([weight, bias[:, None]], 1)
+        return weight.expand(len(x), -1, -1) @ F.pad(x, (0, 0, 0, 1), value=1.0)
+    return torch.baddbmm(bias[None, :, None], weight.expand(len(x), -1, -1), x)
+
+
+def pointwise(x: Tensor, conv: nn.Module, factor: Tensor | None = None) -> Tensor:
+    """1x1 convolution, or linear layer over the channels, of (B, C, H, W), by :func:`linear_maps`.
 
     Args:
         x: (B, C, H, W).
-        conv: 1x1, with bias.
+        conv: With weight (C', C) or (C', C, 1, 1), and bias.
         factor: (C',) what the result is multiplied by, taken into the weights.
     """
+    return linear_maps(x.flatten(2), *scaled(conv, factor)).unflatten(2, x.shape[2:])
+
+
+def scaled(conv: nn.Module, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Weight (C', C) and bias (C',) of a 1x1 convolution or a linear layer, times a factor for each output."""
     weight, bias = conv.weight.flatten(1), conv.bias
-    if factor is not None:
-        weight, bias = weight * factor[:, None], bias * factor
-    if x.shape[2] * x.shape[3] < len(weight):
-        rows = x.permute(0, 2, 3, 1)
-        # Rows in one matrix: of four dimensions of another layout, torch makes many small products.
-        y = F.linear(rows.reshape(-1, rows.shape[3]), weight, bias)
-        return y.unflatten(0, rows.shape[:3]).permute(0, 3, 1, 2)
-    y = torch.baddbmm(bias[None, :, None], weight.expand(len(x), -1, -1), x.flatten(2))
-    return y.unflatten(2, x.shape[2:])
-
-
-def pointwise_rows(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """As :func:`pointwise`, with the result as rows (B, H W, C')."""
-    return F.linear(x.flatten(2).mT, conv.weight.flatten(1), conv.bias)
+    return (weight, bias) if factor is None else (weight * factor[:, None], bias * factor)
 
 
 def pad_map(x: Tensor, mask: Tensor | None, multiple: tuple[int, int]) -> tuple[Tensor, Tensor | None]:

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.functional._feature_checks import check_weighting
+from clusterplug.functional._feature_members import MOST_DENSE_CENTERS
 from clusterplug.functional._grid_cells import average_cells, valid_cells
-from clusterplug.functional.feature_clustering import FeatureClusters, cluster_encode, soft_cluster_encode
-from clusterplug.layers._maps import join_regions, least_fold, pad_map, pointwise, split_regions
+from clusterplug.functional.feature_clustering import FeatureClusters
+from clusterplug.layers._feature_mixing import mix_any, mix_few
+from clusterplug.layers._maps import join_regions, least_fold, pad_map, split_regions
 from clusterplug.layers._pairs import as_pair
 from clusterplug.registry import MODELS
 
@@ -89,23 +91,14 @@ class FeatureClustering(nn.Module):
         x, inside = pad_map(x, mask, fold)
         x, inside = split_regions(x, fold), None if inside is None else split_regions(inside, fold)
         region = tuple(x.shape[2:])
-        run = soft_cluster_encode if self.aggregate == 'soft' else cluster_encode
-        options = {} if self.aggregate == 'soft' else dict(weighting=self.aggregate)
-        if inside is not None:
-            options['mask'] = inside.flatten(1)[:, None].expand(-1, self.heads, -1)
-            centers_valid = valid_cells(inside, self.grid).flatten(1)
-            options['center_mask'] = centers_valid[:, None].expand(-1, self.heads, -1)
+        valid = None if inside is None else valid_cells(inside, self.grid).flatten(1)
+        masks = (None if inside is None else inside.flatten(1), valid)
         # An average of 1x1 convolutions is the convolution of the average, which has fewer channels.
-        cells = average_cells(x, self.grid, inside)
-        sets = [self._points(pointwise(each, conv)) for each in (x, cells) for conv in (self.features, self.values)]
-        out, clusters = run(*sets, scale=self.scale, shift=self.shift, **options)
-        out = out.mT.reshape(len(out), self.heads * self.head_dim, *region)
-        out = join_regions(out, fold)[..., : size[0], : size[1]]
-        return pointwise(out, self.project, factor), _join_clusters(clusters, region, fold, size)
-
-    def _points(self, x: Tensor) -> Tensor:
-        """(B, heads * head_dim, H, W) as points (B, heads, H W, head_dim), for large maps without a copy."""
-        return x.reshape(len(x), self.heads, self.head_dim, x.shape[2] * x.shape[3]).mT
+        cells = average_cells(x, self.grid, inside).flatten(2)
+        mix = mix_few if self.aggregate != 'soft' and cells.shape[2] <= MOST_DENSE_CENTERS else mix_any
+        out, clusters = mix(x.flatten(2), cells, self, factor, masks)
+        out = join_regions(out.unflatten(2, region), fold)[..., : size[0], : size[1]]
+        return out, _join_clusters(clusters, region, fold, size)
 
     def extra_repr(self) -> str:
         """Settings for ``print``."""

@@ -1,11 +1,12 @@
 """The downsampling of FEC: every second row and column becomes the mean of a cluster, beside a strided convolution."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterplug.functional._grid_cells import average_cells, valid_cells
 from clusterplug.functional.feature_clustering import FeatureClusters, cluster_pool
-from clusterplug.layers._maps import MapNorm, join_regions, least_fold, pad_map, pointwise_rows, split_regions
+from clusterplug.layers._maps import MapNorm, join_regions, least_fold, pad_map, scaled, split_regions
 from clusterplug.layers._pairs import as_pair
 from clusterplug.registry import MODELS
 
@@ -79,11 +80,17 @@ class FeatureClusteringPool(nn.Module):
         masks = {}
         if inside is not None:
             masks = dict(mask=inside.flatten(1), center_mask=valid_cells(inside, grid, halve=True).flatten(1))
-        # An average of 1x1 convolutions is the convolution of the average, which has fewer channels.
+        # An average of 1x1 convolutions is the convolution of the average, which has fewer channels: so with the
+        # averages of cells, and with the means of clusters.
         cells = average_cells(parts, grid, inside, halve=True)
-        sets = [pointwise_rows(each, conv) for each in (parts, cells) for conv in (self.features, self.values)]
-        clusters = cluster_pool(*sets, straight_through=self.similarity == 'learned', **masks)
-        means = clusters.representatives.mT.unflatten(-1, grid)
+        rows, cell_rows = (each.flatten(2).mT.contiguous() for each in (parts, cells))
+        weights = scaled(self.features)
+        sets = F.linear(rows, *weights), rows, F.linear(cell_rows, *weights), cell_rows
+        trained = self.similarity == 'learned'
+        clusters = cluster_pool(*sets, straight_through=trained, projection=weights, **masks)
+        means = F.linear(clusters.representatives, *scaled(self.values))
+        clusters = clusters._replace(representatives=means)
+        means = means.mT.unflatten(-1, grid)
         means = join_regions(means, fold)[..., : half[0], : half[1]]
         out = self.skip(x) + self.norm(means, halve_mask(mask))
         return out, _join_clusters(clusters, region, grid, fold, size, half)

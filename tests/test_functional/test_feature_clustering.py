@@ -88,6 +88,37 @@ def test_many_centers_keep_the_lowest_of_equals(number):
     assert labels.max() < number // 2 + 1
 
 
+@pytest.mark.parametrize('centers', [3, 36])
+def test_comparing_finds_what_searching_finds(monkeypatch, centers):
+    """The short cut of large problems on a CPU, with equals and NaN, for which it is no good."""
+    sets = random_sets(points=60, centers=centers)
+    equal, broken = ([each.clone() for each in sets] for _ in range(2))
+    equal[2][:, -1] = equal[2][:, 0]
+    broken[0][0, 5] = torch.nan
+    for problem in (sets, equal, broken):
+        results = []
+        for least in (0, 10**9):
+            monkeypatch.setattr('clusterplug.functional._feature_members.LEAST_COMPARED', least)
+            leaves = [each.clone().requires_grad_() for each in problem]
+            out, clusters = cluster_encode(*leaves)
+            results.append((out, *clusters, *torch.autograd.grad(out.nan_to_num().square().sum(), leaves)))
+        for compared, searched in zip(*results):
+            assert compared.dtype == searched.dtype
+            torch.testing.assert_close(compared, searched, equal_nan=True)
+
+
+@pytest.mark.parametrize('centers', [3, 40])
+def test_centers_are_found_in_the_channels_of_the_values(centers):
+    _, values, _, center_values = random_sets(points=60, centers=centers, values=3)
+    weight, bias = torch.randn(8, 3, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    sets = (F.linear(values, weight, bias), values, F.linear(center_values, weight, bias), center_values)
+    expected, found = cluster_pool(*sets), cluster_pool(*sets, projection=(weight, bias), chunk_size=100)
+    for each, other in zip(expected, found):
+        torch.testing.assert_close(each, other)
+    with pytest.raises(ValueError, match=r'projection must be a weight and a bias .* shapes \(8, 3\) and \(8,\), got'):
+        cluster_pool(*sets, projection=(weight.T, bias))
+
+
 def test_one_center_a_point_gives_every_point_its_own_value():
     x, values, _, _ = random_sets(points=9)
     out, clusters = cluster_encode(x, values, x, values, scale=1.5, shift=0.25)

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from clusterplug.functional import cluster_encode
+from clusterplug.functional._grid_cells import average_cells
 from clusterplug.layers import FeatureClustering, FeatureClusteringBlock, FeatureClusteringPool
 from clusterplug.layers._maps import MapNorm, join_regions, split_regions
 
@@ -90,6 +93,44 @@ def test_padding_changes_nothing(kind, fold):
             labels = labels // across * columns + labels % across
         assert labels.equal(alone_clusters.labels)
         assert (clusters.labels[number][:, ~mask[number]] == -1).all()
+
+
+@pytest.mark.parametrize('aggregate', ['mean', 'similarity'])
+@pytest.mark.parametrize('grid', [2, 3, (7, 6)])
+def test_maps_out_of_the_sums_change_nothing(aggregate, grid):
+    """Means of values are values of means: the layer is the operator between three convolutions."""
+    torch.manual_seed(0)
+    mix = FeatureClustering(6, heads=2, head_dim=4, grid=grid, aggregate=aggregate).double()
+    x = torch.randn(2, 6, 9, 8, dtype=torch.float64, requires_grad=True)
+    maps = [conv(x) for conv in (mix.features, mix.values)]
+    centers = [F.adaptive_avg_pool2d(each, grid) for each in maps]
+    sets = [each.unflatten(1, (2, 4)).flatten(3).mT for each in (*maps, *centers)]
+    out, expected = cluster_encode(*sets, scale=mix.scale, shift=mix.shift, weighting=aggregate)
+    out = mix.project(out.mT.reshape(2, 8, 9, 8))
+    found, clusters = mix.cluster(x)
+    torch.testing.assert_close(found, out)
+    torch.testing.assert_close(clusters.representatives, expected.representatives)
+    torch.testing.assert_close(clusters.counts, expected.counts)
+    torch.testing.assert_close(clusters.similarity.flatten(2), expected.similarity)
+    assert clusters.labels.flatten(2).equal(expected.labels)
+    leaves = [x, *mix.parameters()]
+    gradients = [torch.autograd.grad(each.square().sum(), leaves) for each in (found, out)]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize(
+    ('size', 'grid'), [((8, 8), (4, 4)), ((7, 10), (3, 4)), ((2, 3), (4, 2)), ((300, 300), (4, 4))]
+)
+def test_averages_of_cells(size, grid):
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    with torch.inference_mode():
+        average_cells(x.detach().clone(), grid)
+    expected = F.adaptive_avg_pool2d(x, grid)
+    found = average_cells(x, grid)
+    torch.testing.assert_close(found, expected)
+    slopes = [torch.autograd.grad(each.square().sum(), x)[0] for each in (found, expected)]
+    torch.testing.assert_close(*slopes)
+    assert average_cells(x.detach().bfloat16(), grid).dtype == torch.bfloat16
 
 
 def test_norm_over_valid_places():
