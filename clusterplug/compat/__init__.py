@@ -30,6 +30,7 @@ _NAMES = (
     'minkunet_voxelize',
     'missing_files',
     'mmcv_sparse_conv',
+    'mmpretrain_multimodal',
     'points_in_boxes',
     'roi_pooling',
     'show_dir',

@@ -29,6 +29,8 @@ def steps(config, data, number=2):
     from mmengine.registry import MODELS
 
     torch.manual_seed(0)
+    if config.get('data_preprocessor'):  # mmpretrain's stands beside the model; the Runner puts it in
+        config.model.setdefault('data_preprocessor', config.data_preprocessor)
     model = MODELS.build(config.model)
     model.init_weights()
     model.train()

@@ -9,9 +9,10 @@ pytest.importorskip('mmengine', reason='needs mmengine')
 
 from mmengine.config import Config
 
-from clusterplug import patch
+from clusterplug import compat, patch
 from clusterplug.registry import MODELS
 
+compat.apply_all()  # mmsegmentation imports mmpretrain where it is installed
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / 'configs' / 'token_clustering').glob('*.py'))
 
 
@@ -50,6 +51,25 @@ def test_vit_of_mmsegmentation(options):
     assert not torch.equal(flat(plain)[0], flat(reduced)[0])
     patch.remove(model)
     assert all(torch.equal(a, b) for a, b in zip(flat(plain), flat(model(image))))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('out_type', ['cls_token', 'raw'])
+def test_vit_of_mmpretrain(out_type):
+    pytest.importorskip('mmpretrain', reason='needs mmpretrain: pip install mmpretrain')
+    from mmpretrain.models import VisionTransformer
+
+    model = VisionTransformer('deit-tiny', img_size=64, patch_size=8, out_indices=(5, 11), out_type=out_type)
+    model.eval()
+    image = torch.randn(2, 3, 64, 64)
+    plain = model(image)
+    patch.apply(model, start=3, grid=(4, 4))
+    lengths = count_tokens(model, model.layers)
+    reduced = model(image)
+    assert lengths == [65] * 3 + [17] * 9
+    assert [each.shape for each in plain] == [each.shape for each in reduced]
+    patch.remove(model)
+    assert all(torch.equal(a, b) for a, b in zip(plain, model(image)))
 
 
 @torch.no_grad()
