@@ -1,9 +1,9 @@
 """mmpretrain's models can be imported beside a transformers that no longer has what its text models need.
 
 mmpretrain 1.2.0 switches its multimodal models on for any transformers from 4.28 on. They import
-``apply_chunking_to_forward`` and others from ``transformers.modeling_utils``, which transformers 5 no longer has there, so
-that ``mmpretrain.models`` cannot be imported at all, image classifiers included. Switched off, the multimodal models
-are mmpretrain's own placeholders, and the rest works.
+``apply_chunking_to_forward`` and others from ``transformers.modeling_utils``, which transformers 5 no longer has there,
+so that ``mmpretrain.models`` cannot be imported at all, image classifiers included (nor mmsegmentation, which imports
+it). Switched off, the multimodal models are mmpretrain's own placeholders, and the rest works.
 """
 
 import importlib
