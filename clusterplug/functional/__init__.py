@@ -28,6 +28,7 @@ from clusterplug.functional.minibatch_kmeans import (
     minibatch_kmeans_start,
     minibatch_kmeans_update,
 )
+from clusterplug.functional.pair_contrast import pair_contrast_terms
 from clusterplug.functional.point_cells import PointCells, cell_means, point_cells
 from clusterplug.functional.point_clustering import cluster_points, spread_clusters
 from clusterplug.functional.sinkhorn import sinkhorn, sinkhorn_log_plan
@@ -51,7 +52,8 @@ __all__ = [
     'combine_tokens', 'compose_labels', 'cut_linkage', 'cut_linkage_at', 'gather_ranks', 'kkz', 'kmeans',
     'kmeans_plus_plus', 'kmedoids', 'kmedoids_swap', 'linkage', 'merge_tokens', 'merge_tokens_to',
     'minibatch_kmeans_start', 'minibatch_kmeans_update', 'nearest_center', 'normalized_mutual_info',
-    'pairwise_distances', 'partial_transport', 'point_cells', 'reconstruct_tokens', 'sample_anchors', 'sinkhorn',
-    'sinkhorn_log_plan', 'size_biased_attention', 'soft_cluster_encode', 'spectral_clustering', 'spread_clusters',
-    'subclass_contrast', 'subclass_contrast_terms', 'token_neighbors', 'token_spread', 'unbalanced_transport',
+    'pair_contrast_terms', 'pairwise_distances', 'partial_transport', 'point_cells', 'reconstruct_tokens',
+    'sample_anchors', 'sinkhorn', 'sinkhorn_log_plan', 'size_biased_attention', 'soft_cluster_encode',
+    'spectral_clustering', 'spread_clusters', 'subclass_contrast', 'subclass_contrast_terms', 'token_neighbors',
+    'token_spread', 'unbalanced_transport',
 ]  # fmt: skip

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from clusterplug.functional._constants import arange
 from clusterplug.functional.anchor_sampling import sample_anchors
 from clusterplug.functional.bank_contrast import bank_contrast_terms
-from clusterplug.functional.contrast import NEVER, check_temperature, subclass_contrast_terms
+from clusterplug.functional.contrast import NEVER, check_temperature
 from clusterplug.functional.gather import gather_ranks, rank, world_size
+from clusterplug.functional.pair_contrast import pair_contrast_terms
 from clusterplug.functional.subclasses import assign_subclasses
 from clusterplug.heads import ProjectionHead
 from clusterplug.losses._inputs import check_inputs
@@ -211,25 +212,26 @@ class PointClusterLoss(nn.Module):
         memory, temperature = self.memory, self.temperature
         x = anchors.flatten(0, 1)
         unused = memory.unused if not self.reference else memory.unused | left_out.all(1, keepdim=True)
-        ids = ids.unflatten(1, (anchors.shape[1], -1)).permute(2, 0, 1).flatten(1)
-        left_out = left_out.unflatten(1, (anchors.shape[1], -1)).permute(2, 0, 1).flatten(1)
-        own_ids, own_left_out = ids[rank()], left_out[rank()]
+        # (C, V R), in which ranks take turns, as (R, C, V)
+        ids, left_out = (each.unflatten(1, (anchors.shape[1], -1)).permute(2, 0, 1) for each in (ids, left_out))
+        own_ids, own_left_out = ids[rank()].flatten(), left_out[rank()].flatten()
         pairs = {}
         if 'queue' in self.terms:
             empty = arange(memory.queue_len, ids.device) >= memory.num_enqueued[..., None]
             bank = memory.queue_store.flatten(0, 1)
             pairs['queue'] = bank_contrast_terms(x, own_ids, bank, empty.flatten(0, 1), temperature=temperature)
         if 'point' in self.terms:
-            pairs['point'] = subclass_contrast_terms(
-                x,
-                own_ids,
-                by_rank.flatten(0, 2),
-                ids.flatten(),
-                left_out.flatten(),
+            # keys class by class, those of a rank behind those of another
+            by_class = (each.transpose(0, 1).flatten(1, 2) for each in (by_rank, ids, left_out))
+            found = pair_contrast_terms(
+                anchors,
+                ids[rank()],
+                *by_class,
                 temperature=temperature,
-                self_offset=rank() * x.shape[0],
+                self_offset=rank() * anchors.shape[1],
                 count_self_as_negative=self.reference,
             )
+            pairs['point'] = tuple(each.flatten() for each in found)
         if 'center' in self.terms:
             # exactly one positive: the contrast is a cross entropy over the centers in use
             bias = self.zero.masked_fill(unused.flatten(), NEVER)
