@@ -20,12 +20,11 @@ class _Problem:
     """What all passes share."""
 
     def __init__(self, ids, keys, key_ids, no_key, temperature, self_offset, self_is_negative):
-        self.ids, self.keys, self.no_key, self.temperature = ids, keys, no_key.flatten(), temperature
-        self.key_ids = key_ids.masked_fill(no_key, -1)
+        self.ids, self.keys, self.key_ids, self.no_key = ids, keys, key_ids, no_key.flatten()
+        self.temperature, self.self_is_negative, self.others = temperature, self_is_negative, None
         # what stands for "no key" lies far below any logit, once the largest possible one is taken off
         self.absent = absent_logit(temperature) - 1 / temperature
         self.bias = constant(-1 / temperature, keys.dtype, keys.device).masked_fill(self.no_key, self.absent)
-        self.self_is_negative, self.others = self_is_negative, None
         if self_offset is not None:
             self.others = _others(ids.shape[1], keys.shape[1], self_offset, ids.device)
 
@@ -51,7 +50,8 @@ class _Problem:
         total = logits.exp_().sum(1, keepdim=True)
         if self.absent < -99:
             total.clamp_(min=torch.finfo(logits.dtype).tiny)  # their exp is 0, and there may be nothing else
-        gap = torch.where(positive, total.log().view(*own.shape[:2], 1) - own, NEVER)
+        never = constant(NEVER, logits.dtype, logits.device)
+        gap = torch.where(positive, total.log().view(*own.shape[:2], 1) - own, never)
         count = positive.sum(2)
         return F.softplus(gap).sum(2) / count.clamp(min=1), count, logits, total, gap
 
@@ -127,10 +127,10 @@ def pair_contrast_terms(
 
     Args:
         anchors: (C, V, D) unit rows, fp32 or fp64.
-        anchor_ids: (C, V) int64, at least 0; no id in two classes.
+        anchor_ids: (C, V) int64; no id in two classes.
         keys: (C, B, D) unit rows.
         key_ids: (C, B) int64.
-        no_key: (C, B) bool, True = not a key.
+        no_key: (C, B) bool, True = not a key. Anchors with the id of such a row get a meaningless, finite value.
         temperature: divides the dot products; from 0.03 on for full accuracy in fp32.
         self_offset: anchor (c, v) is key (c, v + self_offset), left out of its positives and negatives.
         count_self_as_negative: take the anchor itself as a negative, as the authors' code does.

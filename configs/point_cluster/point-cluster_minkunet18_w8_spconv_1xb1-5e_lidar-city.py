@@ -1,6 +1,6 @@
-# Fewer and faster subclasses than the defaults (40 a class, momentum 0.9999), which are meant for 40,000 steps, and more
-# anchors for each. The tap is the second stage of the decoder: at the classifier the loss gains nothing here
-# (docs/benchmarks.md has the variants).
+# Fewer and faster subclasses than the defaults (40 a class, momentum 0.9999), which are meant for 40,000 steps, and
+# more anchors. The tap is the second stage of the decoder: at the classifier the loss gains nothing here, see
+# docs/benchmarks.md.
 _base_ = './minkunet18_w8_spconv_1xb1-5e_lidar-city.py'
 
 loss = dict(
