@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from clusterplug.functional._constants import constant
 from clusterplug.functional.contrast import NEVER, absent_logit, check_temperature
 
-# Largest buffer of logits held at once; more classes of anchors are taken in several passes.
+# Largest buffer of logits held at once (backward holds two); more classes of anchors are taken in several passes.
 _MAX_BYTES = 256 * 2**20
 # Up to this size the buffer is kept for backward, else made again there.
 _MAX_KEPT_BYTES = 64 * 2**20
@@ -139,6 +139,9 @@ def pair_contrast_terms(
         ``(values, num_positives)``, both (C, V); a value is 0 where there is no positive, and below 1e-8 where there
         is no negative. No host synchronisation.
 
+    Raises:
+        ValueError: shapes or temperature that do not fit.
+
     Source: as :func:`~clusterplug.functional.subclass_contrast`, the point-to-point term.
 
     Differs from the authors' code: theirs builds masks, logits, exponentials and products for all pairs.
@@ -151,5 +154,15 @@ def pair_contrast_terms(
         (0.00022..., 4)
     """
     check_temperature(temperature)
+    for name, each, like in (('anchor_ids', anchor_ids, anchors), ('key_ids', key_ids, keys), ('no_key', no_key, keys)):
+        if each.shape != like.shape[:2]:
+            raise ValueError(
+                f'{name} must have one entry for each row, {tuple(like.shape[:2])}, got {tuple(each.shape)}'
+            )
+    if anchors.dim() != 3 or keys.dim() != 3 or (len(anchors), anchors.shape[2]) != (len(keys), keys.shape[2]):
+        raise ValueError(
+            f'anchors and keys must have shapes (C, V, D) and (C, B, D), got {tuple(anchors.shape)} and '
+            f'{tuple(keys.shape)}'
+        )
     settings = (temperature, self_offset, count_self_as_negative)
     return _PairContrast.apply(anchors, anchor_ids, keys, key_ids, no_key, settings)

@@ -94,3 +94,13 @@ def test_no_anchors_keep_a_gradient_path():
     assert values.shape == count.shape == (4, 0)
     values.sum().backward()
     assert not x.grad.any()
+
+
+def test_bad_input():
+    x, ids, no_key, _ = problem()
+    with pytest.raises(ValueError, match=r'key_ids must have one entry for each row, \(4, 13\), got \(4, 12\)'):
+        pair_contrast_terms(x, ids, x, ids[:, 1:], no_key, temperature=0.1)
+    with pytest.raises(ValueError, match=r'anchors and keys must have shapes \(C, V, D\) and \(C, B, D\)'):
+        pair_contrast_terms(x[:2], ids[:2], x, ids, no_key, temperature=0.1)
+    with pytest.raises(ValueError, match='temperature must be positive'):
+        pair_contrast_terms(x, ids, x, ids, no_key, temperature=0.0)
