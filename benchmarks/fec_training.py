@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from clusterplug.backbones import FEC
-from clusterplug.files import whole_file
+from clusterplug.core.files import whole_file
 
 RATES = {'fec-small': 2e-3, 'fec-small-official': 2e-3, 'resnet': 2e-3, 'vit': 3e-4}
 

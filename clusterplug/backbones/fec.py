@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clusterplug.backbones._fec_stem import FECStem
 from clusterplug.backbones.fec_archs import resolve_arch
-from clusterplug.functional._checks import check_mask
+from clusterplug.core.checks import check_mask
 from clusterplug.functional._numerics import host_checks_allowed
 from clusterplug.functional.feature_clustering import FeatureClusters
 from clusterplug.layers import FeatureClusteringBlock, FeatureClusteringPool

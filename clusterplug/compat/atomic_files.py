@@ -7,7 +7,7 @@ checkpoint, a resumed run), mmengine leaves a torn file where a good one was.
 import os.path
 
 from clusterplug.compat._patch import Workaround
-from clusterplug.files import whole_file
+from clusterplug.core.files import whole_file
 
 
 def patch(module):

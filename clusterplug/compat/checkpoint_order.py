@@ -5,7 +5,7 @@ which ``--resume`` reads, is emptied before it is written.
 """
 
 from clusterplug.compat._patch import Workaround
-from clusterplug.files import whole_file
+from clusterplug.core.files import whole_file
 
 
 class _RemoveLater:

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from clusterplug.core.files import write_bytes
 from clusterplug.datasets.kitti_frames import CLASSES, check_frame, clean_labels, frame_files
-from clusterplug.files import whole_file
 
 _CHUNK = 100  # frames that an interrupted run repeats at most
 _PARTS = '.prepare_kitti'
@@ -155,7 +155,7 @@ def _link(root: Path, out: Path, splits: Mapping[str, Sequence[str]], dont_care:
                 path = target[kind]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if kind == 'label_2':
-                    _write_whole(path, clean_labels(source.read_text(), dont_care).encode())
+                    write_bytes(path, clean_labels(source.read_text(), dont_care).encode())
                 else:
                     _link_to(path, source)
     if (root / 'training/planes').is_dir():  # of the ground, which some recipes put objects on
@@ -205,7 +205,7 @@ def _part(root, out, work, converters, frames: list[str], training: bool, dont_c
     for frame in frames:
         (scratch / f'{frame}.bin').replace(reduced / f'{frame}.bin')
     shutil.rmtree(scratch)
-    _write_whole(path, pickle.dumps(infos))
+    write_bytes(path, pickle.dumps(infos))
     return path
 
 
@@ -268,9 +268,3 @@ def _summary(parts: list[Path]) -> KittiSummary:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f'.{path.name}.part')
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path, 'wb') as file:
-        file.write(content)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clusterplug.files import whole_file
+from clusterplug.core.files import whole_file
 
 SHAPES = ('circle', 'ring', 'cross', 'bar')
 COLORS = {

@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from clusterplug.files import whole_file
+from clusterplug.core.files import whole_file
 
 BYTES_PER_POINT = 16  # x, y, z in metres and remission, float32 each
 BYTES_PER_LABEL = 4  # uint32: class in the lower, instance in the upper 16 bits

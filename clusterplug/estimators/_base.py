@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusterplug.estimators._storage import load_arrays, save_arrays
+from clusterplug.core.files import load_arrays, save_arrays
 from clusterplug.version import __version__
 
 

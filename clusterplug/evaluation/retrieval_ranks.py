@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clusterplug.functional._checks import check_points
+from clusterplug.core.checks import check_points
 from clusterplug.functional._numerics import exact_products, working_dtype
 
 # Scores held at once: 64 MB on a CPU, 1 GB on an accelerator.

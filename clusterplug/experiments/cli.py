@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clusterplug.core.files import whole_file
 from clusterplug.experiments.compare import comparison_table
 from clusterplug.experiments.run import Run, write_json
 from clusterplug.experiments.side_by_side import RunFailed, run_all
-from clusterplug.files import whole_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from clusterplug.files import whole_file
+from clusterplug.core.files import write_json
 
 
 class Run(NamedTuple):
@@ -39,12 +39,6 @@ def result_of(run: Run) -> dict | None:
         return None
     result = json.loads(file.read_text())
     return result if result.pop('settings', None) == run.settings() else None
-
-
-def write_json(file: Path, content) -> None:
-    """Write whole or not at all."""
-    with whole_file(file) as stream:
-        json.dump(content, stream, indent=1)
 
 
 def train_and_test(run: Run) -> dict:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from clusterplug.functional._checks import check_device, check_points
+from clusterplug.core.checks import check_device, check_points
 
 WEIGHTINGS = ('mean', 'similarity')
 

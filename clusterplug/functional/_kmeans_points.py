@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clusterplug.functional._checks import check_finite
+from clusterplug.core.checks import check_finite
 from clusterplug.functional._numerics import host_checks_allowed, working_dtype
 
 # Outside these bounds squares of coordinates come near the ends of fp32.

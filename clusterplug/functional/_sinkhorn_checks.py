@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from clusterplug.functional._checks import check_device
+from clusterplug.core.checks import check_device
 from clusterplug.functional._numerics import host_checks_allowed, working_dtype
 
 # Relative difference of two marginal sums that is taken for rounding.

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clusterplug.functional._checks import check_device, check_points
+from clusterplug.core.checks import check_device, check_points
 from clusterplug.functional._constants import constant
 
 # Stands for "not a key": far below any logit, yet finite, so that rows without keys give 0 and not NaN.

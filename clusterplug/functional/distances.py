@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from clusterplug.functional._checks import check_device, check_points
+from clusterplug.core.checks import check_device, check_points
 from clusterplug.functional._numerics import no_autocast, working_dtype
 
 __all__ = ['pairwise_distances']

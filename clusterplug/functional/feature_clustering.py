@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clusterplug.functional._checks import check_mask
+from clusterplug.core.checks import check_mask
 from clusterplug.functional._feature_checks import check_feature_sets, check_projection, check_weighting
 from clusterplug.functional._feature_members import assign, counts_and_sums, lengths, spread_to_members, unit
 from clusterplug.functional._numerics import exact_products, working_dtype

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clusterplug.functional._checks import (
+from clusterplug.core.checks import (
     check_device,
     check_finite,
     check_mask,

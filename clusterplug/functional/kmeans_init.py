@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from clusterplug.functional._checks import check_device, check_mask, check_num_clusters, check_points
+from clusterplug.core.checks import check_device, check_mask, check_num_clusters, check_points
 from clusterplug.functional._numerics import exact_products, host_checks_allowed, working_dtype
 
 __all__ = ['kkz', 'kmeans_plus_plus']

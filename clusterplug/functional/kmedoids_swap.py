@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from clusterplug.functional._checks import check_finite, check_mask, check_num_clusters, check_points
+from clusterplug.core.checks import check_finite, check_mask, check_num_clusters, check_points
 from clusterplug.functional._medoid_steps import (
     KMedoidsResult,
     farthest_first,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clusterplug.functional._checks import check_finite, check_mask, check_num_clusters, check_points
+from clusterplug.core.checks import check_finite, check_mask, check_num_clusters, check_points
 from clusterplug.functional._linkage_host import scipy_installed, scipy_trees
 from clusterplug.functional._medoid_steps import problems_at_once
 from clusterplug.functional._merges import reciprocal_merges, spanning_tree

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clusterplug.functional._checks import check_device, check_points
+from clusterplug.core.checks import check_device, check_points
 from clusterplug.functional._numerics import exact_products, working_dtype
 
 REDUCTIONS = ('mean', 'sum', 'max')

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clusterplug.functional._checks import check_device, check_finite, check_mask, check_num_clusters, check_points
+from clusterplug.core.checks import check_device, check_finite, check_mask, check_num_clusters, check_points
 from clusterplug.functional._kmeans_assign import blocks, nearest, squared_distances_to
 from clusterplug.functional._numerics import exact_products, host_checks_allowed, working_dtype
 from clusterplug.functional._sinkhorn_problem import sum_over_ranks

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from clusterplug.core.checks import check_finite, check_mask, check_num_clusters, check_points
 from clusterplug.functional._affinity import affinity_matrix, normalized_adjacency
-from clusterplug.functional._checks import check_finite, check_mask, check_num_clusters, check_points
 from clusterplug.functional._leading_eigenvectors import leading_eigenvectors
 from clusterplug.functional._medoid_steps import KMedoidsResult, farthest_first, problems_at_once
 from clusterplug.functional._numerics import exact_products, working_dtype

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clusterplug.functional._checks import check_finite, check_mask
+from clusterplug.core.checks import check_finite, check_mask
 from clusterplug.functional._numerics import exact_products, host_checks_allowed, working_dtype
 from clusterplug.functional._token_checks import check_grid, check_map, check_settings
 from clusterplug.functional._token_tiles import Tiles, tiles

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clusterplug.functional._checks import check_device
+from clusterplug.core.checks import check_device
 from clusterplug.functional._numerics import exact_products, working_dtype
 from clusterplug.functional._token_checks import check_map, check_settings
 from clusterplug.functional.token_clustering import TokenClusters, center_scores, nearby_scores

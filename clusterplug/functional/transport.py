@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from clusterplug.functional._checks import check_mask
+from clusterplug.core.checks import check_mask
 from clusterplug.functional._numerics import host_checks_allowed, no_autocast, working_dtype
 from clusterplug.functional._sinkhorn_checks import check_options, expand_marginals
 from clusterplug.functional._sinkhorn_problem import largest_score

@@ -5,7 +5,7 @@ from pathlib import Path
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
 
-from clusterplug.files import whole_file
+from clusterplug.core.files import whole_file
 from clusterplug.registry import HOOKS
 
 FILE = 'unreadable_videos.txt'

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clusterplug.core.checks import check_finite, check_mask, check_num_clusters, check_points
 from clusterplug.functional import KMedoidsResult, kmedoids, spectral_clustering
-from clusterplug.functional._checks import check_finite, check_mask, check_num_clusters, check_points
 from clusterplug.functional._numerics import exact_products, host_checks_allowed, no_autocast
 from clusterplug.functional._self_distances import self_distances
 from clusterplug.functional.segment_tokens import (

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clusterplug.functional._checks import check_points
+from clusterplug.core.checks import check_points
 from clusterplug.functional._numerics import no_autocast, working_dtype
 from clusterplug.functional.gather import gather_ranks, rank
 

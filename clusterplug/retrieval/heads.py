@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clusterplug.functional._checks import check_mask
+from clusterplug.core.checks import check_mask
 from clusterplug.functional._numerics import no_autocast, working_dtype
 from clusterplug.registry import MODELS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clusterplug.files import whole_file
+from clusterplug.core.files import whole_file
 
 
 def write_page(path: str | os.PathLike, template: str, data: dict) -> None:

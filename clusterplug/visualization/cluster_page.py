@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clusterplug.files import whole_file
+from clusterplug.core.files import whole_file
 from clusterplug.visualization._page import to_base64, write_page
 from clusterplug.visualization.cluster_views import ClusterView
 from clusterplug.visualization.colors import subclass_colors

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clusterplug.files import whole_file
+from clusterplug.core.files import whole_file
 from clusterplug.visualization.colors import SEMANTICKITTI
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clusterplug.files import whole_file
+from clusterplug.core.files import whole_file
 from clusterplug.visualization._checks import check_cloud
 
 _VERTEX = np.dtype([('xyz', '<f4', 3), ('rgb', 'u1', 3)])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clusterplug.files import whole_file
+from clusterplug.core.files import whole_file
 
 EDGE = (255, 255, 0)
 

@@ -16,7 +16,7 @@ from mmengine.logging import HistoryBuffer  # noqa: E402
 from mmengine.runner.checkpoint import CheckpointLoader  # noqa: E402
 
 from clusterplug.compat import atomic_files, torch_load  # noqa: E402
-from clusterplug.files import whole_file  # noqa: E402
+from clusterplug.core.files import whole_file  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path, monkeypatch):
     backend = LocalBackend()
     backend.put(b'first', path)
     monkeypatch.setattr(os, 'fsync', full_disk)
-    with pytest.raises(OSError, match=r'No space left on device; it was not written.*best\.pth') as error:
+    with pytest.raises(OSError, match=r'the disk is full.*it was not written.*best\.pth') as error:
         backend.put(b'second', path)
     assert error.value.errno == errno.ENOSPC
     with pytest.raises(OSError, match='No space left'):

@@ -14,9 +14,9 @@ import pytest
 
 pytest.importorskip('open3d')
 
+from clusterplug.core import files
 from clusterplug.datasets import SUBTYPES, generate_lidar_city, load_subtypes
 from clusterplug.datasets.lidar_city import generate as generate_module
-from clusterplug.datasets.lidar_city import write
 from clusterplug.datasets.lidar_city.catalogue import CLASSES
 from clusterplug.datasets.lidar_city.cli import main
 
@@ -129,7 +129,7 @@ def test_workers_do_not_change_the_bytes(small, tmp_path):
 def test_a_worker_passes_its_error_on(tmp_path):
     (tmp_path / 'city/sequences/00').mkdir(parents=True)
     (tmp_path / 'city/sequences/00/velodyne').write_text('in the way')
-    write.write_file(tmp_path / 'city' / generate_module.MARKER, settings_bytes(seed=5))
+    files.write_bytes(tmp_path / 'city' / generate_module.MARKER, settings_bytes(seed=5))
     with pytest.raises(OSError, match='velodyne'):
         generate_lidar_city(tmp_path / 'city', seed=5, **{**SMALL, 'workers': 2})
 
@@ -171,13 +171,13 @@ class FullDisk:
 
 @pytest.mark.parametrize('stage', ['000001.bin', '000000.label', 'poses.txt', 'infos_val.pkl', 'lidar_city.json'])
 def test_full_disk_leaves_nothing_half_written(small, tmp_path, monkeypatch, stage):
-    def open_on_full_disk(path, *arguments):
-        file = builtins.open(path, *arguments)  # noqa: SIM115 (handed on)
+    def open_on_full_disk(path, *arguments, **options):
+        file = builtins.open(path, *arguments, **options)  # noqa: SIM115 (handed on)
         return FullDisk(file) if stage in str(path) else file
 
-    monkeypatch.setattr(write, 'open', open_on_full_disk, raising=False)
+    monkeypatch.setattr(files, 'open', open_on_full_disk, raising=False)
     city = tmp_path / 'city'
-    with pytest.raises(OSError, match=r'disk is full.*nothing is half-written') as caught:
+    with pytest.raises(OSError, match=r'disk is full.*older files are untouched') as caught:
         generate_lidar_city(city, seed=5, **SMALL)
     assert caught.value.errno == errno.ENOSPC
     assert stage in caught.value.filename
@@ -190,10 +190,10 @@ def test_full_disk_leaves_nothing_half_written(small, tmp_path, monkeypatch, sta
 
 
 def test_no_permission_is_said_clearly(tmp_path, monkeypatch):
-    def forbidden(path, *arguments):
+    def forbidden(path, *arguments, **options):
         raise PermissionError(errno.EACCES, 'Permission denied', str(path))
 
-    monkeypatch.setattr(write, 'open', forbidden, raising=False)
+    monkeypatch.setattr(files, 'open', forbidden, raising=False)
     with pytest.raises(PermissionError, match=r'no permission to write.*another folder'):
         generate_lidar_city(tmp_path / 'city', **SMALL)
 

@@ -26,7 +26,7 @@ class Rule(NamedTuple):
     inside: set | None = frozenset()  # areas of clusterplug
 
 
-PURE = {'functional', 'losses', 'layers', 'memory', 'heads', 'estimators', 'registry', 'files'}
+PURE = {'core', 'functional', 'losses', 'layers', 'memory', 'heads', 'estimators', 'registry'}
 PLUGS = {*PURE, 'segmentors', 'detectors', 'retrieval', 'patch', 'hooks', 'datasets', 'evaluation', 'visualization'}
 PLUGS |= {'backbones', 'compat'}
 RULES = {
@@ -35,8 +35,8 @@ RULES = {
     'dependencies': Rule(set()),
     '__main__': Rule(set(), inside={'version', 'doctor'}),
     'doctor': Rule(set(), EVERYTHING, {'doctor', 'dependencies', 'version', 'functional', 'compat'}),
-    'files': Rule(set()),
-    'functional': Rule({'torch'}, {'scipy'}, {'functional'}),
+    'core': Rule({'torch', 'numpy'}, inside={'core'}),
+    'functional': Rule({'torch'}, {'scipy'}, {'core', 'functional'}),
     'losses': Rule({'torch'}, set(), PURE),
     'layers': Rule({'torch'}, set(), PURE),
     'memory': Rule({'torch'}, set(), PURE),
@@ -53,7 +53,7 @@ RULES = {
     'evaluation': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'scipy', 'sklearn'}, PLUGS),
     'visualization': Rule({'torch', 'numpy'}, {*HOSTS, 'matplotlib', 'open3d', 'rerun'}, PLUGS),
     'compat': Rule(
-        {'torch', 'numpy', *MM, 'spconv'}, HOSTS, {'compat', 'files', 'functional', 'version', 'visualization'}
+        {'torch', 'numpy', *MM, 'spconv'}, HOSTS, {'compat', 'core', 'functional', 'version', 'visualization'}
     ),
     'cli': Rule(set(), {'torch', *HOSTS}, {*PLUGS, 'dependencies', 'doctor', 'version'}),
     'experiments': Rule({'numpy', *MM}, {'scipy', *HOSTS}, {*PLUGS, 'cli', 'experiments'}),
@@ -159,7 +159,7 @@ def test_pure_areas_reach_mm_packages_through_the_registry_alone(area):
 @pytest.mark.parametrize(
     ('area', 'source', 'count'),
     [
-        ('functional', 'import torch\nimport math\nfrom clusterplug.functional._checks import check', 0),
+        ('functional', 'import torch\nimport math\nfrom clusterplug.core.checks import check', 0),
         ('functional', 'def f():\n    import scipy.linalg', 0),
         ('functional', 'import scipy', 1),
         ('functional', 'import numpy as np', 1),

@@ -72,7 +72,7 @@ def draw(path: Path, dataset, number: int, points, found) -> None:
     from matplotlib.image import imread
     from matplotlib.patches import Patch
 
-    from clusterplug.files import whole_file
+    from clusterplug.core.files import whole_file
     from clusterplug.visualization.boxes import BoxGroup, boxes_from_above, boxes_in_image
 
     info = dataset.get_data_info(number)

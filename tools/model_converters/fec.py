@@ -24,7 +24,7 @@ def main(arguments=None) -> int:
 
     from clusterplug.backbones import FEC, list_models, load_fec
     from clusterplug.backbones.fec_checkpoint import backbone_weights, read_weights
-    from clusterplug.files import whole_file
+    from clusterplug.core.files import whole_file
 
     try:
         weights = read_weights(args.source)

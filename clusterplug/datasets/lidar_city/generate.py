@@ -8,11 +8,13 @@ import shutil
 from numbers import Integral, Real
 from pathlib import Path
 
+from clusterplug.core.files import PART, write_bytes
+
 from .progress import Progress
 from .raycasting import import_open3d
 from .render import Job, is_described, missing_frames
 from .workers import run_jobs
-from .write import PART, info_bytes, sequence_folder, write_file
+from .write import info_bytes, sequence_folder
 
 MARKER = 'lidar_city.json'
 GENERATOR = 2  # raised whenever the same settings would give other bytes
@@ -98,7 +100,7 @@ def generate_lidar_city(
     for name, streets in zip(INFO_FILES, (train, val, val)):
         if not (out_dir / name).exists():
             scans = [(sequence, frame) for sequence, length in streets.items() for frame in range(length)]
-            write_file(out_dir / name, info_bytes(scans))
+            write_bytes(out_dir / name, info_bytes(scans))
     return out_dir
 
 
@@ -156,7 +158,7 @@ def _claim(out_dir: Path, settings: dict, overwrite: bool) -> None:
             f'{out_dir} holds SemanticKITTI files that are not of a LiDAR city; they are left alone even with '
             '--overwrite: choose another folder'
         )
-    write_file(marker, (json.dumps(settings, indent=1) + '\n').encode())
+    write_bytes(marker, (json.dumps(settings, indent=1) + '\n').encode())
 
 
 def _remove(out_dir: Path, found: dict) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 
+from clusterplug.core.files import write_bytes
+
 from .catalogue import SUBTYPES
 from .plan import Instance
 from .scan import Scan
-
-PART = '.part'
 
 # From the sensor's frame (x forward, y left, z up) to the left camera's (x right, y down, z forward); the camera sits
 # 27 cm in front of and 8 cm below the sensor, as on the KITTI car.
@@ -23,32 +20,6 @@ LIDAR_TO_CAMERA = np.array(
     [[0.0, -1.0, 0.0, 0.0], [0.0, 0.0, -1.0, -0.08], [1.0, 0.0, 0.0, -0.27], [0.0, 0.0, 0.0, 1.0]]
 )
 _FOCAL, _MIDDLE, _BASELINES = 720.0, (620.0, 188.0), (0.0, 0.54, -0.06, 0.48)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that it is there whole or not at all.
-
-    Raises:
-        OSError: the disk is full, the folder may not be written to ...; the message says what to do, the error keeps
-            its number, and the temporary file is gone.
-    """
-    part = path.with_name(f'.{path.name}{PART}')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, 'wb') as file:
-            file.write(content)
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # a folder that cannot be written to cannot be tidied either
-            part.unlink(missing_ok=True)
-        reason = {
-            errno.ENOSPC: f'the disk is full ({len(content):,} bytes were to be written); make room',
-            errno.EDQUOT: f'the disk quota is used up ({len(content):,} bytes were to be written); make room',
-            errno.EACCES: 'no permission to write; choose another folder or change its permissions',
-            errno.EROFS: 'the file system is read-only; choose another folder',
-        }.get(error.errno, f'{error.strerror or error}; mend this')
-        message = f'{reason}, then run the same command again: finished files are kept, nothing is half-written'
-        raise OSError(error.errno or errno.EIO, message, str(path)) from error
 
 
 def sequence_folder(out_dir: Path, sequence: int) -> Path:
@@ -65,8 +36,8 @@ def scan_paths(out_dir: Path, sequence: int, frame: int) -> tuple[Path, Path]:
 def write_scan(out_dir: Path, sequence: int, frame: int, scan: Scan) -> None:
     """Points first, labels second: a scan with a label file is a finished scan."""
     points, labels = scan_paths(out_dir, sequence, frame)
-    write_file(points, np.ascontiguousarray(scan.points, dtype='<f4').tobytes())
-    write_file(labels, np.ascontiguousarray(scan.labels, dtype='<u4').tobytes())
+    write_bytes(points, np.ascontiguousarray(scan.points, dtype='<f4').tobytes())
+    write_bytes(labels, np.ascontiguousarray(scan.labels, dtype='<u4').tobytes())
 
 
 def _numbers(values: np.ndarray) -> str:
@@ -121,7 +92,7 @@ def write_sequence_files(out_dir: Path, sequence: int, poses: np.ndarray, times,
     for name, text in contents.items():
         path = sequence_folder(out_dir, sequence) / name
         if not path.exists():
-            write_file(path, text.encode())
+            write_bytes(path, text.encode())
 
 
 SEQUENCE_FILES = ('calib.txt', 'poses.txt', 'times.txt', 'subtypes.json')

@@ -8,10 +8,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
+from clusterplug.core.files import whole_file
 from clusterplug.datasets.video.decoding import UnreadableVideo
 from clusterplug.datasets.video.encoding import shrink_video
 from clusterplug.datasets.video.stores import VIDEO_SUFFIXES
-from clusterplug.files import whole_file
 
 REPORT = 'unreadable_videos.txt'
 ENCODERS = ('auto', 'pyav', 'ffmpeg')

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from clusterplug.files import whole_file
+from clusterplug.core.files import whole_file
 
 
 class CLIPTokenizer:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from clusterplug.estimators._storage import write_atomically
+from clusterplug.core.files import write_json
 from clusterplug.estimators.sharded.kmeans_stages import lloyd, minibatch
 from clusterplug.estimators.sharded.labels import label_all
 from clusterplug.estimators.sharded.medoid_stages import medoids_of_samples
@@ -66,8 +66,7 @@ def cluster_shards(
     arrays, values = _STAGES[options.algorithm](run, loaded)
     summary = label_all(run, arrays, values)
     if run.group.rank == 0:
-        text = json.dumps(summary, indent=2) + '\n'
-        write_atomically(out / 'summary.json', lambda file: file.write(text.encode()))
+        write_json(out / 'summary.json', summary)
         run.save_state('finished', {})
         for path in out.glob('checkpoint.rank*.npz'):
             path.unlink()

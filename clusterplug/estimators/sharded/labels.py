@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clusterplug.estimators._storage import write_atomically
+from clusterplug.core.files import whole_file
 from clusterplug.estimators.sharded.passes import sum_over_blocks
 from clusterplug.estimators.sharded.run import Run
 from clusterplug.estimators.sharded.shards import Block
@@ -69,9 +69,11 @@ def _flush(opened: dict[int, np.memmap]) -> None:
 
 
 def _publish(run: Run, arrays: dict, counts: np.ndarray, partial: list[Path]) -> None:
-    write_atomically(run.out / 'centers.npy', lambda file: np.save(file, arrays['centers'].astype(np.float32)))
-    write_atomically(run.out / 'counts.npy', lambda file: np.save(file, counts.astype(np.int64)))
+    found = {'centers': arrays['centers'].astype(np.float32), 'counts': counts.astype(np.int64)}
     if 'medoids' in arrays:
-        write_atomically(run.out / 'medoids.npy', lambda file: np.save(file, arrays['medoids']))
+        found['medoids'] = arrays['medoids']
+    for name, array in found.items():
+        with whole_file(run.out / f'{name}.npy', 'wb') as file:
+            np.save(file, array)
     for path, source in zip(run.shards.paths, partial):
         source.rename(run.out / 'labels' / f'{path.name}.npy')

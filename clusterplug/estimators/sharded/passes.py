@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from clusterplug.estimators._storage import load_arrays, save_arrays
+from clusterplug.core.files import load_arrays, save_arrays
 from clusterplug.estimators.sharded.ordered_sum import Node, OrderedSum
 from clusterplug.estimators.sharded.run import Run
 from clusterplug.estimators.sharded.shards import Block

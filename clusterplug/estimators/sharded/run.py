@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clusterplug.estimators._storage import load_arrays, save_arrays
+from clusterplug.core.files import load_arrays, save_arrays
 from clusterplug.estimators.sharded.group import ProcessGroup
 from clusterplug.estimators.sharded.nearest import ENGINES, make_engine
 from clusterplug.estimators.sharded.shards import ShardFolder

@@ -1,0 +1,1 @@
+"""The ground floor: input validation, files, output folders. Imports torch and numpy, and nothing of clusterplug."""

@@ -1,0 +1,162 @@
+"""The one writer of files: a file appears complete or not at all, and never somewhere else than asked."""
+
+import errno
+import json
+import os
+import re
+import secrets
+import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+PART = '.part'
+_HEADER = '__header__'
+_REASONS = {
+    errno.ENOSPC: 'the disk is full; make room and run the same command again',
+    errno.EDQUOT: 'the disk quota is used up; make room and run the same command again',
+    errno.EACCES: 'no permission to write; choose another folder or change its permissions',
+    errno.EROFS: 'the file system is read-only; choose another folder',
+}
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike, mode: str = 'w', **options) -> Iterator[IO]:
+    """Like ``open(path, mode)`` for writing, but ``path`` changes only when everything has been written.
+
+    The permissions of a file that is replaced are kept; a new file gets those of ``open`` (the umask's). A link stays
+    a link. Temporary files that processes of this machine left when they were killed are removed on the next write.
+
+    Args:
+        path: The file; its folder must exist.
+        mode: ``'w'`` or ``'wb'``.
+        **options: Further arguments of ``open``.
+
+    Yields:
+        A temporary file in the same folder, under a name that cannot be guessed.
+
+    Raises:
+        OSError: As ``open`` and ``write`` raise it (full disk, no permission), with the path, and what was there
+            before is still there.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp(), 'checkpoint')
+        >>> with whole_file(path) as file:
+        ...     _ = file.write('complete')
+        >>> path.read_text()
+        'complete'
+    """
+    target = os.path.realpath(path)
+    temporary = _temporary_name(target)
+    try:
+        permissions = _permissions(target)
+        with open(temporary, mode, opener=_create_only, **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # some file systems report a full disk only here
+        if permissions is not None:
+            os.chmod(temporary, permissions)
+        os.replace(temporary, target)
+        _remove_leftovers(target)
+    except BaseException as error:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        # The caller's own errors inside the block (reading another file) keep their text.
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, temporary, target):
+            reason = _REASONS.get(error.errno, error.strerror)
+            raise OSError(error.errno, f'{reason}; it was not written, older files are untouched', target) from error
+        raise
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Write a whole file as :func:`whole_file` does, and make its folder where that is missing."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, 'wb') as file:
+        file.write(content)
+
+
+def write_json(path: str | os.PathLike, content: object) -> None:
+    """Write plain values as JSON in UTF-8, whole or not at all."""
+    write_bytes(path, (json.dumps(content, indent=1) + '\n').encode('utf-8', 'surrogateescape'))
+
+
+def save_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray], header: dict) -> None:
+    """Write arrays and a header of plain values into one .npz file, whole or not at all and without pickle.
+
+    Raises:
+        ValueError: If an array has the name that the header takes, or holds objects.
+    """
+    if _HEADER in arrays:
+        raise ValueError(f'{_HEADER!r} is the name of the header; rename that array')
+    objects = [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]
+    if objects:
+        raise ValueError(f'arrays of numbers or strings can be saved, got objects in {objects}; convert them')
+    text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+    with whole_file(path, 'wb') as file:
+        np.savez(file, **{_HEADER: text}, **arrays)
+
+
+def load_arrays(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict]:
+    """Read what :func:`save_arrays` wrote.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is cut off or was not written by :func:`save_arrays`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(arrays.pop(_HEADER).tobytes())
+    except (KeyError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f'{path} is cut off or was not saved by clusterplug ({error}); save it again') from error
+    return arrays, header
+
+
+def _create_only(path, flags: int) -> int:
+    """Create a file that was not there: a link that somebody put under the name is refused, not followed."""
+    return os.open(path, flags | os.O_CREAT | os.O_EXCL | getattr(os, 'O_NOFOLLOW', 0), 0o666)
+
+
+def _permissions(target: str) -> int | None:
+    with suppress(FileNotFoundError):
+        return stat.S_IMODE(os.stat(target).st_mode)
+    return None
+
+
+def _temporary_name(target: str) -> str:
+    # A name of 255 bytes is the longest most file systems take, so a long one is cut.
+    folder, name = os.path.split(target)
+    cut = os.fsdecode(os.fsencode(name)[:160])
+    return os.path.join(folder, f'.{cut}.{_machine()}.{os.getpid()}.{secrets.token_hex(8)}{PART}')
+
+
+def _machine() -> str:
+    return re.sub(r'[^A-Za-z0-9_-]', '_', os.uname().nodename)[:40] if hasattr(os, 'uname') else 'local'
+
+
+def _remove_leftovers(target: str) -> None:
+    """Remove temporary files of ``target`` whose process, on this machine, is gone."""
+    folder, name = os.path.split(target)
+    cut = os.fsdecode(os.fsencode(name)[:160])
+    pattern = re.compile(rf'{re.escape(f"{cut}.{_machine()}")}\.(\d+)\.[0-9a-f]{{16}}{re.escape(PART)}')
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = pattern.fullmatch(entry.name[1:]) if entry.name.startswith('.') else None
+            if found and int(found.group(1)) != os.getpid() and not _is_running(int(found.group(1))):
+                with suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,156 @@
+"""One writer: files are whole or absent, keep their permissions, and links stay links."""
+
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from clusterplug.core.files import load_arrays, save_arrays, whole_file, write_bytes, write_json
+
+
+def mode_of(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_content_appears_when_all_is_written(tmp_path):
+    path = tmp_path / 'a.txt'
+    path.write_text('old')
+    with whole_file(path) as file:
+        file.write('new')
+        file.flush()
+        assert path.read_text() == 'old'
+    assert path.read_text() == 'new'
+    assert [entry.name for entry in tmp_path.iterdir()] == ['a.txt']
+
+
+def test_an_error_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / 'a.txt'
+    path.write_text('old')
+    with pytest.raises(TypeError), whole_file(path) as file:
+        file.write(b'bytes into a text file')
+    assert path.read_text() == 'old'
+    assert [entry.name for entry in tmp_path.iterdir()] == ['a.txt']
+
+
+@pytest.mark.parametrize('mode', [0o600, 0o640, 0o664, 0o755])
+def test_permissions_of_a_replaced_file_are_kept(tmp_path, mode):
+    path = tmp_path / 'a'
+    path.write_text('old')
+    path.chmod(mode)
+    write_bytes(path, b'new')
+    assert mode_of(path) == mode
+
+
+@pytest.mark.parametrize('mask', [0o022, 0o077, 0o002])
+def test_a_new_file_has_the_permissions_of_open(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_bytes(tmp_path / 'new', b'')
+        (tmp_path / 'usual').write_bytes(b'')
+    finally:
+        os.umask(before)
+    assert mode_of(tmp_path / 'new') == mode_of(tmp_path / 'usual')
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / 'real').mkdir()
+    (tmp_path / 'real/a').write_text('old')
+    (tmp_path / 'a').symlink_to('real/a')
+    write_bytes(tmp_path / 'a', b'new')
+    assert (tmp_path / 'a').is_symlink()
+    assert (tmp_path / 'real/a').read_text() == 'new'
+
+
+def test_a_link_under_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
+    import clusterplug.core.files as module
+
+    victim = tmp_path / 'victim'
+    victim.write_text('mine')
+    monkeypatch.setattr(module.secrets, 'token_hex', lambda _: 'known')
+    monkeypatch.setattr(module, '_temporary_name', lambda target: str(tmp_path / '.guessed.part'))
+    (tmp_path / '.guessed.part').symlink_to(victim)
+    with pytest.raises(OSError, match='File exists'):
+        write_bytes(tmp_path / 'a', b'new')
+    assert victim.read_text() == 'mine'
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    code = (
+        'import os, signal, sys\n'
+        'from clusterplug.core.files import whole_file\n'
+        'with whole_file(sys.argv[1]) as file:\n'
+        "    file.write('half')\n"
+        '    file.flush()\n'
+        '    os.kill(os.getpid(), signal.SIGKILL)\n'
+    )
+    path = tmp_path / 'a.txt'
+    subprocess.run([sys.executable, '-c', code, str(path)], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert not path.exists()
+    other = tmp_path / '.b.txt.part'
+    other.write_text("somebody else's")
+    write_bytes(path, b'whole')
+    assert {entry.name for entry in tmp_path.iterdir()} == {'a.txt', '.b.txt.part'}
+
+
+def test_a_full_disk_and_a_missing_folder_name_the_file(tmp_path, monkeypatch):
+    (tmp_path / 'a').write_text('old')
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    with pytest.raises(FileNotFoundError, match='missing'):
+        write_bytes_without_folder(tmp_path / 'missing/a')
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match=r'disk is full.*older files are untouched') as caught:
+        write_bytes(tmp_path / 'a', b'new')
+    assert str(tmp_path / 'a') in str(caught.value)
+    assert (tmp_path / 'a').read_text() == 'old'
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def write_bytes_without_folder(path):
+    with whole_file(path, 'wb') as file:
+        file.write(b'')
+
+
+def test_errors_of_reading_inside_the_block_keep_their_text(tmp_path):
+    with pytest.raises(FileNotFoundError, match='source') as caught, whole_file(tmp_path / 'a') as file:
+        file.write((tmp_path / 'source').read_text())
+    assert 'was not written' not in str(caught.value)
+
+
+def test_long_names(tmp_path):
+    name = 'é' * 120 + '.bin'
+    write_bytes(tmp_path / name, b'whole')
+    assert (tmp_path / name).read_bytes() == b'whole'
+
+
+def test_arrays_come_back_and_objects_are_refused(tmp_path):
+    path = tmp_path / 'a.npz'
+    save_arrays(path, {'x': np.arange(3)}, {'step': 2})
+    arrays, header = load_arrays(path)
+    assert header == {'step': 2}
+    np.testing.assert_array_equal(arrays['x'], [0, 1, 2])
+    with pytest.raises(ValueError, match='objects'):
+        save_arrays(path, {'x': np.array([object()])}, {})
+    with pytest.raises(ValueError, match='name of the header'):
+        save_arrays(path, {'__header__': np.arange(3)}, {})
+
+
+@pytest.mark.parametrize('content', [b'', b'text', b'PK\x03\x04'])
+def test_foreign_arrays_are_refused_by_name(tmp_path, content):
+    path = tmp_path / 'a.npz'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r'a\.npz'):
+        load_arrays(path)
+
+
+def test_json_takes_names_that_are_no_utf8(tmp_path):
+    write_json(tmp_path / 'a.json', {'name': 'clip\udcff.mp4'})
+    assert json.loads((tmp_path / 'a.json').read_text()) == {'name': 'clip\udcff.mp4'}
