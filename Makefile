@@ -3,6 +3,9 @@
 
 SETUP := @sh tools/setup_env/run.sh
 PY := .venv/bin/python
+# Tests run in one process a core; WORKERS=0 runs them in this one (for a debugger, or a single test).
+WORKERS ?= logical
+PYTEST := @$(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 .PHONY: help demo test test-slow test-all lint format docs setup lock wheel clean
 
@@ -23,15 +26,15 @@ demo:
 
 test:
 	$(SETUP) test
-	@$(PY) -m pytest -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 test-slow:
 	$(SETUP) test
-	@$(PY) -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 test-all:
 	$(SETUP) test
-	@$(PY) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint:
 	$(SETUP) lint
