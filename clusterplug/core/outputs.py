@@ -81,7 +81,9 @@ def locked_folder(folder: str | os.PathLike) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, 'O_CLOEXEC', 0), 0o666)
+    # A link under this name is refused by the system: the number of the process would go into another file.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, 'O_CLOEXEC', 0) | getattr(os, 'O_NOFOLLOW', 0)
+    descriptor = os.open(folder / LOCK, flags, 0o666)
     try:
         _take(descriptor, folder)
         os.ftruncate(descriptor, 0)

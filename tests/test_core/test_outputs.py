@@ -108,3 +108,12 @@ def test_a_fingerprint_changes_with_content_and_time(tmp_path):
     assert fingerprint(path) != first
     path.write_bytes(b'longer')
     assert fingerprint(path)['size'] == 6
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_written_through(tmp_path):
+    (tmp_path / 'source').write_text('mine')
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / outputs.LOCK).symlink_to(tmp_path / 'source')
+    with pytest.raises(OSError), locked_folder(tmp_path / 'out'):
+        pass
+    assert (tmp_path / 'source').read_text() == 'mine'
