@@ -7,26 +7,13 @@ host packages when a config names ``type='clusterplug.X'``.
 """
 
 import importlib
+import pkgutil
 
 from clusterplug.version import __version__
 
-_PACKAGES = (
-    'backbones',
-    'compat',
-    'datasets',
-    'estimators',
-    'evaluation',
-    'functional',
-    'heads',
-    'hooks',
-    'layers',
-    'losses',
-    'memory',
-    'registry',
-    'retrieval',
-    'segmentors',
-    'testing',
-    'visualization',
+# Read from the folder, so that a new package needs no entry anywhere.
+_PACKAGES = tuple(
+    sorted(name for _, name, _ in pkgutil.iter_modules(__path__) if not name.startswith('_') and name != 'version')
 )
 
 __all__ = ['__version__', *_PACKAGES]

@@ -103,6 +103,8 @@ def load_config(
     compat.apply_all()
     from mmengine.config import Config
 
+    import clusterplug.registry  # noqa: F401 (mmengine learns where clusterplug:: is)
+
     config = Config.fromfile(find_config(name))
     if ceph:
         from mmdet3d.utils import replace_ceph_backend

@@ -35,6 +35,12 @@ except ModuleNotFoundError:
     TRANSFORMS = _PlainDecorator('transforms')
     METRICS = _PlainDecorator('metrics')
 else:
+    from mmengine.config import utils as _config_utils
+
+    # ``clusterplug::family/config.py`` names a config of clusterplug, as ``mmdet3d::...`` names one of mmdet3d.
+    # mmengine knows a closed list of packages. It asks for a distribution of this name first, whose folder an editable
+    # install does not tell, and then for a module, whose folder is right in every kind of install: hence a module.
+    _config_utils.MODULE2PACKAGE.setdefault('clusterplug', 'clusterplug.version')
     MODELS = _mm.Registry(
         'model',
         parent=_mm.MODELS,
@@ -54,7 +60,7 @@ else:
         'hook',
         parent=_mm.HOOKS,
         scope='clusterplug',
-        locations=['clusterplug.hooks', 'clusterplug.hooks.token_clustering', 'clusterplug.hooks.unreadable_videos'],
+        locations=['clusterplug.hooks'],
     )
     DATASETS = _mm.Registry(
         'dataset',

@@ -14,7 +14,6 @@ _NAMES = (
     'atomic_files',
     'ball_query',
     'checkpoint_order',
-    'config_scope',
     'config_text',
     'ddp_cpu',
     'dynamic_scatter',

@@ -1,4 +1,7 @@
-"""MinkUNet voxels on the device of the points: mmdet3d moves them to CUDA whatever the device is."""
+"""MinkUNet voxels on the device of the points: mmdet3d moves them to CUDA whatever the device is.
+
+Follows mmdet3d's function statement by statement, so that the voxels are the same (Apache-2.0, see NOTICE).
+"""
 
 import numpy as np
 import torch

@@ -16,7 +16,7 @@ __all__ = ['Findings', 'Part', 'Problem', 'examine']
 
 @dataclass
 class Problem:
-    """Something that does not fit, and the command that mends it; ``kind`` is ``'package'`` or ``'part'``."""
+    """Something that does not fit, and the command that fixes it; ``kind`` is ``'package'`` or ``'part'``."""
 
     what: str
     fix: str
@@ -43,7 +43,7 @@ class Findings:
         devices (dict): What torch, spconv and mmcv can compute on.
         parts (list[Part]): Which parts of clusterplug work.
         workarounds (list[dict]): Faults of hosts that ``clusterplug.compat`` works around.
-        problems (list[Problem]): What must be mended.
+        problems (list[Problem]): What must be fixed.
     """
 
     python: str
@@ -69,6 +69,13 @@ PARTS = {
     'mmdet3d hosts': (
         'hosts', ('mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'spconv'), 'make setup   (or see docs/getting_started.md)',
     ),
+    'token clustering (clusterplug.patch)': ('tokens', (), ''),
+    'token clustering in timm': ('tokens_timm', ('timm',), 'pip install timm==1.0.31'),
+    'token clustering in transformers': ('tokens_transformers', ('transformers',), 'pip install transformers==5.23.0'),
+    'text-video retrieval (CenterCLIP)': (
+        'retrieval', ('mmengine', 'transformers', 'av'), "pip install 'clusterplug[video]' mmengine",
+    ),
+    'FEC backbone': ('fec', (), ''),
     'LiDAR city': ('lidar_city', ('open3d',), 'pip install open3d==0.19.0'),
     'pictures': ('pictures', ('matplotlib',), "pip install 'clusterplug[vis]'"),
     'tests': ('tests', ('pytest', 'hypothesis'), "pip install 'clusterplug[test,estimators]'"),

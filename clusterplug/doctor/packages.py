@@ -85,7 +85,7 @@ def fixed_version(package: Package) -> str:
 
 
 def library_hint(error: str) -> str:
-    """Command that mends an import error about a shared library of the system, or ''."""
+    """Command that fixes an import error about a shared library of the system, or ''."""
     match = re.search(r'(lib[\w.+-]+\.so[\d.]*): cannot open shared object file', error)
     return f'sudo apt install {LIBRARIES[match[1]]}' if match and match[1] in LIBRARIES else ''
 

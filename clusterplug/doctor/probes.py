@@ -67,6 +67,75 @@ def hosts() -> str:
     return f'sparse convolution on {" and ".join(devices)}'
 
 
+def tokens() -> str:
+    """A map of tokens is clustered and rebuilt."""
+    import torch
+
+    from clusterplug.functional import cluster_tokens, reconstruct_tokens
+
+    x = torch.linspace(-1, 1, 64).reshape(1, 4, 4, 4)
+    clusters = cluster_tokens(x, (2, 2))
+    if reconstruct_tokens(clusters.centers, clusters).shape != x.shape:
+        raise RuntimeError('reconstructed tokens have another shape than the tokens')
+    return ''
+
+
+def tokens_timm() -> str:
+    """A tiny timm model is patched, runs, and is given back."""
+    import timm
+    import torch
+
+    model = timm.create_model('vit_tiny_patch16_224', depth=2, embed_dim=24, num_heads=2, img_size=64, num_classes=0)
+    return _patched(model.eval(), lambda: model.forward_features(torch.ones(1, 3, 64, 64)))
+
+
+def tokens_transformers() -> str:
+    """A tiny model of transformers is patched, runs, and is given back."""
+    import torch
+    from transformers import ViTConfig, ViTModel
+
+    sizes = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=64)
+    model = ViTModel(ViTConfig(**sizes), add_pooling_layer=False).eval()
+    return _patched(model, lambda: model(torch.ones(1, 3, 64, 64)).last_hidden_state)
+
+
+def _patched(model, run) -> str:
+    import torch
+
+    from clusterplug import patch
+
+    with torch.no_grad():
+        plain = run()
+        patch.apply(model, start=1, keep_ratio=0.5)
+        fewer = run()
+        patch.remove(model)
+        again = run()
+    if fewer.shape != plain.shape or not torch.equal(plain, again):
+        raise RuntimeError('the patched model gives another shape, or the model was not given back as it was')
+    return ''
+
+
+def retrieval() -> str:
+    """The retrieval model and its data set import, and the mm registry knows them."""
+    from mmengine.registry import DATASETS, MODELS
+
+    for registry, name in ((MODELS, 'CenterCLIP'), (DATASETS, 'VideoTextDataset')):
+        if registry.get(f'clusterplug.{name}') is None:
+            raise RuntimeError(f'clusterplug.{name} is not in the registry')
+    return ''
+
+
+def fec() -> str:
+    """The smallest FEC makes maps of four scales."""
+    import torch
+
+    from clusterplug.backbones import FEC
+
+    with torch.no_grad():
+        maps = FEC(arch='small').eval()(torch.ones(1, 3, 64, 64))
+    return ', '.join('x'.join(map(str, each.shape[-2:])) for each in maps)
+
+
 def lidar_city() -> str:
     """A ray of Open3D hits a box at the distance that it must, and the generator imports."""
     import open3d as o3d
@@ -142,7 +211,8 @@ def workarounds() -> list[dict]:
 PROBES = {
     probe.__name__: probe
     for probe in (
-        kernels, losses, estimators, registry, hosts, lidar_city, pictures, tests, docs, devices, workarounds,
+        kernels, losses, estimators, registry, hosts, tokens, tokens_timm, tokens_transformers, retrieval, fec,
+        lidar_city, pictures, tests, docs, devices, workarounds,
     )
 }  # fmt: skip
 

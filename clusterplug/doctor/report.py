@@ -88,7 +88,7 @@ def _problems(problems):
         return 'No problems found.'
     lines = [f'{len(problems)} problem{"s" if len(problems) > 1 else ""}:']
     for problem in problems:
-        lines += [f'  - {problem.what}', f'    mend it with:  {problem.fix}']
+        lines += [f'  - {problem.what}', f'    fix it with:  {problem.fix}']
     return '\n'.join(lines)
 
 

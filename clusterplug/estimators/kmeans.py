@@ -87,10 +87,10 @@ class KMeans(CenterClusterer):
 
     Example:
         >>> import numpy as np
-        >>> X = np.array([[1.0, 2], [1, 4], [1, 0], [10, 2], [10, 4], [10, 0]])
+        >>> X = np.array([[0.0, 0], [0, 2], [6, 1], [6, 3], [6, 5]])
         >>> model = KMeans(2, init='kkz').fit(X)
         >>> sorted(model.cluster_centers_.tolist()), model.inertia_
-        ([[1.0, 2.0], [10.0, 2.0]], 16.0)
+        ([[0.0, 1.0], [6.0, 3.0]], 10.0)
         >>> bool(model.predict(np.array([[0.0, 0.0]]))[0] == model.labels_[0])
         True
     """

@@ -3,5 +3,10 @@
 from clusterplug.hooks.cluster_schedule import ClusterScheduleHook
 from clusterplug.hooks.cluster_stats import ClusterStatsHook, subclass_stats
 from clusterplug.hooks.cluster_visualization import ClusterVisualizationHook
+from clusterplug.hooks.token_clustering import TokenClusteringHook
+from clusterplug.hooks.unreadable_videos import UnreadableVideosHook
 
-__all__ = ['ClusterScheduleHook', 'ClusterStatsHook', 'ClusterVisualizationHook', 'subclass_stats']
+__all__ = [
+    'ClusterScheduleHook', 'ClusterStatsHook', 'ClusterVisualizationHook', 'TokenClusteringHook',
+    'UnreadableVideosHook', 'subclass_stats',
+]  # fmt: skip

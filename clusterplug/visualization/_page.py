@@ -22,11 +22,16 @@ def write_page(path: str | os.PathLike, template: str, data: dict) -> None:
     page = Path(__file__).with_name(template).read_text(encoding='utf-8')
     head, _, rest = page.partition('{{title}}')
     middle, _, end = rest.partition('{{data}}')
-    # in a script element, only `</` could end what is a JSON string
-    script = json.dumps(data).replace('</', '<\\/')
+    # In a script element `</script` ends it and `<!--<script` hides its end, so no `<` of the data stands there.
+    # json.dumps escapes what is no ASCII, a name of a file that is no UTF-8 too.
+    script = json.dumps(data).replace('<', '\\u003c')
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, encoding='utf-8') as file:
-        file.writelines((head, html.escape(data['title']), middle, script, end))
+        file.writelines((head, html.escape(_printable(data['title'])), middle, script, end))
+
+
+def _printable(text: str) -> str:
+    return text.encode('utf-8', 'replace').decode('utf-8')
 
 
 def to_base64(array: np.ndarray) -> str:

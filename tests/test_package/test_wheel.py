@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -26,7 +28,7 @@ def source(tmp_path_factory):
     for name in ('clusterplug', 'configs', 'tools'):
         ignored = shutil.ignore_patterns('__pycache__', '.mim')
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml'):
+    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'NOTICE', 'model-index.yml'):
         shutil.copy(ROOT / name, folder / name)
     config = folder / 'configs' / PROBE
     config.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,43 @@ def test_the_metadata_asks_for_torch_and_numpy_alone(wheel):
     needs = [line.split(': ')[1] for line in lines if line.startswith('Requires-Dist')]
     assert sorted(need for need in needs if 'extra ==' not in need) == ['numpy>=1.24', 'torch>=2.1']
     extras = {line.split(': ')[1] for line in lines if line.startswith('Provides-Extra')}
-    assert extras == {'mmdet3d', 'vit', 'video', 'estimators', 'vis', 'test', 'docs', 'all'}
+    assert extras == {'mmdet3d', 'vit', 'video', 'estimators', 'vis', 'test', 'docs', 'hosts', 'all'}
+
+
+def test_licence_and_notice_are_in_the_wheel(wheel):
+    archive = zipfile.ZipFile(wheel)
+    names = archive.namelist()
+    metadata = archive.read(next(name for name in names if name.endswith('METADATA'))).decode()
+    assert 'License-Expression: Apache-2.0' in metadata
+    for name in ('LICENSE', 'NOTICE'):
+        (stored,) = (each for each in names if each.endswith(f'licenses/{name}'))
+        assert archive.read(stored) == (ROOT / name).read_bytes()
+
+
+def test_links_of_shipped_pages_resolve_in_the_source_distribution(tmp_path):
+    listed = subprocess.run(['git', 'ls-files', '-z'], capture_output=True, text=True, cwd=ROOT)
+    if listed.returncode:
+        pytest.skip('not a checkout: nothing tells which files belong to the project')
+    files = [name for name in listed.stdout.split('\0') if (ROOT / name).is_file()]
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    code = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    built = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    assert built.returncode == 0, built.stderr
+    (archive,) = (tmp_path / 'dist').glob('*.tar.gz')
+    with tarfile.open(archive) as content:
+        shipped = {name.partition('/')[2] for name in content.getnames()}
+    pages = [name for name in files if name.endswith('.md') and name in shipped]
+    assert len(pages) > 10
+    missing = []
+    for page in pages:
+        for link in re.findall(r'\]\(([^)#:\s]+)(?:#[^)]*)?\)', (ROOT / page).read_text()):
+            target = os.path.normpath(os.path.join(os.path.dirname(page), link))
+            if (ROOT / target).is_file() and target not in shipped:
+                missing.append((page, target))
+    assert missing == []
+    assert {'LICENSE', 'NOTICE', 'CHANGELOG.md', 'SECURITY.md'} <= shipped
 
 
 def test_a_second_build_forgets_what_was_removed(source, tmp_path):
@@ -111,8 +149,7 @@ def test_an_installed_package_is_the_one_that_is_imported(installed, tmp_path):
 
 
 LOAD = """
-from clusterplug.compat.config_scope import WORKAROUND
-WORKAROUND.apply()
+import clusterplug.registry
 from mmengine.config import Config
 from mmengine.hub import get_config
 cfg = get_config('clusterplug::{name}')

@@ -1,0 +1,5 @@
+"""The address that :mod:`clusterplug.core.files` had in 0.1; import from there."""
+
+from clusterplug.core.files import whole_file
+
+__all__ = ['whole_file']
