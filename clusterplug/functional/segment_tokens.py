@@ -115,7 +115,9 @@ def shift_channels(x: Tensor, share: float = 0.125) -> Tensor:
 
 
 def sparse_token_index(num_tokens: int, num_kept: int, batch: int, random: bool, device: torch.device) -> Tensor:
-    """Return (batch, K) one token of each of K equal chunks of N tokens: the middle, or one at random.
+    """Return (batch, K) one token of each of K equal spans of N tokens: the middle, or one at random.
+
+    The middle of span i is floor(tick / 2 + i * tick) with tick = N / K in floating point.
 
     Args:
         num_tokens: N.
@@ -127,17 +129,29 @@ def sparse_token_index(num_tokens: int, num_kept: int, batch: int, random: bool,
     Raises:
         ValueError: K is out of range.
 
+    Source:
+        Zhao et al., "CenterCLIP", SIGIR 2022: the middles are those of the authors' code.
+
+        **Differs from the authors' code** (mzhaoshuai/CenterCLIP) when ``random``: their spans are N // K tokens long
+        from the start, so that the last N mod K tokens are never drawn (108 of 588 for K = 160), and all videos of a
+        batch draw alike; here the spans cover all tokens and each row draws its own.
+
     Example:
         >>> sparse_token_index(12, 3, 1, False, torch.device('cpu')).tolist()
         [[2, 6, 10]]
+        >>> sparse_token_index(13, 12, 1, False, torch.device('cpu')).tolist()
+        [[0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]]
     """
     if not 1 <= num_kept <= num_tokens:
         raise ValueError(
             f'num_clusters must lie between 1 and the number of tokens, {num_tokens}, got {num_kept}; ask for fewer'
         )
-    edges = torch.arange(num_kept + 1, device=device) * num_tokens // num_kept
     if not random:
-        return ((edges[:-1] + edges[1:]) // 2).expand(batch, -1)
+        # Numbers of Python and not a kernel: a fused multiplication and addition may round to the token before.
+        tick = num_tokens / num_kept
+        index = [int(tick / 2 + tick * number) for number in range(num_kept)]
+        return torch.tensor(index, device=device).expand(batch, -1)
+    edges = torch.arange(num_kept + 1, device=device) * num_tokens // num_kept
     lengths = edges[1:] - edges[:-1]
     drawn = (torch.rand(batch, num_kept, device=device) * lengths).long()
     return edges[:-1] + torch.minimum(drawn, lengths - 1)

@@ -50,7 +50,7 @@ class SegmentTokenClustering(nn.Module):
     tokens) of a segment's frames are averaged. Gradients reach the kept tokens and all tokens in front.
 
     Methods: ``'kmedoids'`` and ``'spectral'`` cluster; the others are what the paper compares with: ``'sparse'``
-    keeps one token of each of K equal chunks (at random while training, the middle one otherwise), ``'pooling'``
+    keeps one token of each of K equal spans (at random while training, the middle one otherwise), ``'pooling'``
     averages the frames of a segment place by place, ``'token_shift'`` and ``'temporal_shift'`` reduce nothing and
     exchange a quarter of the channels of the tokens in front, or of the patch tokens, with the neighbouring frames.
 
@@ -205,13 +205,17 @@ class SegmentTokenClustering(nn.Module):
     def _sparse(self, valid: Tensor | None, rows: int, length: int, number: int, device: torch.device) -> Tensor:
         if valid is None:
             return sparse_token_index(length * number, self.num_clusters, rows, self.training, device)
-        # Chunks of the valid tokens alone: valid frames first, in their order, then a cut at their number.
+        # As sparse_token_index, over the valid tokens alone: valid frames first, in their order.
         order = (~valid.flatten(0, 1)).to(torch.uint8).argsort(dim=-1, stable=True)
         count = valid.flatten(0, 1).sum(-1, keepdim=True) * number
-        edges = torch.arange(self.num_clusters + 1, device=device) * count // self.num_clusters
-        first, lengths = edges[:, :-1], edges.diff(dim=-1)
-        drawn = (torch.rand(first.shape, device=device) * lengths).long() if self.training else lengths // 2
-        index = first + torch.minimum(drawn, (lengths - 1).clamp_min(0))
+        if self.training:
+            edges = torch.arange(self.num_clusters + 1, device=device) * count // self.num_clusters
+            first, lengths = edges[:, :-1], edges.diff(dim=-1)
+            drawn = (torch.rand(first.shape, device=device) * lengths).long()
+            index = first + torch.minimum(drawn, (lengths - 1).clamp_min(0))
+        else:
+            tick = count.double() / self.num_clusters
+            index = (tick / 2 + tick * torch.arange(self.num_clusters, device=device)).long()
         return order.gather(-1, index // number) * number + index % number
 
     def _first_places(self, tokens: Tensor) -> Tensor:

@@ -46,9 +46,9 @@ class TestAnnotations:
         (tmp_path / 'train.csv').write_text('video_id\nvideo2\nvideo0\n')
         found = read_msrvtt(tmp_path / 'MSRVTT_data.json', tmp_path / 'train.csv')
         assert found == {'video2': ['caption 4', 'caption 5'], 'video0': ['caption 0', 'caption 1']}
-        test = 'key,vid_key,video_id,sentence\nret0,msr9770,video9770,"a person, connecting something"\n'
+        test = 'key,vid_key,video_id,sentence\nret0,msr3,video3,"a gray cat, asleep on a fence"\n'
         (tmp_path / 'test.csv').write_text(test)
-        assert read_msrvtt(tmp_path / 'test.csv') == {'video9770': ['a person, connecting something']}
+        assert read_msrvtt(tmp_path / 'test.csv') == {'video3': ['a gray cat, asleep on a fence']}
         (tmp_path / 'train.csv').write_text('video_id\nvideo2\nvideo7\n')
         with pytest.raises(ValueError, match='1 videos without captions, such as video7'):
             read_msrvtt(tmp_path / 'MSRVTT_data.json', tmp_path / 'train.csv')
@@ -72,10 +72,12 @@ class TestAnnotations:
             read_msvd(tmp_path / 'evil.pkl')
 
     def test_lsmdc(self, tmp_path):
-        line = '1001_Flight_00.00.05.425-00.00.07.000\t00:05\t00:07\t00:05\t00:07\tSOMEONE looks up.\n'
-        broken = line.replace('1001_Flight_00.00.05.425-00.00.07.000', '1012_Unbreakable_00.05.16.065-00.05.21.941')
+        line = '9001_Some_Film_00.00.05.425-00.00.07.000\t00:05\t00:07\t00:05\t00:07\tSOMEONE folds a paper boat.\n'
+        broken = line.replace('9001_Some_Film_00.00.05.425-00.00.07.000', '1012_Unbreakable_00.05.16.065-00.05.21.941')
         (tmp_path / 'train.csv').write_text(line + broken)
-        assert read_lsmdc(tmp_path / 'train.csv') == {'1001_Flight_00.00.05.425-00.00.07.000': ['SOMEONE looks up.']}
+        assert read_lsmdc(tmp_path / 'train.csv') == {
+            '9001_Some_Film_00.00.05.425-00.00.07.000': ['SOMEONE folds a paper boat.']
+        }
         (tmp_path / 'train.csv').write_text(line + 'a\tb\n')
         with pytest.raises(ValueError, match='line 2 must have 6 fields'):
             read_lsmdc(tmp_path / 'train.csv')
@@ -125,7 +127,8 @@ class TestAnnotations:
             pytest.skip('needs CLUSTERPLUG_DATA')
         found = read_msrvtt(Path(os.environ['CLUSTERPLUG_DATA'], 'video', 'MSRVTT_JSFUSION_test.csv'))
         assert len(found) == 1000
-        assert found['video9770'] == ['a person is connecting something to system']
+        assert all(len(texts) == 1 and len(texts[0].split()) > 1 for texts in found.values())
+        assert 'video9770' in found
 
 
 class TestTokenizers:

@@ -231,6 +231,17 @@ def test_sparse_sampling_draws_one_of_each_chunk():
     assert sparse_token_index(10, 4, 1, False, drawn.device).tolist() == [[1, 3, 6, 8]]
 
 
+@pytest.mark.parametrize('kept', [7, 9, 13])
+def test_sparse_sampling_of_masked_frames_is_that_of_the_frames_alone(kept):
+    tokens = video(2, 6)
+    mask = torch.tensor([True, False, True, True, False, True])
+    layer = SegmentTokenClustering(1, kept, method='sparse').eval()
+    alone = layer.select(tokens[:, mask]).places
+    frames = mask.nonzero().flatten()
+    expected = frames[alone // 9] * 9 + alone % 9
+    assert torch.equal(layer.select(tokens, mask.expand(2, -1)).places, expected)
+
+
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_clusters_in_fp32(dtype):
     tokens = video(dtype=dtype)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / 'clusterplug'
 
 MM = {'mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'mmseg'}
 HOSTS = {*MM, 'spconv'}
-VIDEO = {'PIL', 'av', 'decord', 'lmdb', 'open_clip', 'torchcodec', 'transformers'}
+VIDEO = {'PIL', 'av', 'decord', 'lmdb', 'open_clip', 'pyarrow', 'torchcodec', 'transformers'}
 EVERYTHING = None
 
 

@@ -57,12 +57,7 @@ class VideoTextDataset(BaseDataset):
 
     def read(self) -> annotations.Captions:
         """Captions of each video of the split."""
-        captions = annotations.read_pairs(self.ann_file)
-        return (
-            captions
-            if self.split_file is None
-            else annotations._chosen(captions, annotations.read_ids(self.split_file), self.split_file)
-        )
+        return annotations.chosen(annotations.read_pairs(self.ann_file), self.split_file)
 
     def load_data_list(self) -> list[dict]:
         """Samples of the split, without the videos that are not there."""
@@ -153,7 +148,7 @@ class LSMDCDataset(VideoTextDataset):
 
     def read(self) -> annotations.Captions:
         """Captions of each clip of the split."""
-        return annotations.read_lsmdc(self.ann_file)
+        return annotations.read_lsmdc(self.ann_file, self.split_file)
 
 
 @DATASETS.register_module()

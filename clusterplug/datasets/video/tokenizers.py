@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from clusterplug.core.files import whole_file
+from clusterplug.datasets.video.tables import read_text
 
 
 class CLIPTokenizer:
@@ -19,6 +20,7 @@ class CLIPTokenizer:
     Raises:
         FileNotFoundError: The tokenizer is not on this machine.
         ModuleNotFoundError: Neither is installed.
+        ValueError: The tokenizer has no start or no end token.
 
     Example:
         >>> CLIPTokenizer().encode('a dog', 8)
@@ -49,6 +51,8 @@ class CLIPTokenizer:
             ) from error
         self._encode = lambda text: tokenizer(text.lower(), add_special_tokens=False)['input_ids']
         self.start, self.end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        if self.start is None or self.end is None:
+            raise ValueError(f'tokenizer {pretrained!r} must have a start and an end token, as that of CLIP has')
 
     def encode(self, text: str, max_words: int) -> list[int]:
         """Ids of a caption: start, at most ``max_words - 2`` tokens, end, zeros up to ``max_words``.
@@ -61,6 +65,10 @@ class CLIPTokenizer:
         ids = [self.start, *self._encode(text)[: max_words - 2], self.end]
         return ids + [0] * (max_words - len(ids))
 
+    def unknown_words(self, text: str) -> list[str]:
+        """Words that the vocabulary lacks: none, since pairs of bytes spell every word."""
+        return []
+
 
 class WordTokenizer:
     """A vocabulary of whole words, for small models that are trained from nothing.
@@ -68,10 +76,12 @@ class WordTokenizer:
     Id 0 fills up, 1 is a word outside the vocabulary, 2 the start, the highest id the end.
 
     Args:
-        vocabulary (str | Iterable[str]): Words, or a text file with one in each line.
+        vocabulary (str | Iterable[str]): Words, or a text file with one in each line, as :func:`words_of` returns
+            them.
 
     Raises:
-        ValueError: No word, or one twice.
+        FileNotFoundError: There is no such file.
+        ValueError: No word, one twice, or one that no text can hold (capitals, punctuation).
 
     Example:
         >>> tokenizer = WordTokenizer(['circle', 'red'])
@@ -81,10 +91,18 @@ class WordTokenizer:
 
     def __init__(self, vocabulary: str | os.PathLike | Iterable[str]):
         if isinstance(vocabulary, str | os.PathLike):
-            vocabulary = Path(vocabulary).read_text().split()
+            if not Path(vocabulary).is_file():
+                raise FileNotFoundError(
+                    f'no vocabulary {vocabulary}; write one from the captions of the training set with '
+                    f'clusterplug.datasets.video.write_vocabulary'
+                )
+            vocabulary = read_text(vocabulary).split()
         words = list(vocabulary)
         if not words or len(set(words)) < len(words):
             raise ValueError(f'vocabulary must hold different words, at least one, got {len(words)}')
+        odd = [word for word in words if words_of(word) != [word]]
+        if odd:
+            raise ValueError(f'vocabulary must hold words without capitals and punctuation, got {", ".join(odd[:5])}')
         self._ids = {word: index for index, word in enumerate(words, 3)}
 
     def __len__(self) -> int:
@@ -96,6 +114,10 @@ class WordTokenizer:
             raise ValueError(f'max_words must be at least 3, got {max_words}')
         ids = [2, *(self._ids.get(word, 1) for word in words_of(text)[: max_words - 2]), len(self) - 1]
         return ids + [0] * (max_words - len(ids))
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of a text that the vocabulary lacks; they all have id 1."""
+        return [word for word in words_of(text) if word not in self._ids]
 
 
 def words_of(text: str) -> list[str]:
@@ -109,8 +131,14 @@ def words_of(text: str) -> list[str]:
 
 
 def write_vocabulary(path: str | os.PathLike, captions: Iterable[str]) -> int:
-    """Write the words of captions, sorted, one in each line; return their number."""
+    """Write the words of captions, sorted, one in each line; return their number.
+
+    Raises:
+        ValueError: The captions hold no word.
+    """
     words = sorted({word for caption in captions for word in words_of(caption)})
-    with whole_file(path) as file:
+    if not words:
+        raise ValueError('captions must hold at least one word, got none')
+    with whole_file(path, encoding='utf-8') as file:
         file.write('\n'.join(words) + '\n')
     return len(words)
