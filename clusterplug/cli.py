@@ -66,6 +66,10 @@ def run_test(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--score-thr', type=float, default=0.1, help='score above which boxes are drawn')
     parser.add_argument('--task', choices=TASKS, default='lidar_seg', help='what is drawn, by default lidar_seg')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds for which a window is shown')
+    parser.add_argument(
+        '--submission', metavar='OUT',
+        help="also write SemanticKITTI's server files, OUT/sequences/NN/predictions/*.label; OUT.zip: zipped as well",
+    )  # fmt: skip
     parser.add_argument('--tta', action='store_true', help='average over the augmentations of tta_pipeline')
     args = _parse(parser, arguments)
     config = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, args.ceph)
@@ -74,6 +78,8 @@ def run_test(arguments: Sequence[str] | None = None) -> int:
         _use_pictures(config, args)
     if args.tta:
         _use_tta(config)
+    if args.submission:
+        _use_submission(config, args.submission)
     try:
         build_runner(config).test()
     except KeyboardInterrupt:
@@ -217,6 +223,12 @@ def _use_tta(config) -> None:
 
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
     config.model = ConfigDict(**config.tta_model, module=config.model)
+
+
+def _use_submission(config, out: str) -> None:
+    evaluators = config.get('test_evaluator') or []
+    evaluators = list(evaluators) if isinstance(evaluators, list | tuple) else [evaluators]
+    config.test_evaluator = [*evaluators, dict(type='clusterplug.SemanticKittiSubmission', out=out)]
 
 
 def build_runner(config):

@@ -17,6 +17,7 @@ _NAMES = (
     'config_text',
     'ddp_cpu',
     'dynamic_scatter',
+    'empty_scans',
     'furthest_points',
     'gather_points',
     'gloo_without_cuda',
@@ -41,6 +42,8 @@ _NAMES = (
     'three_nn',
     'torch_load',
     'truncated_files',
+    'unknown_labels',
+    'unlabelled_scans',
 )
 
 __all__ = ['apply_all', 'remove_all', 'workarounds']

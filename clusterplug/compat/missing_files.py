@@ -15,8 +15,10 @@ def patch(module):
         try:
             return host_prepare(self, idx)
         except FileNotFoundError as error:
+            if error.filename is None:  # said in full already, by this package
+                raise
             raise FileNotFoundError(
-                f'{error.filename or error} does not exist, but scan {idx} of the info file {self.ann_file} needs it; '
+                f'{error.filename} does not exist, but scan {idx} of the info file {self.ann_file} needs it; '
                 f'correct data_root={self.data_root!r}, or {_ADVICE}'
             ) from error
 
@@ -24,6 +26,8 @@ def patch(module):
         try:
             return host_load(self)
         except FileNotFoundError as error:
+            if error.filename is None:
+                raise
             raise FileNotFoundError(
                 f'the info file {self.ann_file} does not exist (ann_file below data_root={self.data_root!r}); {_ADVICE}'
             ) from error

@@ -17,7 +17,8 @@ class AddPreviousScans(BaseTransform):
 
     Belongs behind ``LoadPointsFromFile`` and ``LoadAnnotations3D`` and before ``PointSegClassMapping``. Earlier scans
     are ``<number - 1>.bin`` and so on beside the current file, as many as exist. The last column of the points becomes
-    their age in seconds, 0 for the current scan, whose points stay the first ones.
+    their age in seconds, 0 for the current scan, whose points stay the first ones. Points of earlier scans with NaN or
+    inf are left out.
 
     Args:
         num_scans: scans in all, the current one included.
@@ -73,12 +74,14 @@ class AddPreviousScans(BaseTransform):
             path = current.with_name(f'{number - age:06d}.bin')
             if number < age or not path.is_file():
                 continue
-            scan = self._read(path, points.tensor.shape[1])
+            scan, finite = self._read(path, points.tensor.shape[1])
             motion = np.linalg.inv(to_sequence[number]) @ to_sequence[number - age]
             scan[:, :3] = scan[:, :3] @ motion[:3, :3].T + motion[:3, 3]
             parts.append(_with_age(torch.from_numpy(scan).to(points.tensor.dtype), age * self.scan_period))
             if labels is not None:
-                labels.append(self._labels(Path(results['pts_semantic_mask_path']), path, len(scan), labels[0].dtype))
+                raw = self._labels(results, path, len(finite), labels[0].dtype)
+                labels.append(raw[finite])
+        results['current_points'] = len(points)
         columns = points.tensor.shape[1] + 1
         names = {**(points.attribute_dims or {}), 'age': columns - 1}
         results['points'] = type(points)(torch.cat(parts), points_dim=columns, attribute_dims=names)
@@ -88,17 +91,26 @@ class AddPreviousScans(BaseTransform):
                 results['eval_ann_info']['pts_semantic_mask'] = results['pts_semantic_mask']
         return results
 
-    def _read(self, path: Path, columns: int) -> np.ndarray:
+    def _read(self, path: Path, columns: int) -> tuple[np.ndarray, np.ndarray]:
+        """Finite points (M, columns) of a file of N, and which of the N they are."""
         size = path.stat().st_size
         if size % (4 * self.load_dim):
             raise ValueError(f'{path} has {size} bytes, which is not a multiple of {4 * self.load_dim}; fetch it again')
-        return np.fromfile(path, '<f4').reshape(-1, self.load_dim)[:, :columns].astype(np.float64)
+        scan = np.fromfile(path, '<f4').reshape(-1, self.load_dim)[:, :columns].astype(np.float64)
+        finite = np.isfinite(scan).all(1)
+        return scan[finite], finite
 
-    def _labels(self, current: Path, path: Path, count: int, dtype) -> np.ndarray:
+    def _labels(self, results: dict, path: Path, count: int, dtype) -> np.ndarray:
         """Raw classes (count,) of an earlier scan."""
         if not self.label_previous:
+            table, rule = results.get('seg_label_mapping'), results.get('unknown_labels')
+            if table is not None and rule is not None and int(table[0]) != rule['ignore']:
+                raise ValueError(
+                    f'label_previous=False gives earlier points the raw label 0, which labels_map makes class '
+                    f'{int(table[0])}; map 0 to ignore_index ({rule["ignore"]}), or set label_previous=True'
+                )
             return np.zeros(count, dtype)
-        file = current.with_name(f'{path.stem}.label')
+        file = Path(results['pts_semantic_mask_path']).with_name(f'{path.stem}.label')
         if not file.is_file():
             raise FileNotFoundError(f'{file} is missing, the labels of {path}; or set label_previous=False')
         if file.stat().st_size != 4 * count:

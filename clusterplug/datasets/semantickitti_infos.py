@@ -5,13 +5,22 @@ folder is read: ``sequences/<sequence>/velodyne/<scan>.bin`` and ``sequences/<se
 """
 
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
-from clusterplug.core.files import whole_file
+import numpy as np
+
+from clusterplug.core.files import write_bytes
+from clusterplug.core.outputs import refuse_source_targets
 
 BYTES_PER_POINT = 16  # x, y, z in metres and remission, float32 each
 BYTES_PER_LABEL = 4  # uint32: class in the lower, instance in the upper 16 bits
+FARTHEST = 200  # metres; no automotive laser sees as far
+# of SemanticKITTI, those that the configs map to a class or to "ignored"
+RAW_LABELS = (
+    0, 1, 10, 11, 13, 15, 16, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 52, 60, 70, 71, 72, 80, 81, 99, 252, 253, 254,
+    255, 256, 257, 258, 259,
+)  # fmt: skip
 
 
 def find_scans(data_root: str | Path, selection: Sequence[str] = ()) -> list[str]:
@@ -54,7 +63,7 @@ def find_scans(data_root: str | Path, selection: Sequence[str] = ()) -> list[str
             span = f'{names[0]} to {names[-1]}' if names else 'no scan'
             raise FileNotFoundError(f'no scan matches {wanted!r} in {root / sequence}; it holds {span}')
         scans += [f'{sequence}/{name}' for name in found]
-    return scans
+    return list(dict.fromkeys(scans))
 
 
 def check_scan(data_root: str | Path, scan: str, with_labels: bool = True) -> list[str]:
@@ -72,9 +81,14 @@ def check_scan(data_root: str | Path, scan: str, with_labels: bool = True) -> li
         >>> check_scan('/no/such/folder', '08/000010', with_labels=False)
         ['/no/such/folder/sequences/08/velodyne/000010.bin is missing']
     """
-    points, labels = _files(Path(data_root), scan)
+    return _inspect(Path(data_root), scan, with_labels)[0]
+
+
+def _inspect(root: Path, scan: str, with_labels: bool) -> tuple[list[str], list[str]]:
+    """Faults of a scan, and what is only worth a word."""
+    points, labels = _files(root, scan)
     if not points.is_file():
-        return [f'{points} is missing']
+        return [f'{points} is missing'], []
     size, faults = points.stat().st_size, []
     if size == 0 or size % BYTES_PER_POINT:
         faults.append(
@@ -89,26 +103,86 @@ def check_scan(data_root: str | Path, scan: str, with_labels: bool = True) -> li
             f'{labels} has {found} bytes ({found / BYTES_PER_LABEL:g} labels), but {points} has {wanted // 4} points, '
             f'which need {wanted} bytes; fetch both again'
         )
-    return faults
+    return (faults, []) if faults else _inspect_points(points)
 
 
-def write_infos(path: str | Path, data_root: str | Path, scans: Iterable[str], with_labels: bool = True) -> int:
+def _inspect_points(path: Path) -> tuple[list[str], list[str]]:
+    """Faults of the numbers in a point file of whole points, and what is only worth a word, each a sentence."""
+    xyz = np.fromfile(path, '<f4').reshape(-1, BYTES_PER_POINT // 4)
+    finite = np.isfinite(xyz).all(1)
+    count, bad = len(xyz), int((~finite).sum())
+    if count - bad < 2:
+        what = f'{count} points, {bad} of them with NaN or inf' if bad else f'{count} point{"s" * (count != 1)}'
+        return [f'{path} has {what}; a scan needs at least 2 good ones'], []
+    near = float(np.abs(xyz[finite, :2]).max(1).min())
+    if near > FARTHEST:
+        return [
+            f'{path} has no point within {FARTHEST} m of the sensor, the nearest is {near:.0f} m away; coordinates '
+            'must be metres from the sensor'
+        ], []
+    return [], [f'{path}: {bad} of {count} points have NaN or inf; they are left out when it is loaded'] if bad else []
+
+
+def count_labels(path: str | Path) -> dict[int, int]:
+    """Number of points of each raw label (the lower 16 bits) in a label file.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), '000000.label')
+        >>> np.array([10, 10 | 3 << 16, 40], '<u4').tofile(path)
+        >>> count_labels(path)
+        {10: 2, 40: 1}
+    """
+    counts = np.bincount(np.fromfile(path, '<u4') & 0xFFFF)
+    return {int(label): int(counts[label]) for label in counts.nonzero()[0]}
+
+
+def write_infos(
+    path: str | Path,
+    data_root: str | Path,
+    scans: Iterable[str],
+    with_labels: bool = True,
+    raw_labels: Collection[int] = RAW_LABELS,
+    say: Callable[[str], None] = lambda text: None,
+) -> int:
     """Check ``scans`` and write mmdet3d's info file for them; ``path`` appears complete or not at all.
 
     Args:
         path (str | Path): The info file, usually ``<data_root>/semantickitti_infos_train.pkl``.
-        data_root (str | Path): Folder that holds ``sequences``; the same as ``data_root`` in the config.
+        data_root (str | Path): Folder that holds ``sequences``; the same as ``data_root`` in the config. Only read,
+            but for the info file.
         scans (Iterable[str]): Names as ``find_scans`` gives them.
         with_labels (bool): Whether the scans have labels; a test set may have none.
+        raw_labels (Collection[int]): What a label may be: the keys of ``labels_map`` in the config. By default those
+            of SemanticKITTI.
+        say (Callable): Called with a sentence on each file that is worth a word but no fault: points with NaN or inf,
+            a label file without a labelled point.
 
     Returns:
         int: Number of scans written.
 
     Raises:
-        ValueError: When a file is missing or truncated: all of them, with byte counts. Nothing is written.
+        ValueError: When a file is missing or truncated, or a label is not among ``raw_labels``: all of them, with
+            counts. Nothing is written. ``path`` lies among the scans.
     """
-    scans, root = list(scans), Path(data_root)
-    faults = [fault for scan in scans for fault in check_scan(root, scan, with_labels)]
+    scans, root, path = list(scans), Path(data_root), Path(path)
+    refuse_sources(path, root)
+    faults, unknown = [], {}
+    for scan in scans:
+        found, notes = _inspect(root, scan, with_labels)
+        faults += found
+        for note in notes:
+            say(note)
+        if found:
+            continue
+        labels = _files(root, scan)[1]
+        counts = count_labels(labels) if with_labels else {}
+        if with_labels and not counts.keys() - {0, 1}:
+            say(f'{labels}: no point has a label (all are 0 or 1)')
+        for label in counts.keys() - set(raw_labels):
+            before = unknown.get(label, (0, labels))
+            unknown[label] = before[0] + counts[label], before[1]
+    faults += _unknown_labels(unknown)
     if not scans or faults:
         listed = faults[:20] + [f'... and {len(faults) - 20} more'] * (len(faults) > 20)
         raise ValueError('\n  '.join([f'{path} was not written: {len(faults)} faults in {len(scans)} scans', *listed]))
@@ -119,12 +193,33 @@ def write_infos(path: str | Path, data_root: str | Path, scans: Iterable[str], w
         if with_labels:
             entry['pts_semantic_mask_path'] = labels.as_posix()
         entries.append(entry)
-    content = dict(metainfo=dict(DATASET='SemanticKITTI'), data_list=entries)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path, 'wb') as file:
-        pickle.dump(content, file)
+    write_bytes(path, pickle.dumps(dict(metainfo=dict(DATASET='SemanticKITTI'), data_list=entries)))
     return len(entries)
+
+
+def _unknown_labels(unknown: dict[int, tuple[int, Path]]) -> list[str]:
+    if not unknown:
+        return []
+    listed = ', '.join(f'{label} ({unknown[label][0]:,} points)' for label in sorted(unknown)[:12])
+    more = f', and {len(unknown) - 12} more' if len(unknown) > 12 else ''
+    mapped = max(set(unknown) - {255}, default=0) <= 25
+    hint = (
+        'they look already mapped to classes (0 .. 19): fetch the raw labels (10 is a car, 40 a road), or, for '
+        'labels_map of your own config, name its keys with --labels 0-19'
+        if mapped
+        else 'name the keys of labels_map of your own config with --labels, or fetch the files again'
+    )
+    first = min((str(path) for _, path in unknown.values()))
+    return [f'raw labels that labels_map does not name: {listed}{more}; first in {first}; {hint}']
+
+
+def refuse_sources(path: Path, root: Path) -> None:
+    """Refuse an info file that is, through links, one of the files that are read."""
+    sources = [root / 'sequences', *(folder for folder in root.glob('sequences/*'))]
+    sources += [part for folder in sources[1:] for part in (folder / 'velodyne', folder / 'labels')]
+    if path.is_symlink() and path.parent.resolve() != root.resolve():
+        sources.append(root)  # a link into the data set: it would be written through
+    refuse_source_targets(sources, [path])
 
 
 def _files(root: Path, scan: str) -> tuple[Path, Path]:

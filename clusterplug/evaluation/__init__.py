@@ -4,8 +4,9 @@ from clusterplug.evaluation.kmeans_within_classes import kmeans_within_classes
 from clusterplug.evaluation.retrieval import RetrievalMetric
 from clusterplug.evaluation.retrieval_ranks import rank_summary, ranks_of_targets, retrieval_ranks
 from clusterplug.evaluation.subclass_agreement import SubclassAgreement, subclass_agreement
+from clusterplug.evaluation.submission import SemanticKittiSubmission
 
 __all__ = [
-    'RetrievalMetric', 'SubclassAgreement', 'kmeans_within_classes', 'rank_summary', 'ranks_of_targets',
-    'retrieval_ranks', 'subclass_agreement',
+    'RetrievalMetric', 'SemanticKittiSubmission', 'SubclassAgreement', 'kmeans_within_classes', 'rank_summary',
+    'ranks_of_targets', 'retrieval_ranks', 'subclass_agreement',
 ]  # fmt: skip

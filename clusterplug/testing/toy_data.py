@@ -13,6 +13,7 @@ CAR, ROAD, SIDEWALK, BUILDING, VEGETATION, POLE = 10, 40, 48, 50, 70, 80
 def write_tiny_semantickitti(root: str | Path, num_scans: int = 4, num_points: int = 3000, seed: int = 0) -> Path:
     """Write ``num_scans`` scans for training (sequence 00) and two for validation (sequence 08), with info files.
 
+    With ``calib.txt`` and ``poses.txt`` (a laser that stands still), so that configs of several scans run as well.
     Every scan shows a road between sidewalks, walls, hedges, poles, and cars whose instance id is in the upper 16
     bits; 2 % of the points are unlabelled.
 
@@ -40,6 +41,9 @@ def write_tiny_semantickitti(root: str | Path, num_scans: int = 4, num_points: i
             points, labels = _street(np.random.default_rng([seed, int(sequence), scan]), num_points)
             points.astype('<f4').tofile(folder / 'velodyne' / f'{scan:06d}.bin')
             labels.astype('<u4').tofile(folder / 'labels' / f'{scan:06d}.label')
+        still = ' '.join(['1 0 0 0', '0 1 0 0', '0 0 1 0'])
+        (folder / 'calib.txt').write_text(''.join(f'{name}: {still}\n' for name in ('P0', 'P1', 'P2', 'P3', 'Tr')))
+        (folder / 'poses.txt').write_text(f'{still}\n' * len(list((folder / 'velodyne').glob('*.bin'))))
         names = [name for name in find_scans(root, [sequence]) if int(name[-6:]) < count]
         write_infos(root / f'semantickitti_infos_{split}.pkl', root, names)
     return root

@@ -154,15 +154,15 @@ def build(split, data_root, poses=None):
 
 def test_the_config_gives_25_classes(sequence):
     root = sequence.parents[1]
-    write_infos(root / 'semantickitti_infos_train.pkl', root, ['00/000002', '00/000003'])
+    write_infos(root / 'semantickitti_infos_train.pkl', root, ['00/000002', '00/000003'], raw_labels=range(300))
     train, test = build('train', root), build('val', root)
     assert len(train.metainfo['classes']) == 25 == len(train.metainfo['palette'])
     assert train.metainfo['classes'][19] == 'moving-car'
     sample, held_out = train[1], test[1]
     assert sample['inputs']['points'].shape == (150, 5)
     labels = sample['data_samples'].gt_pts_seg.pts_semantic_mask
-    # 40 (road) is 8; 41 to 43 are no classes of SemanticKITTI; the first five of each scan are moving cars
-    assert [int((labels == 19).sum()), int((labels == 8).sum())] == [15, 0]
+    # 40 (road) is 8; 41 to 43 are no classes of SemanticKITTI and ignored; the first five of each are moving cars
+    assert [int((labels == 19).sum()), int((labels == 8).sum()), int((labels == 25).sum())] == [15, 0, 135]
     assert held_out['data_samples'].eval_ann_info['pts_semantic_mask'][:5].tolist() == [19] * 5
     assert (held_out['data_samples'].eval_ann_info['pts_semantic_mask'][50:] == 25).all()
     assert type(TRANSFORMS.build(dict(type='clusterplug.AddPreviousScans'))) is AddPreviousScans

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clusterplug.datasets.semantickitti_infos import check_scan, find_scans, write_infos
@@ -102,3 +103,93 @@ def test_the_tool_reports_faults_and_fails(data_root):
     assert done.returncode == 1
     assert '000001.label has 0 bytes' in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+def test_labels_that_no_map_names_are_counted_and_refused(data_root):
+    labels = data_root / 'sequences/00/labels'
+    raw = np.fromfile(labels / '000001.label', '<u4')
+    raw[:3], raw[3] = 7 | 5 << 16, 300
+    raw.tofile(labels / '000001.label')
+    before = (data_root / 'semantickitti_infos_train.pkl').read_bytes()
+    done = run(data_root, '--train', '00', '--val', '08')
+    assert done.returncode == 1
+    assert '7 (3 points), 300 (1 points); first in' in done.stderr
+    assert '000001.label; name the keys' in done.stderr
+    assert (data_root / 'semantickitti_infos_train.pkl').read_bytes() == before
+    done = run(data_root, '--train', '00', '--val', '08', '--labels', '0-99', '300')
+    assert done.returncode == 0, done.stderr
+    for file in labels.glob('*.label'):
+        (np.fromfile(file, '<u4') % 20).tofile(file)
+    with pytest.raises(ValueError, match=r'look already mapped to classes \(0 \.\. 19\).*--labels 0-19'):
+        write_infos(data_root / 'x.pkl', data_root, ['00/000000'])
+    assert run(data_root, '--train', '00', '--labels', 'all').returncode == 1
+
+
+def test_points_that_are_no_numbers_are_reported_by_file(data_root):
+    file = data_root / 'sequences/00/velodyne/000001.bin'
+    points = np.fromfile(file, '<f4').reshape(-1, 4)
+    points[4, 3], points[9, 0] = np.nan, -np.inf
+    points.tofile(file)
+    said = []
+    assert write_infos(data_root / 'x.pkl', data_root, ['00/000000', '00/000001'], say=said.append) == 2
+    assert said == [f'{file}: 2 of 100 points have NaN or inf; they are left out when it is loaded']
+    np.zeros(100, '<u4').tofile(data_root / 'sequences/00/labels/000000.label')
+    write_infos(data_root / 'x.pkl', data_root, ['00/000000'], say=said.append)
+    assert 'no point has a label' in said[1]
+
+
+@pytest.mark.parametrize(
+    ('points', 'words'),
+    [
+        (np.zeros((1, 4)), r'000001\.bin has 1 point; a scan needs at least 2'),
+        (np.full((100, 4), np.nan), r'has 100 points, 100 of them with NaN or inf'),
+        (np.full((100, 4), 5e6), r'no point within 200 m of the sensor, the nearest is 5000000 m away'),
+    ],
+)
+def test_scans_without_points_to_use_are_named(data_root, points, words):
+    points.astype('<f4').tofile(data_root / 'sequences/00/velodyne/000001.bin')
+    with pytest.raises(ValueError, match=words):
+        write_infos(data_root / 'x.pkl', data_root, ['00/000001'], with_labels=False)
+    assert not (data_root / 'x.pkl').exists()
+
+
+def test_a_missing_split_is_said(data_root, tmp_path):
+    done = run(data_root, '--train', '00', '--out', tmp_path / 'a')
+    assert done.returncode == 0
+    assert 'no validation split was written (--val)' in done.stderr
+    done = run(data_root, '--train', '00', '--val', '00/000000', '--out', tmp_path / 'b')
+    assert '1 scans are for training and for validation' in done.stderr
+    assert 'no validation split' not in done.stderr
+    for name in ('00', '08'):
+        (data_root / 'sequences' / name).rename(data_root / f'sequences/5{name}')
+    done = run(data_root)
+    assert done.returncode == 1
+    assert 'no sequence of the official split, only 500, 508' in done.stderr
+
+
+def test_nothing_that_is_read_is_written(data_root, tmp_path):
+    scan = data_root / 'sequences/00/velodyne/000000.bin'
+    before = scan.read_bytes()
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'semantickitti_infos_train.pkl').symlink_to(scan)
+    done = run(data_root, '--train', '00', '--out', out)
+    assert done.returncode == 1
+    assert 'is only read; nothing was written' in done.stderr
+    (out / 'semantickitti_infos_train.pkl').unlink()
+    (out / 'semantickitti_infos_train.pkl').symlink_to(data_root / 'semantickitti_infos_train.pkl')
+    mine = (data_root / 'semantickitti_infos_train.pkl').read_bytes()
+    assert run(data_root, '--train', '00/000000', '--out', out).returncode == 1
+    assert run(data_root, '--train', '00', '--out', data_root / 'sequences/00/velodyne').returncode == 1
+    assert not list(data_root.rglob('sequences/**/.*'))
+    assert scan.read_bytes() == before
+    assert (data_root / 'semantickitti_infos_train.pkl').read_bytes() == mine
+
+
+def test_an_output_that_is_a_file_is_one_line(data_root, tmp_path):
+    (tmp_path / 'file').write_text('')
+    for out in (tmp_path / 'file', tmp_path / 'file/below'):
+        done = run(data_root, '--train', '00', '--val', '08', '--out', out)
+        assert done.returncode == 1
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert str(tmp_path / 'file') in done.stderr
