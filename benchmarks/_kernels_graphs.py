@@ -28,22 +28,23 @@ def compare_spectral(cluster, batch, num_points, num_dims, num_clusters, repeats
 
     runs = {
         'clusterplug': lambda: spectral_clustering(x, num_clusters, sigma='local').labels,
-        'scikit-learn loop': loop,
+        'scikit-learn loop, default (k-means from 10 starts)': loop,
+        'scikit-learn loop, 1 start': lambda: loop(n_init=1),
         'scikit-learn loop, cluster_qr': lambda: loop(assign_labels='cluster_qr'),
     }
     rand = {name: sum(adjusted_rand_index(truth, each) for each in run()) / batch for name, run in runs.items()}
     remarks = {name: f'Rand index {value:.3f}, ours {rand["clusterplug"]:.3f}' for name, value in rand.items()}
     kernel = f'spectral_clustering B {batch}, N {num_points}, D {num_dims}, K {num_clusters}'
-    return rows(kernel, interleaved(runs, repeats), 'clusterplug', {'scikit-learn loop': wish}, remarks)
+    return rows(kernel, interleaved(runs, repeats), 'clusterplug', dict.fromkeys(list(runs)[1:], wish), remarks)
 
 
-def compare_linkage(hierarchy, batch, num_points, repeats):
+def compare_linkage(hierarchy, batch, num_points, method, repeats):
     x = torch.randn(batch, num_points, 64, generator=torch.Generator().manual_seed(0))
     runs = {
-        'clusterplug': lambda: linkage(x),
-        'scipy loop': lambda: [hierarchy.linkage(points, 'average') for points in x.numpy()],
+        'clusterplug': lambda: linkage(x, method=method),
+        'scipy loop': lambda: [hierarchy.linkage(points, method) for points in x.numpy()],
     }
-    kernel = f'linkage B {batch}, N {num_points}, D 64, average'
+    kernel = f'linkage B {batch}, N {num_points}, D 64, {method}'
     return rows(kernel, interleaved(runs, repeats), 'clusterplug', {})
 
 
@@ -53,8 +54,15 @@ def measure(repeats):
     cluster, hierarchy = optional('sklearn.cluster'), optional('scipy.cluster.hierarchy')
     if cluster is not None:
         for batch, num_points, num_clusters in ((16, 147, 10), (16, 196, 49), (4, 588, 49), (1, 2000, 49)):
-            lines += compare_spectral(cluster, batch, num_points, 64, num_clusters, repeats, 2.0)
+            lines += compare_spectral(cluster, batch, num_points, 64, num_clusters, repeats, 1.0)
     if hierarchy is not None:
-        for batch, num_points in ((64, 196), (1, 2000)):
-            lines += compare_linkage(hierarchy, batch, num_points, repeats)
+        shapes = (
+            (64, 196, 'average'),
+            (64, 196, 'ward'),
+            (256, 64, 'single'),
+            (1, 500, 'average'),
+            (1, 3000, 'average'),
+        )
+        for batch, num_points, method in shapes:
+            lines += compare_linkage(hierarchy, batch, num_points, method, repeats)
     return lines

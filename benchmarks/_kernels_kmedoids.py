@@ -1,4 +1,4 @@
-"""k-medoids against the dense form that CenterCLIP's code takes, and against FasterPAM."""
+"""k-medoids against the dense form that CenterCLIP's code takes, FasterPAM, and the alternation of the same package."""
 
 import torch
 from _timing import Row, interleaved, optional, peak_bytes, rows
@@ -65,19 +65,39 @@ def compare_with_dense(batch, num_points, num_dims, num_clusters, repeats, wishe
 
 
 def compare_with_fasterpam(pam, batch, num_points, num_dims, num_clusters, repeats):
-    x = data_without_ties(batch, num_points, num_dims, num_clusters // 2)
+    """Both of ours against FasterPAM, which swaps; one thread, as process time would add up the work of more."""
+    return _compare(
+        {'kmedoids': kmedoids, 'kmedoids_swap': kmedoids_swap},
+        'FasterPAM loop',
+        lambda distances: pam.fasterpam(distances, num_clusters, random_state=0, n_cpu=1).loss,
+        data_without_ties(batch, num_points, num_dims, num_clusters // 2),
+        num_clusters,
+        repeats,
+    )
 
+
+def compare_with_alternation(pam, batch, num_points, num_dims, num_clusters, repeats):
+    """Ours, which alternates, against the alternation of the same package (it has one thread)."""
+    return _compare(
+        {'kmedoids': kmedoids},
+        'its alternation, loop',
+        lambda distances: pam.alternating(distances, num_clusters, random_state=0).loss,
+        data_without_ties(batch, num_points, num_dims, num_clusters // 2),
+        num_clusters,
+        repeats,
+    )
+
+
+def _compare(functions, peer, theirs, x, num_clusters, repeats):
     def loop():
-        return [pam.fasterpam(torch.cdist(part, part).numpy(), num_clusters, random_state=0) for part in x]
+        return [theirs(torch.cdist(part, part).numpy()) for part in x]
 
-    losses = torch.tensor([result.loss for result in loop()])
-    lines = []
-    for name, function in (('kmedoids', kmedoids), ('kmedoids_swap', kmedoids_swap)):
+    losses, lines = torch.tensor(loop()), []
+    for name, function in functions.items():
         cost = (function(x, num_clusters).cost / losses).mean()
-        runs = {'clusterplug': lambda function=function: function(x, num_clusters), 'FasterPAM loop': loop}
-        kernel = f'{name} B {batch}, N {num_points}, D {num_dims}, K {num_clusters}'
-        remarks = {'FasterPAM loop': f'our cost {cost:.4f} of theirs'}
-        lines += rows(kernel, interleaved(runs, repeats), 'clusterplug', {}, remarks)
+        runs = {'clusterplug': lambda function=function: function(x, num_clusters), peer: loop}
+        kernel = f'{name} B {x.shape[0]}, N {x.shape[1]}, D {x.shape[2]}, K {num_clusters}'
+        lines += rows(kernel, interleaved(runs, repeats), 'clusterplug', {}, {peer: f'our cost {cost:.4f} of theirs'})
     return lines
 
 
@@ -86,6 +106,7 @@ def measure(repeats):
     lines = compare_with_dense(16, 588, 768, 160, min(repeats, 3), {'dense form': 25.0, 'memory': 50.0})
     pam = optional('kmedoids')
     if pam is not None:
-        for batch, num_points, num_clusters in ((16, 196, 49), (4, 588, 49), (1, 2000, 20)):
+        for batch, num_points, num_clusters in ((16, 196, 49), (4, 588, 49), (1, 2000, 20), (1, 3000, 30)):
             lines += compare_with_fasterpam(pam, batch, num_points, 64, num_clusters, repeats)
+            lines += compare_with_alternation(pam, batch, num_points, 64, num_clusters, repeats)
     return lines

@@ -1,12 +1,16 @@
 """Timing that can be believed: warm-up, interleaved repeats, median process time, the roof measured in the same run."""
 
+import contextlib
+import datetime
 import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -60,20 +64,51 @@ def copy_rate() -> Callable[[], None]:
     return lambda: out.copy_(a)
 
 
-def header(packages: tuple[str, ...], dtype: torch.dtype = torch.float32) -> None:
-    """Print what the figures depend on."""
+def describe_machine(packages: tuple[str, ...], dtype: torch.dtype = torch.float32) -> list[str]:
+    """Return lines that say what the figures depend on: processor, threads, linear algebra, versions, date."""
     versions = []
     for package in packages:
         try:
             versions.append(f'{package} {importlib.metadata.version(package)}')
         except importlib.metadata.PackageNotFoundError:
             versions.append(f'{package} absent')
-    model = platform.processor() or platform.machine()
-    if os.path.exists('/proc/cpuinfo'):
-        with open('/proc/cpuinfo') as file:
-            model = next((line.split(':')[1].strip() for line in file if line.startswith('model name')), model)
-    print(f'device: {model}; dtype: {dtype}; threads: {torch.get_num_threads()} (of {os.cpu_count()})')
-    print(f'torch {torch.__version__}, ' + ', '.join(versions))
+    return [
+        f'{datetime.date.today():%Y-%m-%d}; {_processor()}',
+        f'{torch.get_num_threads()} of {os.cpu_count()} cores; {dtype}',
+        f'linear algebra: {_linear_algebra()}',
+        f'Python {platform.python_version()}, torch {torch.__version__}, ' + ', '.join(versions),
+    ]
+
+
+def header(packages: tuple[str, ...], dtype: torch.dtype = torch.float32) -> None:
+    """Print what the figures depend on."""
+    print(*describe_machine(packages, dtype), sep='\n')
+
+
+def _processor() -> str:
+    """Name and, as clouds hide the name, family and model of the processor and its widest instructions."""
+    if not os.path.exists('/proc/cpuinfo'):
+        return platform.processor() or platform.machine()
+    with open('/proc/cpuinfo') as file:
+        fields = dict(line.split(':', 1) for line in file.read().split('\n\n')[0].splitlines() if ':' in line)
+    fields = {name.strip(): value.strip() for name, value in fields.items()}
+    flags = fields.get('flags', '').split()
+    widest = next((flag for flag in ('avx512f', 'avx2', 'avx') if flag in flags), 'no avx')
+    numbers = f'family {fields.get("cpu family", "?")}, model {fields.get("model", "?")}'
+    return f'{fields.get("model name", platform.machine())} ({numbers}, {widest})'
+
+
+def _linear_algebra() -> str:
+    """What torch, and what NumPy (and with it scikit-learn and the other peers) multiply matrices with."""
+    config = torch.__config__.show()
+    found = re.search(r'Math Kernel Library Version (\S+)', config)
+    torch_blas = f'MKL {found[1]}' if found else 'BLAS ' + ''.join(re.findall(r'BLAS_INFO=(\w+)', config)[:1])
+    capability = ''.join(re.findall(r'CPU capability usage: (\w+)', config))
+    pools = optional('threadpoolctl')
+    libraries = [] if pools is None else [each for each in pools.threadpool_info() if each['user_api'] == 'blas']
+    names = {f'{each["internal_api"]} {each["version"]} ({each.get("architecture")} kernels)' for each in libraries}
+    numpy_blas = ', '.join(sorted(names)).replace('openblas', 'OpenBLAS') or 'unknown'
+    return f'torch {torch_blas} ({capability}), NumPy {numpy_blas}'
 
 
 class Row(NamedTuple):
@@ -105,15 +140,43 @@ def rows(
     ]
 
 
-def print_table(lines: list[Row]) -> None:
-    """Print the rows as one Markdown table; every wish says whether this run reached it."""
-    print('| kernel | against | ours | theirs | theirs / ours | wished | remark |')
-    print('|---|---|---|---|---|---|---|')
+def table(lines: list[Row]) -> list[str]:
+    """Return the rows as lines of one Markdown table; every target says whether this run reached it."""
+    text = ['| What | Against | Ours | Theirs | Theirs / ours | Target | Remark |', '|---|---|---|---|---|---|---|']
     for line in lines:
         ratio = line.theirs / line.ours
-        wished = '' if line.wish is None else f'>= {line.wish:g}: {"reached" if ratio >= line.wish else "NOT reached"}'
-        figures = f'{line.ours:.4g} {line.unit} | {line.theirs:.4g} {line.unit} | {ratio:.3g}'
-        print(f'| {line.kernel} | {line.peer} | {figures} | {wished} | {line.remark} |')
+        target = '' if line.wish is None else f'>= {line.wish:g}: {"reached" if ratio >= line.wish else "NOT reached"}'
+        figures = f'{line.ours:.3g} {line.unit} | {line.theirs:.3g} {line.unit} | {ratio:.2f}'
+        text.append(f'| {line.kernel} | {line.peer} | {figures} | {target} | {line.remark} |')
+    return text
+
+
+def publish(page: str | os.PathLike, name: str, lines: list[str]) -> None:
+    """Replace what stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->`` of a page.
+
+    So a table of the documentation is what a script printed, with every row and with the machine.
+
+    Raises:
+        ValueError: If the page has no such marks.
+    """
+    text = Path(page).read_text(encoding='utf-8')
+    begin, end = f'<!-- {name}: begin -->', f'<!-- {name}: end -->'
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f'{page} must have the marks {begin} and {end} once each, in this order; add them')
+    head, rest = text.split(begin)
+    tail = rest.split(end)[1]
+    Path(page).write_text(head + begin + '\n' + '\n'.join(lines) + '\n' + end + tail, encoding='utf-8')
+
+
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Hold every pool of threads in the process at the number that torch has: BLAS, OpenMP, faiss."""
+    pools = optional('threadpoolctl')
+    if pools is None:
+        yield
+        return
+    with pools.threadpool_limits(limits=torch.get_num_threads()):
+        yield
 
 
 def optional(name: str):

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from _timing import Row, header, interleaved, optional, print_table, rows
+from _timing import Row, header, interleaved, optional, rows, table
 
 from clusterplug.backbones import FEC, load_fec, resolve_arch
 from clusterplug.testing.plain_fec import PlainFEC
@@ -84,7 +84,7 @@ def memory(arch: str, batch: int) -> None:
             result = subprocess.run([*command, '--kind', kind], capture_output=True, text=True, check=True)
             peaks[form] = float(result.stdout.split()[-1])
         lines.append(Row(f'FEC-{arch} {kind}, {batch} x 224', 'dense', peaks['ours'], peaks['dense'], 1.0, '', 'MB'))
-    print_table(lines)
+    print('\n'.join(table(lines)))
 
 
 def peak(arch: str, batch: int, form: str, kind: str) -> None:
@@ -146,7 +146,7 @@ def main() -> None:
     start = time.time()
     for arch in args.arch if args.what != 'models' else args.arch[:1]:
         if args.what == 'dense':
-            print_table([row for batch in args.batch for row in dense(arch, batch, args.repeats)])
+            print('\n'.join(table([row for batch in args.batch for row in dense(arch, batch, args.repeats)])))
         elif args.what == 'memory':
             memory(arch, args.batch[-1])
         else:
