@@ -149,7 +149,8 @@ def minibatch_rows(modules, repeats, generator):
         ('blobs', blobs(20_000, 16, 20, generator)[0]),
     ):
         options = dict(n_clusters=20, batch_size=1024, random_state=0)
-        models = {'clusterplug': MiniBatchKMeans(**options), 'scikit-learn': cluster.MiniBatchKMeans(n_init=1, **options)}
+        theirs = cluster.MiniBatchKMeans(n_init=1, **options)
+        models = {'clusterplug': MiniBatchKMeans(**options), 'scikit-learn': theirs}
         runs = {name: lambda model=model, x=x: model.fit(x.numpy()) for name, model in models.items()}
         inertia = {name: run().inertia_ for name, run in runs.items()}
         remarks = {'scikit-learn': f'inertia {inertia["scikit-learn"] / inertia["clusterplug"]:.4f} of ours'}
