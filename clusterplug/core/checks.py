@@ -1,4 +1,8 @@
-"""Checks at the door of the kernels: each says the name, what is allowed, what came, what to do next."""
+"""Input validation of the kernels: each check says the name, what is allowed, what came, what to do next."""
+
+import difflib
+import operator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -27,6 +31,27 @@ def check_num_clusters(num_clusters: int, num_points: int | None = None) -> None
             f'num_clusters must not exceed the number of points, got {num_clusters} clusters for {num_points} points; '
             f'ask for at most {num_points} clusters'
         )
+
+
+def check_count(value: int, name: str, least: int = 0, most: int | None = None) -> int:
+    """Return ``value``, an int or NumPy integer, as int; raise unless it lies in ``least`` .. ``most``."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    # Tensors of one element have an index as well; reading them would wait for the device.
+    if number is None or isinstance(value, (bool, Tensor)):
+        raise TypeError(f'{name} must be an int, got {type(value).__name__} ({value!r})')
+    if number < least or (most is not None and number > most):
+        allowed = f'at least {least}' if most is None else f'between {least} and {most}'
+        raise ValueError(f'{name} must be {allowed}, got {number}')
+    return number
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """Return the words `` (did you mean 'NAME'?)``, or nothing where no known name is near."""
+    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f' (did you mean {found[0]!r}?)' if found else ''
 
 
 def check_mask(mask: Tensor | None, shape: tuple, device: torch.device, name: str = 'mask') -> None:

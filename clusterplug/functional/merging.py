@@ -43,8 +43,9 @@ class MergedTokens(NamedTuple):
 def bipartite_matching(metric: Tensor, num_merged: int, *, num_protected: int = 0) -> TokenMatching:
     r"""Match the ``num_merged`` tokens that lose least with their most similar partners.
 
-    Tokens behind the protected ones alternate between sources and destinations. Each source finds the destination
-    of highest cosine similarity; the ``num_merged`` sources of highest similarity go into theirs, all others stay:
+    Tokens 0, 2, 4, ... of the whole sequence are sources and tokens 1, 3, 5, ... destinations; the protected ones are
+    neither, but counted. Each source finds the destination of highest cosine similarity; the ``num_merged`` sources
+    of highest similarity go into theirs, all others stay:
 
     .. math:: t(i) = \arg\max_j \cos(a_i, b_j), \quad i \in \mathrm{top}_r \max_j \cos(a_i, b_j)
 
@@ -54,9 +55,8 @@ def bipartite_matching(metric: Tensor, num_merged: int, *, num_protected: int = 
 
     Args:
         metric: (..., N, C) what to compare, such as attention keys averaged over heads; compared in fp32 at least.
-        num_merged: r, how many tokens disappear; 0 <= r <= (N - num_protected + 1) // 2 sources, and 0 if there is
-            no destination.
-        num_protected: How many tokens at the front neither merge nor are merged into (a class token: 1).
+        num_merged: r, how many tokens disappear, at most the number of sources, and 0 if there is no destination.
+        num_protected: P, tokens at the front that neither merge nor are merged into (a class token: 1).
 
     Returns:
         TokenMatching(merge, unmerge, target).
@@ -68,7 +68,8 @@ def bipartite_matching(metric: Tensor, num_merged: int, *, num_protected: int = 
 
     Source:
         Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, section 3; official code facebookresearch/ToMe
-        (CC-BY-NC 4.0, read for behaviour, nothing copied).
+        (CC-BY-NC 4.0, commit af95e4b, read for behavior, nothing copied). The same tokens merge, whether there is a
+        class token, a distillation token too, or none.
 
         **Differs from the authors' code**: too large an r raises instead of being cut; the order of the tokens is
         kept instead of moving all kept sources to the front; any number of tokens can be protected; equal
@@ -208,14 +209,39 @@ def _targets(metric: Tensor, num_merged: int, num_protected: int) -> Tensor:
     metric = metric.to(working_dtype(metric.dtype))
     largest = metric.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(metric.dtype).tiny)
     metric = torch.nn.functional.normalize(metric / largest, dim=-1)
-    sources, destinations = metric[..., num_protected::2, :], metric[..., num_protected + 1 :: 2, :]
+    first_source, first_destination = _roles(num_protected)
+    sources, destinations = metric[..., first_source::2, :], metric[..., first_destination::2, :]
     similarity, partner = (sources @ destinations.mT).max(-1)
-    merged = similarity.sort(dim=-1, descending=True, stable=True).indices[..., :num_merged]
-    source_index = merged * 2 + num_protected
+    merged = _highest(similarity, num_merged)
+    source_index = merged * 2 + first_source
     stays = torch.ones(metric.shape[:-1], dtype=torch.bool, device=metric.device).scatter(-1, source_index, False)
     place = stays.cumsum(-1) - 1
-    destination_index = partner.gather(-1, merged) * 2 + num_protected + 1
+    destination_index = partner.gather(-1, merged) * 2 + first_destination
     return place.scatter(-1, source_index, place.gather(-1, destination_index)).view(*metric.shape[:-2], num_tokens)
+
+
+def _roles(num_protected: int) -> tuple[int, int]:
+    """Return the first source (an even number) and the first destination (an odd one) behind the protected tokens."""
+    return num_protected + num_protected % 2, num_protected + 1 - num_protected % 2
+
+
+def most_merged(num_tokens: int, num_protected: int = 0) -> int:
+    """Return how many tokens one merge removes at most: all sources, if there is a destination.
+
+    Example:
+        >>> most_merged(5), most_merged(5, 1), most_merged(2, 1)
+        (3, 2, 0)
+    """
+    first_source, first_destination = _roles(num_protected)
+    return max(0, (num_tokens - first_source + 1) // 2) if num_tokens > first_destination else 0
+
+
+def _highest(similarity: Tensor, number: int) -> Tensor:
+    """Return the indices of the highest values (..., S), equal ones by index."""
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        # The stable sort has no ONNX form; TopK, which this one becomes, takes the lowest index of equal values.
+        return similarity.topk(number, dim=-1).indices
+    return similarity.sort(dim=-1, descending=True, stable=True).indices[..., :number]
 
 
 def _check_counts(num_tokens: int, num_merged: int, num_protected: int) -> None:
@@ -226,12 +252,11 @@ def _check_counts(num_tokens: int, num_merged: int, num_protected: int) -> None:
         raise ValueError(
             f'num_protected must lie between 0 and the number of tokens, {num_tokens}, got {num_protected}'
         )
-    free = num_tokens - num_protected
-    most = (free + 1) // 2 if free > 1 else 0
+    most = most_merged(num_tokens, num_protected)
     if not 0 <= num_merged <= most:
         raise ValueError(
             f'num_merged must lie between 0 and {most} for {num_tokens} tokens of which {num_protected} are protected, '
-            f'got {num_merged}; one merge removes at most half of the free tokens: merge in several layers'
+            f'got {num_merged}; one merge removes at most every second of the free tokens: merge in several layers'
         )
 
 

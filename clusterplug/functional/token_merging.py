@@ -6,7 +6,7 @@ from torch import Tensor
 
 from clusterplug.core.checks import check_points
 from clusterplug.functional._numerics import working_dtype
-from clusterplug.functional.merging import MergedTokens, merge_tokens
+from clusterplug.functional.merging import MergedTokens, merge_tokens, most_merged
 
 # scaled_dot_product_attention runs its fused kernels on heads whose width is a multiple of this.
 HEAD_MULTIPLE = 8
@@ -22,7 +22,8 @@ def merge_tokens_to(
 ) -> MergedTokens:
     """Merge tokens until ``num_tokens`` are left, in as few rounds of :func:`merge_tokens` as that takes.
 
-    A round removes at most half of the free tokens. The metric of merged tokens is the size-weighted mean of theirs.
+    A round removes at most every second of the free tokens. The metric of merged tokens is the size-weighted mean of
+    theirs.
 
     Args:
         tokens: (..., N, C).
@@ -60,7 +61,7 @@ def merge_tokens_to(
     undo = []
     while True:
         surplus = tokens.shape[-2] - num_tokens
-        most = (tokens.shape[-2] - num_protected + 1) // 2
+        most = most_merged(tokens.shape[-2], num_protected)
         merged = merge_tokens(tokens, min(surplus, most), metric=metric, sizes=sizes, num_protected=num_protected)
         undo.append(merged.unmerge)
         if surplus <= most:
@@ -76,7 +77,16 @@ def merge_tokens_to(
     return MergedTokens(merged.tokens, merged.sizes, unmerge)
 
 
-def size_biased_attention(query: Tensor, key: Tensor, value: Tensor, sizes: Tensor, scale: float | None = None):
+def size_biased_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sizes: Tensor,
+    scale: float | None = None,
+    *,
+    dropout_p: float = 0.0,
+    enable_gqa: bool = False,
+) -> Tensor:
     r"""Attention in which a merged token counts as often as the tokens in it, on the fused kernels.
 
     .. math:: \mathrm{softmax}\left(q k^\top \cdot \mathrm{scale} + \log \mathrm{sizes}\right) v
@@ -90,6 +100,8 @@ def size_biased_attention(query: Tensor, key: Tensor, value: Tensor, sizes: Tens
         value: (B, heads, M, D').
         sizes: (B, M) how many tokens each key stands for, above 0; 0 leaves a key out.
         scale: Of the scores; default 1 / sqrt(D).
+        dropout_p: Share of the attention that is dropped, as in ``scaled_dot_product_attention``.
+        enable_gqa: Whether several heads of ``query`` may share one of ``key`` and ``value``.
 
     Returns:
         (B, heads, N, D') in the type of ``value``.
@@ -121,4 +133,5 @@ def size_biased_attention(query: Tensor, key: Tensor, value: Tensor, sizes: Tens
     query, key = torch.cat([query, one], -1), torch.cat([key, bias], -1)
     depth = value.shape[-1]
     value = F.pad(value, (0, key.shape[-1] - depth))
-    return F.scaled_dot_product_attention(query, key, value, scale=scale)[..., :depth]
+    options = dict(enable_gqa=True) if enable_gqa else {}
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, scale=scale, **options)[..., :depth]

@@ -1,9 +1,11 @@
 """apply and remove."""
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
+from clusterplug.core.checks import check_count
 from clusterplug.functional._token_checks import check_grid
 from clusterplug.patch._hosts import find_layout
 from clusterplug.patch._methods import make_method
@@ -11,18 +13,20 @@ from clusterplug.patch._own_class import give_own_class, take_own_class
 from clusterplug.patch._session import Session
 
 _MARK = '_clusterplug_patch'
+# Names of the arguments of apply that are no options of a method.
+APPLY_OPTIONS = ('start', 'end', 'grid', 'keep_ratio', 'num_prefix', 'taps')
 
 
 def apply(
     model: nn.Module,
     method: str = 'expedit',
     *,
-    start: int | None = None,
+    start: int | Sequence[int] | None = None,
     end: int | None = None,
     grid: tuple[int, int] | None = None,
     keep_ratio: float | None = None,
     num_prefix: int | None = None,
-    taps: Sequence[int] = (),
+    taps: Sequence[int] | None = None,
     **options,
 ) -> nn.Module:
     """Let the blocks ``start`` to ``end`` of a trained transformer run on fewer tokens.
@@ -82,44 +86,88 @@ def apply(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f'model must be a torch.nn.Module, got {type(model).__name__}')
-    if hasattr(model, '_orig_mod'):
-        raise ValueError('model is compiled already; call apply on the plain model, then torch.compile on the result')
     if _find_patched(model) is not None:
         raise ValueError('model is patched already; call clusterplug.patch.remove(model) first')
     layout = find_layout(model)
+    _check_not_compiled(model, layout)
     if num_prefix is not None:
-        layout.num_prefix = num_prefix
+        layout.num_prefix = check_count(num_prefix, 'num_prefix', 0)
     if method == 'centerclip':
-        given = dict(start=start, end=end, grid=grid, keep_ratio=keep_ratio, taps=taps or None)
-        return _apply_to_videos(model, layout, {name: value for name, value in given.items() if value}, options)
-    reducer = make_method(method, options)
+        given = dict(end=end, grid=grid, keep_ratio=keep_ratio, taps=taps)
+        return _apply_to_videos(model, layout, start, [name for name in given if given[name] is not None], options)
+    reducer = make_method(method, options, APPLY_OPTIONS)
     if not reducer.keeps_grid and (layout.maps or layout.needs_grid):
         raise ValueError(
             f"method '{method}' leaves tokens without a grid, which the blocks of {layout.host} need; use 'expedit' or "
             f"'average'"
         )
-    depth = len(layout.blocks)
+    _check_blocks_for(reducer, method, layout)
+    if start is None and getattr(reducer, 'every_block', False):
+        start = 0
     start, end = _range(start, end, layout)
+    if getattr(reducer, 'tokens_per_block', None) is not None and (grid is not None or keep_ratio is not None):
+        raise ValueError('pass tokens_per_block, or grid or keep_ratio, not both')
     if grid is not None:
         if keep_ratio is not None:
             raise ValueError('pass grid or keep_ratio, not both')
         grid = check_grid(grid, (1 << 30, 1 << 30))
     keep_ratio = 0.5 if keep_ratio is None else keep_ratio
-    if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, (int, float)) or not 0 < keep_ratio <= 1:
+    if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, numbers.Real) or not 0 < keep_ratio <= 1:
         raise ValueError(f'keep_ratio must lie above 0 and at most at 1, got {keep_ratio!r}')
-    if any(isinstance(tap, bool) or not isinstance(tap, int) or not 0 <= tap < depth for tap in taps):
-        raise ValueError(f'taps must be numbers of blocks, 0 to {depth - 1}, got {list(taps)}')
-    return _attach(model, Session(layout, reducer, start, end, grid, keep_ratio, taps))
+    return _attach(model, Session(layout, reducer, start, end, grid, float(keep_ratio), _check_taps(taps, layout)))
 
 
-def _apply_to_videos(model: nn.Module, layout, refused: dict, options: dict) -> nn.Module:
+def _check_not_compiled(model: nn.Module, layout) -> None:
+    """Raise where a part around or inside the transformer runs code that was compiled without the patch."""
+    inside = {id(module) for module in layout.trunk.modules()}
+    for name, module in model.named_modules():
+        holds = id(module) in inside or any(each is layout.trunk for each in module.modules())
+        if holds and ('_orig_mod' in vars(module).get('_modules', {}) or vars(module).get('_compiled_call_impl')):
+            part = f'{name} ({type(module).__name__})' if name else 'model'
+            raise ValueError(
+                f'{part} is compiled already; call apply on the plain model, then torch.compile on the result'
+            )
+
+
+def _check_blocks_for(reducer, method: str, layout) -> None:
+    """Raise where the blocks cannot do what the method asks of them."""
+    if getattr(reducer, 'size_bias', False) and (layout.resize is not None or not layout.knows_sizes):
+        raise ValueError(
+            f'size_bias needs blocks in which every token attends to all others, which the blocks of {layout.host} '
+            f'are not; pass size_bias=False'
+        )
+    if getattr(reducer, 'compare', 'tokens') == 'normalized' and layout.norm is not None:
+        block = next((each for each in layout.blocks if layout.norm(each) is None), None)
+        if block is not None:
+            raise ValueError(
+                f"method '{method}' compares tokens as a block normalizes them, and {type(block).__name__} of "
+                f"{layout.host} has no norm in front that is known; pass compare='tokens'"
+            )
+
+
+def _check_taps(taps: Sequence[int] | None, layout) -> tuple[int, ...]:
+    if taps is None:
+        return ()
+    depth = len(layout.blocks)
+    message = f'taps must be numbers of blocks, 0 to {depth - 1}, got '
+    if isinstance(taps, (str, bytes)) or not isinstance(taps, Iterable):
+        raise TypeError(f'{message}{type(taps).__name__} ({taps!r}); pass a list')
+    taps = list(taps)
+    try:
+        return tuple(check_count(tap, 'tap', 0, depth - 1) for tap in taps)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f'{message}{taps}') from None
+
+
+def _apply_to_videos(model: nn.Module, layout, start, refused: list[str], options: dict) -> nn.Module:
+    from clusterplug.patch.centerclip import VideoSession, video_options
+
     if refused:
         raise ValueError(
-            f'method centerclip takes after_block, segments, clusters, frames and reduction, got {", ".join(refused)}'
+            f'method centerclip takes start, num_segments, num_clusters, frames and reduction, got '
+            f'{", ".join(refused)}: its tokens are of segments of a video and never brought back'
         )
-    from clusterplug.patch.centerclip import VideoSession
-
-    return _attach(model, VideoSession(layout, **options))
+    return _attach(model, VideoSession(layout, **video_options(start, options)))
 
 
 def _attach(model: nn.Module, session) -> nn.Module:
@@ -174,9 +222,7 @@ def _range(start: int | None, end: int | None, layout) -> tuple[int, int]:
         start = next((max(start, stage.start) for stage in stages if len(stage) and start < stage.stop), start)
     if end is None:
         end = next((stage.stop for stage in stages if start in stage), depth)
-    for name, value in (('start', start), ('end', end)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f'{name} must be an int, got {type(value).__name__} ({value!r})')
+    start, end = (check_count(value, name, -depth - 1) for name, value in (('start', start), ('end', end)))
     if not 0 <= start < end <= depth:
         raise ValueError(
             f'start and end must satisfy 0 <= start < end <= {depth} (the blocks of {layout.host}), got start={start}, '

@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from clusterplug.core.checks import check_count
 from clusterplug.patch._geometry import SharedTable
 from clusterplug.patch._windows import Windows
 
@@ -23,7 +25,7 @@ class Layout:
         num_prefix (int): P, tokens in front of the map. Defaults to 0.
         maps (bool): Blocks take maps. Defaults to False.
         needs_grid (bool): Blocks need to know where tokens lie on a grid. Defaults to False.
-        norm (Callable, optional): Block -> the module that normalises its input, whose output is compared when tokens
+        norm (Callable, optional): Block -> the module that normalizes its input, whose output is compared when tokens
             are matched.
         adapt (Callable, optional): ``adapt(block, args, kwargs, table)`` -> (args, kwargs) for reduced tokens:
             positions, resolutions.
@@ -59,20 +61,31 @@ class Layout:
     knows_sizes: bool = True
     size: Callable[[tuple, dict], tuple[int, int]] | None = None
 
+    def __post_init__(self):
+        for name in ('trunk', 'projection'):
+            if not isinstance(getattr(self, name), nn.Module):
+                raise TypeError(f'{name} must be a torch.nn.Module, got {type(getattr(self, name)).__name__}')
+        self.blocks = list(self.blocks)
+        if not self.blocks or not all(isinstance(block, nn.Module) for block in self.blocks):
+            raise TypeError(f'blocks must be torch.nn.Modules, at least one, got {self.blocks!r}')
+        self.num_prefix = check_count(self.num_prefix, 'num_prefix', 0)
 
-_FINDERS: dict[str, Callable[[nn.Module], Layout | None]] = {}
+
+# Of this package, filled when the first one is asked for, and of users; later ones are asked first.
+_BUILT_IN: dict[str, Callable[[nn.Module], Layout | None]] = {}
+_REGISTERED: dict[str, Callable[[nn.Module], Layout | None]] = {}
 
 
 def register_host(name: str, find: Callable[[nn.Module], Layout | None]) -> None:
     """Make a transformer known to :func:`apply`.
 
     Args:
-        name: What messages call it; a name that exists is replaced.
+        name: What messages call it; a name that exists is replaced, all others stay.
         find: Module -> its Layout, or None where the module is not such a transformer. It is asked for the model and
             all modules inside, after the hosts registered later and before those registered earlier.
 
     Raises:
-        TypeError: ``find`` cannot be called.
+        TypeError: ``name`` is no string or ``find`` cannot be called.
 
     Example:
         >>> from clusterplug.patch import Layout, register_host
@@ -82,10 +95,12 @@ def register_host(name: str, find: Callable[[nn.Module], Layout | None]) -> None
         ...     return Layout('mine', module, module.stages, module.stem, num_prefix=1)
         >>> register_host('mine', find)
     """
+    if not isinstance(name, str):
+        raise TypeError(f'name must be a string, got {type(name).__name__} ({name!r})')
     if not callable(find):
         raise TypeError(f'find must be a function of a module that returns a Layout or None, got {find!r}')
-    _FINDERS.pop(name, None)
-    _FINDERS[name] = find
+    _REGISTERED.pop(name, None)
+    _REGISTERED[name] = find
 
 
 def hosts() -> tuple[str, ...]:
@@ -98,33 +113,59 @@ def hosts() -> tuple[str, ...]:
         >>> 'timm' in hosts()
         True
     """
-    _load()
-    return tuple(_FINDERS)
+    return tuple(_finders())
 
 
 def find_layout(model: nn.Module) -> Layout:
     """Return the layout of the first known transformer in ``model``.
 
     Raises:
-        ValueError: There is none.
+        TypeError: A registered host returned something else than a Layout.
+        ValueError: There is none, or wrappers stand where its own parts must be.
     """
-    _load()
+    finders = _finders()
     for module in model.modules():
-        for find in reversed(_FINDERS.values()):
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        for name, find in reversed(finders.items()):
             layout = find(module)
-            if layout is not None:
-                return layout
-    inside = sorted({type(module).__name__ for module in model.modules()})
+            if layout is None:
+                continue
+            if not isinstance(layout, Layout):
+                raise TypeError(f"find of the host '{name}' must return a Layout or None, got {type(layout).__name__}")
+            _check_blocks(layout)
+            return layout
+    classes = sorted({type(module).__name__ for module in model.modules()})
     number = len(list(model.modules()))
+    wrappers = sorted({type(module).__name__ for module in model.modules() if is_wrapper(module)})
+    hint = f' A part that is wrapped ({", ".join(wrappers)}) is not seen: wrap it after apply.' if wrappers else ''
     raise ValueError(
-        f'{type(model).__name__} holds no transformer that clusterplug knows ({", ".join(_FINDERS)}). Looked in it and '
-        f'all its {number} modules ({", ".join(inside[:12])}{", ..." if len(inside) > 12 else ""}); '
-        f'describe its blocks with clusterplug.patch.register_host(name, find)'
+        f'{type(model).__name__} holds no transformer that clusterplug knows ({", ".join(finders)}). Looked in it and '
+        f'all its {number} modules ({", ".join(classes[:12])}{", ..." if len(classes) > 12 else ""}).{hint} '
+        f'Describe its blocks with clusterplug.patch.register_host(name, find)'
     )
 
 
-def _load() -> None:
-    if 'timm' not in _FINDERS:
+def _check_blocks(layout: Layout) -> None:
+    """Raise where a block is not the transformer's own: a wrapper answers for another module, or hides its windows."""
+    for index, block in enumerate(layout.blocks):
+        if is_wrapper(block):
+            raise ValueError(
+                f'block {index} of {layout.host} is wrapped in {type(block).__name__}, which forwards attributes; '
+                f'call apply on the plain blocks, and wrap or compile them afterwards'
+            )
+        if layout.resize is not None and 'window_size' not in vars(block):
+            inside = any('shift_size' in vars(module) for module in block.modules())
+            if not inside:
+                raise ValueError(
+                    f'block {index} of {layout.host} has no window of its own, got {type(block).__name__}; call apply '
+                    f'on the plain blocks, and wrap them afterwards'
+                )
+
+
+def _finders() -> dict[str, Callable[[nn.Module], Layout | None]]:
+    """Return all hosts, first those of this package; a user's under the name of one of them takes its turn later."""
+    if not _BUILT_IN:
         from clusterplug.patch import (
             mm_vit,
             open_clip_vit,
@@ -136,16 +177,36 @@ def _load() -> None:
             transformers_vit,
         )
 
-        earlier = dict(_FINDERS)
-        _FINDERS.clear()
         for module in (plain, mm_vit, torchvision_vit, sam, swin, open_clip_vit, transformers_vit, timm_vit):
-            _FINDERS[module.NAME] = module.find
-        _FINDERS.update(earlier)
+            _BUILT_IN[module.NAME] = module.find
+    return {name: find for name, find in _BUILT_IN.items() if name not in _REGISTERED} | _REGISTERED
 
 
-def comes_from(module: nn.Module, package: str) -> bool:
-    """Tell whether the class of a module, or one it is derived from, is defined in a package."""
-    return any(cls.__module__.split('.')[0] == package for cls in type(module).__mro__)
+def own(module: nn.Module | None, path: str) -> nn.Module | None:
+    """Return a part by its path (``'patch_embed.proj'``), or None; never one that a wrapper forwards from another."""
+    for name in path.split('.'):
+        if not isinstance(module, nn.Module):
+            return None
+        module = vars(module).get('_modules', {}).get(name)
+    return module
+
+
+def own_parameter(module: nn.Module, name: str) -> Tensor | None:
+    """Return a parameter or buffer that the module itself holds, or None."""
+    stores = vars(module)
+    return stores.get('_parameters', {}).get(name, stores.get('_buffers', {}).get(name))
+
+
+def is_wrapper(module: nn.Module) -> bool:
+    """Return whether a module answers for attributes that it does not have: compiled, peft, checkpoint, FSDP."""
+    return type(module).__getattr__ is not nn.Module.__getattr__ or '__getattribute__' in {
+        name for cls in type(module).__mro__ if cls is not object for name in vars(cls)
+    }
+
+
+def comes_from(module: nn.Module, *packages: str) -> bool:
+    """Return whether the class of a module, or one it is derived from, is defined in one of the packages."""
+    return any(cls.__module__.split('.')[0] in packages for cls in type(module).__mro__)
 
 
 def class_names(module: nn.Module) -> set[str]:
@@ -154,9 +215,6 @@ def class_names(module: nn.Module) -> set[str]:
 
 
 def first_norm(block: nn.Module) -> nn.Module | None:
-    """Return the module that normalises the input of a block, by its usual names."""
-    for name in ('norm1', 'layernorm_before', 'layer_norm1', 'ln_1', 'ln1'):
-        module = getattr(block, name, None)
-        if isinstance(module, nn.Module):
-            return module
-    return None
+    """Return the module that normalizes the input of a block, by its usual names."""
+    names = ('norm1', 'layernorm_before', 'layer_norm1', 'ln_1', 'ln1')
+    return next((norm for name in names if (norm := own(block, name)) is not None), None)

@@ -1,13 +1,14 @@
 """The methods of reduction behind one face: a map goes in, fewer tokens and the way back come out."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clusterplug.core.checks import check_count, nearest_name
 from clusterplug.functional import cluster_tokens, combine_tokens, merge_tokens_to, token_neighbors, token_spread
 from clusterplug.functional._token_checks import check_settings
 from clusterplug.patch._geometry import cell_places
@@ -21,12 +22,14 @@ class Reduced(NamedTuple):
         restore: (B, M, C) refined tokens -> (B, H, W, C).
         places: (M, 2) or (B, M, 2) rows and columns.
         sizes: (B, M) how many tokens attention is to count each as, or None for one.
+        merged: What merging in further blocks goes on from.
     """
 
     tokens: Tensor
     restore: Callable[[Tensor], Tensor]
     places: Tensor
     sizes: Tensor | None = None
+    merged: 'Merged | None' = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,61 +117,143 @@ class Average:
         return Reduced(centers.flatten(1, 2), restore, cell_places(size, grid, tokens.device))
 
 
+class Merged(NamedTuple):
+    """Where merging stands between two blocks.
+
+    Attributes:
+        places: (B, M, 2) mean row and column of the tokens in each.
+        sizes: (B, M, 1) tokens in each.
+        restore: (B, M, C) refined tokens -> (B, H, W, C).
+    """
+
+    places: Tensor
+    sizes: Tensor | None
+    restore: Callable[[Tensor], Tensor]
+
+
 @dataclasses.dataclass(frozen=True)
 class Tome:
     """Bipartite soft matching of similar tokens, and a copy of the merged token back to each.
 
     Args:
-        compare: What is compared: ``'normalized'``, the tokens as the first reduced block normalises them, or
+        compare: What is compared: ``'normalized'``, the tokens as the first reduced block normalizes them, or
             ``'tokens'`` as they are.
         residual: Carry the change of the merged tokens back to the tokens, instead of the merged tokens themselves.
         size_bias: Attention counts a merged token as often as the tokens in it.
+        every_block: Merge some tokens in front of every block, as the authors do in all of theirs, instead of all at
+            once in front of block ``start``.
+        tokens_per_block: How many each block merges, with ``every_block``; None spreads what ``grid`` or
+            ``keep_ratio`` leaves out evenly over the blocks.
     """
 
     compare: str = 'normalized'
     residual: bool = True
     size_bias: bool = True
+    every_block: bool = False
+    tokens_per_block: int | None = None
     keeps_grid = False
 
     def __post_init__(self):
         if self.compare not in ('normalized', 'tokens'):
             raise ValueError(f"compare must be 'normalized' or 'tokens', got {self.compare!r}")
+        if self.tokens_per_block is not None:
+            object.__setattr__(self, 'tokens_per_block', check_count(self.tokens_per_block, 'tokens_per_block', 0))
+            if not self.every_block:
+                raise ValueError('tokens_per_block needs every_block=True; without it, pass grid or keep_ratio')
 
-    def __call__(self, tokens: Tensor, grid: tuple[int, int], compared: Callable[[], Tensor]) -> Reduced:
+    def __call__(
+        self, tokens: Tensor, grid: tuple[int, int], compared: Callable[[], Tensor], num_prefix: int = 0
+    ) -> Reduced:
         """Reduce (B, H, W, C) to as many tokens as ``grid`` has cells."""
-        batch, height, width, channels = tokens.shape
-        flat = tokens.flatten(1, 2)
-        metric = flat if self.compare == 'tokens' else compared().flatten(1, 2)
-        places = cell_places((height, width), (height, width), tokens.device)
-        places = places.expand(batch, -1, -1)
-        if batch == 0:
-            short, places = flat[:, : grid[0] * grid[1]], places[:, : grid[0] * grid[1]]
-            return Reduced(short, lambda refined: tokens, places)
-        with_places = torch.cat([flat.to(torch.promote_types(flat.dtype, torch.float32)), places], -1)
-        merged = merge_tokens_to(with_places, grid[0] * grid[1], metric=metric.detach())
-        short = merged.tokens[..., :channels].to(tokens.dtype)
+        number = tokens.shape[1] * tokens.shape[2] - grid[0] * grid[1]
+        return self.merge(tokens.flatten(1, 2), number, lambda _: compared().flatten(1, 2), num_prefix, tokens)
+
+    def schedule(self, num_tokens: int, num_left: int, num_blocks: int) -> list[int]:
+        """Return how many tokens each block merges.
+
+        Raises:
+            ValueError: ``tokens_per_block`` leaves no token of the map.
+        """
+        if self.tokens_per_block is None:
+            total = num_tokens - num_left
+            return [total * (index + 1) // num_blocks - total * index // num_blocks for index in range(num_blocks)]
+        if self.tokens_per_block * num_blocks >= num_tokens:
+            raise ValueError(
+                f'tokens_per_block must be at most {(num_tokens - 1) // num_blocks} for {num_tokens} tokens and '
+                f'{num_blocks} blocks, got {self.tokens_per_block}'
+            )
+        return [self.tokens_per_block] * num_blocks
+
+    def merge(
+        self,
+        tokens: Tensor,
+        number: int,
+        compared: Callable[[Tensor], Tensor],
+        num_prefix: int,
+        before: Tensor | Merged,
+    ) -> Reduced:
+        """Merge ``number`` of the tokens (B, N, C); ``before`` is the map (B, H, W, C), or what was merged so far."""
+        if isinstance(before, Tensor):
+            before = self._unmerged(before)
+        channels, left = tokens.shape[-1], tokens.shape[1] - number
+        if len(tokens) == 0:
+            places, sizes = before.places[:, :left], None if before.sizes is None else before.sizes[:, :left]
+            return Reduced(tokens[:, :left], lambda _: before.restore(tokens), places, None, before)
+        # Roles alternate over the whole sequence: an odd number of tokens in front swaps them.
+        front = num_prefix % 2
+        metric = tokens if self.compare == 'tokens' else compared(tokens)
+        with_places = torch.cat([tokens.to(torch.promote_types(tokens.dtype, torch.float32)), before.places], -1)
+        sizes = before.sizes if before.sizes is None else F.pad(before.sizes, (0, 0, front, 0), value=1.0)
+        merged = merge_tokens_to(
+            _behind(front, with_places),
+            left + front,
+            metric=_behind(front, metric.detach()),
+            sizes=sizes,
+            num_protected=front,
+        )
+        short = merged.tokens[:, front:, :channels].to(tokens.dtype)
 
         def restore(refined: Tensor) -> Tensor:
-            back = merged.unmerge(refined - short if self.residual else refined).view(batch, height, width, -1)
-            return tokens + back if self.residual else back
+            change = refined - short if self.residual else refined
+            back = merged.unmerge(_behind(front, change))[:, front:]
+            return before.restore(tokens + back if self.residual else back)
 
-        sizes = merged.sizes[..., 0] if self.size_bias else None
-        return Reduced(short, restore, merged.tokens[..., channels:], sizes)
+        sizes, places = merged.sizes[:, front:], merged.tokens[:, front:, channels:]
+        state = Merged(places, sizes, restore)
+        return Reduced(short, restore, places, sizes[..., 0] if self.size_bias else None, state)
+
+    @staticmethod
+    def _unmerged(tokens: Tensor) -> Merged:
+        batch, height, width, _ = tokens.shape
+        places = cell_places((height, width), (height, width), tokens.device).expand(batch, -1, -1)
+        return Merged(places, None, lambda refined: refined.unflatten(1, (height, width)))
+
+
+def _behind(number: int, values: Tensor) -> Tensor:
+    """Return (B, number + N, C), zeros in front of the values."""
+    return F.pad(values, (0, 0, number, 0)) if number else values
+
+
+def unknown_options(name: str, known: Sequence[str], others: Sequence[str], unknown: Sequence[str]) -> str:
+    """Return the message that lists all options and the nearest of each that is unknown."""
+    got = ', '.join(f'{each}{nearest_name(each, [*known, *others])}' for each in unknown)
+    return f"method '{name}' has the options {', '.join(known)}, and apply itself {', '.join(others)}; got {got}"
 
 
 METHODS = {'expedit': Expedit, 'tome': Tome, 'average': Average}
 
 
-def make_method(name: str, options: dict) -> Expedit | Average | Tome:
-    """Return the method ``name`` with its options.
+def make_method(name: str, options: dict, others: Sequence[str] = ()) -> Expedit | Average | Tome:
+    """Return the method ``name`` with its options; ``others`` are those of the call, for the message.
 
     Raises:
         ValueError: The name or an option is unknown, or an option out of range.
     """
     if name not in METHODS:
-        raise ValueError(f'method must be one of {", ".join(METHODS)} or centerclip, got {name!r}')
+        hint = nearest_name(name, [*METHODS, 'centerclip'])
+        raise ValueError(f'method must be one of {", ".join(METHODS)} or centerclip, got {name!r}{hint}')
     known = [field.name for field in dataclasses.fields(METHODS[name])]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(f"method '{name}' has the options {', '.join(known)}; got {', '.join(unknown)}")
+        raise ValueError(unknown_options(name, known, others, unknown))
     return METHODS[name](**options)

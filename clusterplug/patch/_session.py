@@ -1,5 +1,7 @@
 """The hooks that reduce tokens before one block and bring them back after another."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,7 @@ class Session:
         self.grid, self.keep_ratio = grid, keep_ratio
         self.taps = frozenset(taps) | frozenset(layout.taps)
         self.store = Store()
+        self.every_block = getattr(method, 'every_block', False)
         self.handles, self.undo = [], []
 
     def attach(self) -> None:
@@ -43,7 +46,7 @@ class Session:
             self.handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
             # Before the hooks that others have put there to read the output.
             self.handles.append(block.register_forward_hook(after, prepend=True))
-            if layout.knows_sizes and getattr(self.method, 'size_bias', False) and 'forward' not in vars(block):
+            if getattr(self.method, 'size_bias', False):
                 block.forward = Biased(block, self.store, layout.num_prefix)
                 self.undo.append((block, 'forward'))
         if layout.wraps is not None:
@@ -59,7 +62,10 @@ class Session:
             for block in self.layout.blocks:
                 self.layout.resize.undo(block)  # a forward pass that failed half-way
         for module, name in self.undo:
+            earlier = getattr(vars(module)[name], 'earlier', None)
             delattr(module, name)
+            if earlier is not None:
+                setattr(module, name, earlier)
         self.handles, self.undo = [], []
 
     def _see_size(self, module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -67,7 +73,9 @@ class Session:
         wanted = current.wanted
         current.clear()
         current.wanted = wanted
-        current.size = tuple(output.shape[1:3] if self.layout.projection_last else output.shape[-2:])
+        size = output.shape[1:3] if self.layout.projection_last else output.shape[-2:]
+        # While torch.jit.trace runs, sizes are tensors.
+        current.size = tuple(int(length) for length in size) if torch.jit.is_tracing() else tuple(size)
 
     def before(self, index: int, block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Hook before a block: reduce, or take up the reduced tokens that were put aside for a reader."""
@@ -78,6 +86,8 @@ class Session:
             tokens = self._reduce(block, tokens, args, kwargs)
         elif current.stash is not None:
             tokens, current.stash = current.stash, None
+        if index > self.start and current.restore is not None and self.every_block:
+            tokens = self._merge_again(index, block, tokens)
         if current.restore is None:
             return None
         if args:
@@ -120,28 +130,50 @@ class Session:
         if layout.size is not None:
             size = layout.size(args, kwargs)
         elif layout.stages:
-            size = tuple(tokens.shape[1:3])
+            size = tuple(int(length) for length in tokens.shape[1:3])
         num_prefix = layout.num_prefix
         self._check_tokens(tokens, size)
         grid = self._grid_for(block, size)
-        if grid == size:
+        current.schedule = None
+        if self.every_block:
+            current.schedule = self.method.schedule(size[0] * size[1], grid[0] * grid[1], self.end - self.start)
+        if grid == size and not any(current.schedule or ()):
             current.restore = current.sizes = None
             return tokens
         values = tokens if layout.maps else tokens[:, num_prefix:].unflatten(1, size)
-
-        def compared() -> Tensor:
-            norm = layout.norm(block) if layout.norm is not None else None
-            return values if norm is None else norm(values)
-
-        reduced = self.method(values, grid, compared)
+        reduced = self._reduced(block, values, grid)
         keeps_grid = self.method.keeps_grid
         current.restore, current.sizes = reduced.restore, reduced.sizes
         current.table = SharedTable(size, grid if keeps_grid else None, reduced.places, num_prefix)
+        current.merged = reduced.merged
         if layout.maps:
             return reduced.tokens.unflatten(1, grid)
         if num_prefix == 0:
             return reduced.tokens
         return _join(tokens[:, :num_prefix], reduced.tokens)
+
+    def _reduced(self, block: nn.Module, values: Tensor, grid: tuple[int, int]):
+        num_prefix = self.layout.num_prefix
+        if self.every_block:
+            number = self.store.current.schedule[0]
+            return self.method.merge(values.flatten(1, 2), number, self._compared(block), num_prefix, values)
+        options = {} if self.method.keeps_grid else dict(num_prefix=num_prefix)
+        return self.method(values, grid, lambda: self._compared(block)(values), **options)
+
+    def _compared(self, block: nn.Module) -> Callable[[Tensor], Tensor]:
+        norm = self.layout.norm(block) if self.layout.norm is not None else None
+        return norm or (lambda values: values)
+
+    def _merge_again(self, index: int, block: nn.Module, tokens: Tensor) -> Tensor:
+        """Merge some more of the tokens in front of a block."""
+        current, num_prefix = self.store.current, self.layout.num_prefix
+        number = current.schedule[index - self.start]
+        if number == 0:
+            return tokens
+        reduced = self.method.merge(tokens[:, num_prefix:], number, self._compared(block), num_prefix, current.merged)
+        current.restore, current.sizes, current.merged = reduced.restore, reduced.sizes, reduced.merged
+        current.table = SharedTable(current.table.size, None, reduced.places, num_prefix)
+        return reduced.tokens if num_prefix == 0 else _join(tokens[:, :num_prefix], reduced.tokens)
 
     def _restored(self, tokens: Tensor) -> Tensor:
         restore = self.store.current.restore

@@ -15,6 +15,8 @@ class _Pass:
         self.size = None  # (H, W) of the token map
         self.restore = None  # set while tokens are reduced
         self.table = None
+        self.merged = None  # what merging in every block goes on from
+        self.schedule = None  # tokens that each block merges
         self.sizes = None  # tokens in each reduced one, where attention is to know
         self.running = None  # the block under way: that of a copy, where DataParallel made one
         self.stash = None  # reduced tokens while the full ones are on their way to a reader

@@ -1,14 +1,17 @@
 """CenterCLIP inside a trained image tower: from one block on, segments of a video instead of its frames."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from clusterplug.core.checks import check_count
 from clusterplug.layers import SegmentTokenClustering, SegmentTokens
 from clusterplug.layers.segment_token_clustering import SHIFTS
-from clusterplug.patch._hosts import Layout
+from clusterplug.patch._hosts import Layout, own
+from clusterplug.patch._methods import unknown_options
 from clusterplug.patch._store import Store
 from clusterplug.patch.transformers_vit import _without_mask
 
@@ -17,41 +20,67 @@ _IMAGES = ('pixel_values', 'x', 'image', 'images', 'input')
 _ATTENTION_EXITS = ('drop_path1', 'ls_1', 'self_attn', 'attn')
 
 
+_SETTINGS = ('aggregation', 'metric', 'pre_norm', 'options')
+_OPTIONS = ('num_segments', 'num_clusters', 'frames', 'reduction', *_SETTINGS)
+# The names that README and configs use for the arguments of SegmentTokenClustering.
+_ALIASES = {'after_block': 'start', 'segments': 'num_segments', 'clusters': 'num_clusters'}
+
+
+def video_options(start: int | Sequence[int] | None, options: dict) -> dict:
+    """Return the arguments of :class:`VideoSession` from those of ``apply``, each idea under one name.
+
+    Raises:
+        ValueError: An option is unknown, or given under both of its names.
+    """
+    found = {} if start is None else {'start': start}
+    unknown = sorted(set(options) - {*_OPTIONS, *_ALIASES})
+    if unknown:
+        raise ValueError(unknown_options('centerclip', [*_OPTIONS, *_ALIASES], ['start', 'num_prefix'], unknown))
+    for name, value in options.items():
+        word = _ALIASES.get(name, name)
+        if word in found or (word != name and word in options):
+            raise ValueError(f'method centerclip takes {name} and {word} as two names of one option; pass one of them')
+        found[word] = value
+    return found
+
+
 class VideoSession:
     """All hooks of one CenterCLIP patch.
 
     Args:
         layout: The transformer.
-        after_block: Blocks that run on frames first; several numbers for several stages.
-        segments: Segments of each stage; None for shifts.
-        clusters: Tokens that a segment keeps, in each stage; None for pooling and shifts.
-        frames: T of videos that come as (B T, 3, H, W); those that come as (B, T, 3, H, W) tell it themselves.
+        start: First block that runs on segments instead of frames, 6 unless given; several for several stages.
+        num_segments: Segments of each stage, 4 unless given; not for shifts.
+        num_clusters: Tokens that a segment keeps, in each stage, 49 unless given; not for pooling and shifts.
+        frames: T of videos that come as (B T, 3, H, W); those that come as (B, T, 3, H, W) say it themselves.
         reduction: Method of :class:`~clusterplug.layers.SegmentTokenClustering`.
-        **settings: Its further arguments.
+        **settings: Its further arguments: ``aggregation``, ``metric``, ``pre_norm``, ``options``.
     """
 
     def __init__(
         self,
         layout: Layout,
-        after_block: int | Sequence[int] = 6,
-        segments: int | Sequence[int] | None = 4,
-        clusters: int | Sequence[int] | None = 49,
+        start: int | Sequence[int] | None = None,
+        num_segments: int | Sequence[int] | None = None,
+        num_clusters: int | Sequence[int] | None = None,
         frames: int | None = None,
         reduction: str = 'kmedoids',
         **settings,
     ):
         _check_host(layout)
-        if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int) or frames < 1):
-            raise ValueError(f'frames must be an int of at least 1, or None, got {frames!r}')
-        self.layout, self.frames, self.mask = layout, frames, None
+        self.layout, self.mask = layout, None
+        self.frames = None if frames is None else _check_frames(frames)
         self.shifts = reduction in SHIFTS
+        _warn_unused(reduction, dict(start=start, num_segments=num_segments, num_clusters=num_clusters))
         settings = dict(settings, method=reduction, num_prefix=layout.num_prefix)
         if self.shifts:
             # Shifts change every block and shorten nothing: the counts of the other methods say nothing to them.
             layer = _Plain(SegmentTokenClustering(**settings))
             self.stages = dict.fromkeys(range(len(layout.blocks)), layer)
         else:
-            self.stages = _make_stages(after_block, segments, clusters, settings, layout, reduction)
+            start, num_segments = 6 if start is None else start, 4 if num_segments is None else num_segments
+            num_clusters = 49 if num_clusters is None else num_clusters
+            self.stages = _make_stages(start, num_segments, num_clusters, settings, layout, reduction)
         self.store, self.handles = Store(), []
 
     def attach(self) -> None:
@@ -62,7 +91,7 @@ class VideoSession:
             block = self.layout.blocks[index]
             self.handles.append(block.register_forward_pre_hook(_Hook(self, 'reduce', index), with_kwargs=True))
             if self.shifts and self.stages[index].layer.method == 'token_shift':
-                exit_module = next(m for name in _ATTENTION_EXITS if (m := getattr(block, name, None)) is not None)
+                exit_module = next(m for name in _ATTENTION_EXITS if (m := own(block, name)) is not None)
                 self.handles.append(exit_module.register_forward_hook(_AttentionHook(self, index)))
 
     def detach(self) -> None:
@@ -170,22 +199,46 @@ def _check_host(layout: Layout) -> None:
         )
 
 
-def _make_stages(after_block, segments, clusters, settings: dict, layout: Layout, reduction: str) -> dict[int, _Plain]:
-    blocks = [after_block] if isinstance(after_block, int) else list(after_block)
+def _check_frames(frames: int) -> int:
+    try:
+        return check_count(frames, 'frames', 1)
+    except (TypeError, ValueError):
+        raise ValueError(f'frames must be an int of at least 1, or None, got {frames!r}') from None
+
+
+def _warn_unused(reduction: str, given: dict) -> None:
+    """Warn of counts that a reduction has no use for."""
+    unused = list(given) if reduction in SHIFTS else ['num_clusters'] if reduction == 'pooling' else []
+    unused = [name for name in unused if given[name] is not None]
+    if unused:
+        warnings.warn(
+            f"reduction '{reduction}' has no use for {', '.join(unused)}: "
+            + ('it changes every block and shortens nothing' if reduction in SHIFTS else 'it keeps all tokens'),
+            stacklevel=4,
+        )
+
+
+def _make_stages(start, num_segments, num_clusters, settings: dict, layout: Layout, reduction: str) -> dict:
+    depth = len(layout.blocks)
+    blocks = list(start) if isinstance(start, Sequence) and not isinstance(start, str) else [start]
+    try:
+        blocks = [check_count(block, 'start', 0, depth - 1) for block in blocks]
+    except ValueError:
+        raise ValueError(
+            f'start or after_block must lie between 0 and {depth - 1}, the blocks of {layout.host}, got {blocks}'
+        ) from None
+    if not blocks or sorted(set(blocks)) != blocks:
+        raise ValueError(f'start or after_block must name blocks in rising order, at least one, got {blocks}')
     per_stage = {}
-    for name, value in (('segments', segments), ('clusters', None if reduction == 'pooling' else clusters)):
+    counts = dict(num_segments=num_segments, num_clusters=None if reduction == 'pooling' else num_clusters)
+    for name, value in counts.items():
         values = list(value) if isinstance(value, Sequence) else [value] * len(blocks)
         if len(values) != len(blocks):
-            raise ValueError(f'{name} must have one number for each of the {len(blocks)} after_block, got {values}')
-        per_stage[name] = values
-    depth = len(layout.blocks)
-    if any(isinstance(b, bool) or not isinstance(b, int) or not 0 <= b < depth for b in blocks):
-        raise ValueError(f'after_block must lie between 0 and {depth - 1}, the blocks of {layout.host}, got {blocks}')
-    if sorted(set(blocks)) != blocks:
-        raise ValueError(f'after_block must name blocks in rising order, got {blocks}')
+            raise ValueError(f'{name} must have one number for each of the {len(blocks)} start blocks, got {values}')
+        per_stage[name] = [None if each is None else check_count(each, name, 1) for each in values]
     return {
         block: _Plain(SegmentTokenClustering(count, kept, **settings))
-        for block, count, kept in zip(blocks, per_stage['segments'], per_stage['clusters'])
+        for block, count, kept in zip(blocks, per_stage['num_segments'], per_stage['num_clusters'])
     }
 
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from clusterplug.patch._hosts import Layout, comes_from, first_norm
+from clusterplug.patch._hosts import Layout, comes_from, first_norm, own
 
 NAME = 'open_clip'
 
@@ -11,7 +11,7 @@ def find(module: nn.Module) -> Layout | None:
     """Return the layout of the image tower of an open_clip model."""
     if type(module).__name__ != 'VisionTransformer' or not comes_from(module, 'open_clip'):
         return None
-    transformer = module.transformer
-    if not getattr(transformer, 'batch_first', True):
-        return None  # Such blocks take (tokens, batch, channels).
-    return Layout(NAME, module, list(transformer.resblocks), module.conv1, 1, norm=first_norm)
+    blocks, projection = own(module, 'transformer.resblocks'), own(module, 'conv1')
+    if blocks is None or projection is None or not vars(own(module, 'transformer')).get('batch_first', True):
+        return None  # Blocks that are not batch first take (tokens, batch, channels).
+    return Layout(NAME, module, list(blocks), projection, 1, norm=first_norm)

@@ -8,7 +8,7 @@ distances of the clusters (V2: computed for them).
 from torch import nn
 
 from clusterplug.patch._geometry import SharedTable
-from clusterplug.patch._hosts import Layout, class_names, comes_from, first_norm
+from clusterplug.patch._hosts import Layout, class_names, comes_from, first_norm, own
 from clusterplug.patch._windows import ShiftedWindows
 
 NAME = 'swin'
@@ -21,17 +21,15 @@ def find(module: nn.Module) -> Layout | None:
     """Return the layout of a Swin transformer."""
     if not class_names(module) & _CLASSES:
         return None
-    if comes_from(module, 'timm'):
-        stages, projection, sequences = [stage.blocks for stage in module.layers], module.patch_embed.proj, False
-    elif comes_from(module, 'torchvision'):
-        stages = [part for part in module.features if isinstance(part, nn.Sequential) and hasattr(part[0], 'attn')]
-        projection, sequences = module.features[0][0], False
-    elif comes_from(module, 'transformers'):
-        stages, sequences = [stage.blocks for stage in module.encoder.layers], True
-        projection = module.embeddings.patch_embeddings.projection
-    elif hasattr(module, 'stages') and hasattr(getattr(module, 'patch_embed', None), 'projection'):
-        stages, projection, sequences = [stage.blocks for stage in module.stages], module.patch_embed.projection, True
+    if comes_from(module, 'torchvision'):
+        parts = own(module, 'features') or ()
+        stages = [part for part in parts if isinstance(part, nn.Sequential) and own(part[0], 'attn') is not None]
+        projection, sequences = own(module, 'features.0.0'), False
     else:
+        holder, path, sequences = _parts(module)
+        stages = [own(stage, 'blocks') for stage in own(module, holder) or ()]
+        projection = own(module, path)
+    if not stages or projection is None or any(stage is None for stage in stages):
         return None
     bounds = [0]
     for stage in stages:
@@ -51,6 +49,15 @@ def find(module: nn.Module) -> Layout | None:
         stages=[range(first, last) for first, last in zip(bounds, bounds[1:])],
         size=_size if sequences else None,
     )
+
+
+def _parts(module: nn.Module) -> tuple[str, str, bool]:
+    """Return the paths of stages and projection, and whether blocks take sequences."""
+    if comes_from(module, 'timm'):
+        return 'layers', 'patch_embed.proj', False
+    if comes_from(module, 'transformers'):
+        return 'encoder.layers', 'embeddings.patch_embeddings.projection', True
+    return 'stages', 'patch_embed.projection', True
 
 
 def _size(args: tuple, kwargs: dict) -> tuple[int, int]:

@@ -1,52 +1,82 @@
 """timm's VisionTransformer family: ViT, DeiT, DINOv2 and v3, CLIP, SigLIP, and Eva with rotary embeddings."""
 
+import math
+
 import torch
 from torch import nn
 
-from clusterplug.patch._geometry import SharedTable
-from clusterplug.patch._hosts import Layout, class_names, comes_from, first_norm
+from clusterplug.functional._numerics import host_checks_allowed
+from clusterplug.patch._geometry import SharedTable, coordinate_steps, joined_steps
+from clusterplug.patch._hosts import Layout, class_names, comes_from, first_norm, own
 from clusterplug.patch._store import Store
 
 NAME = 'timm'
+_ROTARY = ('RotaryEmbeddingCat', 'RotaryEmbeddingMixed', 'RotaryEmbeddingDinoV3')
 
 
 def find(module: nn.Module) -> Layout | None:
     """Return the layout of timm's VisionTransformer and Eva and what is derived from them."""
     if not comes_from(module, 'timm') or not class_names(module) & {'VisionTransformer', 'Eva'}:
         return None
-    projection = getattr(module.patch_embed, 'proj', None)
-    if projection is None or hasattr(module, 'rel_pos_bias') or _is_mrope(module):
+    blocks, projection = own(module, 'blocks'), own(module, 'patch_embed.proj')
+    if blocks is None or projection is None or own(module, 'rel_pos_bias') is not None:
         return None
-    rotary = getattr(module, 'rope', None) is not None
+    rope = own(module, 'rope')
+    if rope is not None and type(rope).__name__ not in _ROTARY:
+        return None  # MRope: its table is built from text and image positions together.
     return Layout(
         NAME,
         module,
-        list(module.blocks),
+        list(blocks),
         projection,
         module.num_prefix_tokens,
         norm=first_norm,
-        adapt=_rotary if rotary else None,
+        adapt=None if rope is None else Rotary(module),
         wraps=lambda store: {'forward_intermediates': Intermediates(module, store)},
     )
 
 
-def _is_mrope(module: nn.Module) -> bool:
-    # Its table is built from text and image positions together.
-    return type(getattr(module, 'rope', None)).__name__ == 'RotaryEmbeddingMRope'
+class Rotary:
+    """Rotary embeddings at the positions of reduced tokens."""
 
+    def __init__(self, trunk: nn.Module):
+        self.trunk = trunk
 
-def _rotary(block: nn.Module, args: tuple, kwargs: dict, table: SharedTable) -> tuple[tuple, dict]:
-    rope = kwargs.get('rope')
-    if rope is None:
-        return args, kwargs
-    sine, cosine = rope.chunk(2, -1)
-    for known, made in table._made:
-        if known is rope:
-            return args, {**kwargs, 'rope': made}
-    cosine, sine = table.rotation(cosine, sine)
-    made = torch.cat([sine, cosine], -1)
-    table._made.append((rope, made))
-    return args, {**kwargs, 'rope': made}
+    def __call__(self, block: nn.Module, args: tuple, kwargs: dict, table: SharedTable) -> tuple[tuple, dict]:
+        """Replace the table of the full map."""
+        rope = kwargs.get('rope')
+        if rope is None:
+            return args, kwargs
+        made = table.made(rope)
+        if made is None:
+            sine, cosine = rope.chunk(2, -1)
+            cosine, sine = table.rotation(cosine, sine, self._steps)
+            made = table.keep(rope, torch.cat([sine, cosine], -1))
+        return args, {**kwargs, 'rope': made}
+
+    def _steps(self, size: tuple[int, int]):
+        rope = own(self.trunk, 'rope')
+        stretch = 1.0
+        if self.trunk.training:
+            stretch = (getattr(rope, 'jitter_coords', None) or 1.0) * (getattr(rope, 'rescale_coords', None) or 1.0)
+        kind = type(rope).__name__
+        if kind == 'RotaryEmbeddingMixed':
+            # One frequency a head and block, at most 1 radian at first, and learned from there.
+            if host_checks_allowed(rope.freqs) and float(rope.freqs.detach().abs().max()) * stretch >= math.pi:
+                raise ValueError(
+                    'the learned frequencies of the rotary embeddings turn by half a turn or more from a token to the '
+                    'next: which way cannot be read from their table, so tokens cannot be reduced in this model'
+                )
+            return None, stretch
+        reference = None
+        if kind == 'RotaryEmbeddingDinoV3':
+            bands, grid_type = 2 * math.pi / rope.periods.float(), 'centered'
+        else:
+            bands, reference = rope.bands.float(), rope.ref_feat_shape
+            grid_type = getattr(rope, 'grid_type', 'pixel' if rope.in_pixels else 'index')
+        units = coordinate_steps(size, grid_type, reference, getattr(rope, 'normalize_coords', 'separate'))
+        halves = getattr(rope, 'rotate_half', False)
+        return joined_steps(bands, units, halves=halves, columns_first=rope.grid_indexing == 'xy'), stretch
 
 
 class Intermediates:

@@ -1,10 +1,12 @@
 """transformers: ViT, DeiT, DINOv2, DINOv2 with registers, DINOv3, CLIP and SigLIP vision, BEiT, DPT, Depth Anything."""
 
+import math
+
 import torch
 from torch import nn
 
-from clusterplug.patch._geometry import SharedTable
-from clusterplug.patch._hosts import Layout, comes_from, first_norm
+from clusterplug.patch._geometry import SharedTable, coordinate_steps, joined_steps
+from clusterplug.patch._hosts import Layout, class_names, comes_from, first_norm, own, own_parameter
 
 NAME = 'transformers'
 
@@ -33,13 +35,13 @@ _PREFIX = ('cls_token', 'class_embedding', 'distillation_token', 'register_token
 
 def find(module: nn.Module) -> Layout | None:
     """Return the layout of a vision transformer of transformers."""
-    name = type(module).__name__
-    if name not in _TRUNKS or not comes_from(module, 'transformers'):
+    name = next((name for name in _TRUNKS if name in class_names(module)), None)
+    if name is None or not comes_from(module, 'transformers'):
         return None
-    blocks = next((found for path in _BLOCKS if (found := _get(module, path)) is not None), None)
-    projection = _get(module, _TRUNKS[name])
+    blocks = next((found for path in _BLOCKS if (found := own(module, path)) is not None), None)
+    projection = own(module, _TRUNKS[name])
     if projection is None and name == 'DPTModel':
-        projection = _get(module, 'embeddings.projection')  # of the hybrid, over the features of its ResNet
+        projection = own(module, 'embeddings.projection')  # of the hybrid, over the features of its ResNet
     if blocks is None or projection is None:
         return None
     beit = name.startswith('Beit')
@@ -49,20 +51,12 @@ def find(module: nn.Module) -> Layout | None:
         module,
         list(blocks),
         projection,
-        _num_prefix(module.embeddings),
+        _num_prefix(own(module, 'embeddings')),
         norm=first_norm,
         needs_grid=beit and _has_relative_positions(module),
-        adapt=_Beit(module) if beit else _rotary if rotary else _without_mask,
+        adapt=_Beit(module) if beit else _Rotary(module) if rotary else _without_mask,
         scopes=[module, *_between(module, blocks)],
     )
-
-
-def _get(module: nn.Module, path: str) -> nn.Module | None:
-    for name in path.split('.'):
-        module = getattr(module, name, None)
-        if module is None:
-            return None
-    return module
 
 
 def _between(trunk: nn.Module, blocks: nn.Module) -> list[nn.Module]:
@@ -73,7 +67,7 @@ def _between(trunk: nn.Module, blocks: nn.Module) -> list[nn.Module]:
 def _num_prefix(embeddings: nn.Module) -> int:
     count = 0
     for name in _PREFIX:
-        value = getattr(embeddings, name, None)
+        value = own_parameter(embeddings, name)
         if value is not None:
             count += value.shape[1] if value.dim() == 3 else 1
     return count
@@ -86,7 +80,7 @@ def _without_mask(block: nn.Module, args: tuple, kwargs: dict, table: SharedTabl
         return args, kwargs
     if not torch.compiler.is_compiling():
         raise ValueError(
-            'attention_mask must be None in a patched transformer, as reduced tokens have other neighbours; '
+            'attention_mask must be None in a patched transformer, as reduced tokens have other neighbors; '
             'call clusterplug.patch.remove(model) first'
         )
     if len(args) > 1:
@@ -94,10 +88,24 @@ def _without_mask(block: nn.Module, args: tuple, kwargs: dict, table: SharedTabl
     return args, {**kwargs, 'attention_mask': None}
 
 
-def _rotary(block: nn.Module, args: tuple, kwargs: dict, table: SharedTable) -> tuple[tuple, dict]:
-    args, kwargs = _without_mask(block, args, kwargs, table)
-    cosine, sine = kwargs['position_embeddings']
-    return args, {**kwargs, 'position_embeddings': table.rotation(cosine, sine)}
+class _Rotary:
+    """Rotary embeddings of DINOv3 at the positions of reduced tokens."""
+
+    def __init__(self, trunk: nn.Module):
+        self.trunk = trunk
+
+    def __call__(self, block: nn.Module, args: tuple, kwargs: dict, table: SharedTable) -> tuple[tuple, dict]:
+        args, kwargs = _without_mask(block, args, kwargs, table)
+        cosine, sine = kwargs['position_embeddings']
+        return args, {**kwargs, 'position_embeddings': table.rotation(cosine, sine, self._steps)}
+
+    def _steps(self, size: tuple[int, int]):
+        bands = 2 * math.pi * own(self.trunk, 'rope_embeddings').inv_freq.float()
+        units, config = coordinate_steps(size, 'centered'), self.trunk.config
+        stretch = 1.0
+        if self.trunk.training:
+            stretch = (config.pos_embed_jitter or 1.0) * (config.pos_embed_rescale or 1.0)
+        return joined_steps(bands, units, halves=True), stretch
 
 
 def _has_relative_positions(module: nn.Module) -> bool:

@@ -12,8 +12,8 @@ from clusterplug.functional.merging import bipartite_matching, merge_by_target, 
 def plain_merge(metric, tokens, sizes, num_merged, num_protected):
     """One token at a time, in float64: merged tokens, sizes and the original tokens in each."""
     unit = metric / np.linalg.norm(metric, axis=1, keepdims=True)
-    free = list(range(num_protected, len(metric)))
-    sources, destinations = free[0::2], free[1::2]
+    free = range(num_protected, len(metric))
+    sources, destinations = [n for n in free if n % 2 == 0], [n for n in free if n % 2]
     best = []
     for source in sources if destinations else []:
         scores = [unit[source] @ unit[d] for d in destinations]
@@ -42,8 +42,8 @@ def test_hand_computed():
 @given(st.integers(2, 20), st.integers(2, 6), st.integers(0, 3), st.integers(0, 10**6), st.data())
 def test_equals_plain_loop(num_tokens, num_channels, num_protected, seed, data):
     num_protected = min(num_protected, num_tokens)
-    free = num_tokens - num_protected
-    num_merged = data.draw(st.integers(0, (free + 1) // 2 if free > 1 else 0))
+    free = range(num_protected, num_tokens)
+    num_merged = data.draw(st.integers(0, sum(n % 2 == 0 for n in free) if any(n % 2 for n in free) else 0))
     generator = torch.Generator().manual_seed(seed)
     metric, tokens = torch.randn(2, num_tokens, num_channels, generator=generator, dtype=torch.float64)
     sizes = torch.randint(1, 5, (num_tokens, 1), generator=generator).double()

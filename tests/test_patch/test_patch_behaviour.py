@@ -62,11 +62,11 @@ def test_the_authors_form_is_a_setting():
 def test_tome_is_merging_blocks_unmerging():
     model, image = models.make('plain'), models.picture(2)
     x = model.blocks[0](embedded(model, image))
-    merged = merge_tokens_to(x[:, 1:], 20, metric=model.blocks[1].norm1(x[:, 1:]))
-    short = torch.cat([x[:, :1], merged.tokens], 1)
+    merged = merge_tokens_to(x, 21, metric=model.blocks[1].norm1(x), num_protected=1)  # roles of the whole sequence
+    short = merged.tokens
     for block in model.blocks[1:]:
         short = block(short)
-    full = x[:, 1:] + merged.unmerge(short[:, 1:] - merged.tokens)
+    full = x[:, 1:] + merged.unmerge(short - merged.tokens)[:, 1:]
     patch.apply(model, 'tome', start=1, grid=(4, 5), size_bias=False)
     torch.testing.assert_close(model(image), torch.cat([short[:, :1], full], 1), rtol=1e-4, atol=1e-5)
 
