@@ -253,6 +253,8 @@ def test_sampling(num_frames, count, random):
     assert mask.sum() == min(count, num_frames)
     if num_frames < count:
         assert indices.tolist() == [min(i, num_frames - 1) for i in range(count)]
+    elif not random:
+        assert indices.tolist() == [int(num_frames / count / 2 + num_frames / count * i) for i in range(count)]
     else:
         edges = [i * num_frames // count for i in range(count + 1)]
         assert all(low <= index < high for low, high, index in zip(edges[:-1], edges[1:], indices))

@@ -1,6 +1,6 @@
 """Where videos lie: a folder of files, folders of frames, a zip of either, an LMDB. One way to open each by its id."""
 
-import contextlib
+import hashlib
 import io
 import os
 import threading
@@ -10,13 +10,16 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from clusterplug.datasets.video.decoding import UnreadableVideo, Video, open_video
+from clusterplug.datasets.video.frame_sequence import FrameSequence, natural_order, reading
+from clusterplug.datasets.video.lmdb_files import open_environment, write_lmdb  # noqa: F401  part of this face
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mkv', '.webm', '.mov', '.m4v', '.mpg', '.mpeg', '.flv', '.wmv', '.ogv', '.3gp')
-_ENVIRONMENTS = {}
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
+# A member of a zip is unpacked into memory: videos and pictures are packed already and shrink by little.
+LARGEST_MEMBER = 2**30
+LARGEST_RATIO = 100
+_RATIO_FROM = 2**24
 
 
 def open_store(path: str | os.PathLike, side_by_side: int = 1) -> 'VideoStore':
@@ -32,7 +35,7 @@ def open_store(path: str | os.PathLike, side_by_side: int = 1) -> 'VideoStore':
 
     Raises:
         FileNotFoundError: There is nothing at the path.
-        ValueError: It is none of these.
+        ValueError: It is none of these, or damaged as a whole.
 
     Example:
         >>> import tempfile
@@ -56,10 +59,12 @@ def open_store(path: str | os.PathLike, side_by_side: int = 1) -> 'VideoStore':
 class VideoStore(ABC):
     """Videos by their ids: the names of files without folder and suffix, or of folders of frames.
 
-    Files that differ in their suffix alone have their names with suffix as ids; of equal names in two folders neither
-    can be opened.
+    Files that differ in their suffix alone have their names with suffix as ids, as has a file next to a folder of
+    frames of its name; of equal names in two folders neither can be opened. Frames of a folder are in the order of
+    their numbers: 2.jpg comes before 10.jpg. Pictures outside of a folder are no frames of a video.
 
-    Stores can be pickled and used in forked workers: what they hold open is opened again in each process.
+    Stores can be pickled and used in forked workers: what they hold open is opened again in each process. It is closed
+    with the last reference, or with :meth:`close`.
 
     Args:
         path: Where.
@@ -78,7 +83,8 @@ class VideoStore(ABC):
         self._index()
         ids = set(self._frames)
         for video_id, names in self._files.items():
-            ids |= {video_id} if len(names) == 1 else {PurePosixPath(name).name for name in names}
+            alone = len(names) == 1 and video_id not in self._frames
+            ids |= {video_id} if alone else {PurePosixPath(name).name for name in names}
         return sorted(ids)
 
     def __contains__(self, video_id: str) -> bool:
@@ -93,19 +99,45 @@ class VideoStore(ABC):
             backend: See :func:`~clusterplug.datasets.video.open_video`.
 
         Raises:
-            UnreadableVideo: It is not there, not the only one of its id, or cannot be decoded.
+            UnreadableVideo: It is not there, not the only one of its id, damaged, too large, or cannot be decoded.
         """
+        names, are_frames = self._members(video_id)
+        if are_frames:
+            return FrameSequence(names, self._read, self.side_by_side)
+        with reading(names[0]):
+            source = self._source(names[0])
+        return open_video(source, backend)
+
+    def fingerprint(self, video_id: str) -> str:
+        """Name the content of a video: another text when its file, member or entry was replaced.
+
+        Raises:
+            UnreadableVideo: It is not there, or not the only one of its id.
+        """
+        names, _ = self._members(video_id)
+        with reading(names[0]):
+            parts = [(name, *self._identity(name)) for name in names]
+        return hashlib.sha256(repr(parts).encode('utf-8', 'surrogateescape')).hexdigest()[:24]
+
+    def close(self) -> None:
+        """Close what this process holds open; it is opened again when needed."""
+        self._open = threading.local()
+
+    def _members(self, video_id: str) -> tuple[list[str], bool]:
+        """Names of the one file, or of the frames, of a video; and whether they are frames."""
         self._index()
-        if video_id in self._frames:
-            return FrameSequence(self._frames[video_id], self._read, self.side_by_side)
+        folders = self._frames.get(video_id, {})
+        if len(folders) > 1:
+            raise UnreadableVideo(f'{video_id} is the name of {len(folders)} folders: {", ".join(sorted(folders)[:3])}')
+        if folders:
+            return next(iter(folders.values())), True
         names = self._files.get(self._key(video_id), ())
-        exact = [name for name in names if PurePosixPath(name).name == video_id]
-        names = exact or names
+        names = [name for name in names if PurePosixPath(name).name == video_id] or names
         if not names:
             raise UnreadableVideo(f'no video {video_id} in {self.path}')
         if len(names) > 1:
             raise UnreadableVideo(f'{video_id} is the name of {len(names)} files: {", ".join(sorted(names)[:3])}')
-        return open_video(self._source(names[0]), backend)
+        return list(names), False
 
     def _key(self, video_id: str) -> str:
         return _stem(video_id)
@@ -113,14 +145,24 @@ class VideoStore(ABC):
     def _index(self) -> None:
         if self._files is not None:
             return
-        files, frames = defaultdict(list), defaultdict(list)
-        for name in self._names():
+        files, frames = defaultdict(list), defaultdict(lambda: defaultdict(set))
+        try:
+            listed = self._names()
+        except (OSError, ValueError, ModuleNotFoundError):
+            raise
+        except Exception as error:  # lmdb's own errors
+            raise ValueError(f'{self.path} cannot be listed, it is damaged: {error}') from error
+        for name in listed:
             path = PurePosixPath(name)
             if path.suffix.lower() in IMAGE_SUFFIXES:
-                frames[path.parent.name].append(name)
+                if path.parent.name:
+                    frames[path.parent.name][str(path.parent)].add(name)
             elif path.suffix.lower() in VIDEO_SUFFIXES or self._any_name:
                 files[_stem(path.name)].append(name)
-        self._frames = {video_id: sorted(names) for video_id, names in frames.items()}
+        self._frames = {
+            video_id: {folder: sorted(names, key=natural_order) for folder, names in folders.items()}
+            for video_id, folders in frames.items()
+        }
         self._files = dict(files)
 
     _any_name = False
@@ -132,6 +174,10 @@ class VideoStore(ABC):
     @abstractmethod
     def _read(self, name: str) -> bytes:
         """Return the content of a file."""
+
+    @abstractmethod
+    def _identity(self, name: str) -> tuple:
+        """Return what differs when a file is replaced."""
 
     def _source(self, name: str) -> str | bytes:
         return self._read(name)
@@ -154,7 +200,7 @@ class FolderStore(VideoStore):
 
     def _names(self):
         found = []
-        for folder, _, names in os.walk(self.path):
+        for folder, _, names in os.walk(self.path, onerror=_raise):
             relative = Path(folder).relative_to(self.path)
             found += [(relative / name).as_posix() for name in names]
         return found
@@ -162,21 +208,59 @@ class FolderStore(VideoStore):
     def _read(self, name):
         return (self.path / name).read_bytes()
 
+    def _identity(self, name):
+        found = os.stat(self.path / name)
+        return found.st_size, found.st_mtime_ns
+
     def _source(self, name):
         return str(self.path / name)
 
 
 class ZipStore(VideoStore):
-    """A zip of video files or of folders of frames; it is read in place."""
+    """A zip of video files or of folders of frames; it is read in place.
+
+    A member is unpacked into memory, so its size and how far it was packed are limited: at most 1 GiB, and beyond
+    16 MiB at most 100 times its packed size.
+    """
 
     def _archive(self):
-        return self._here(lambda: zipfile.ZipFile(self.path))
+        return self._here(self._open_archive)
+
+    def _open_archive(self):
+        try:
+            return zipfile.ZipFile(self.path)
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            raise ValueError(f'{self.path} must be a whole zip, got {error}; copy or pack it again') from error
 
     def _names(self):
         return [info.filename for info in self._archive().infolist() if not info.is_dir()]
 
+    def _identity(self, name):
+        info = self._archive().getinfo(name)
+        return info.file_size, info.CRC, info.date_time
+
     def _read(self, name):
-        return self._archive().read(name)
+        archive = self._archive()
+        info = archive.getinfo(name)
+        if info.file_size > LARGEST_MEMBER:
+            raise UnreadableVideo(
+                f'{name} is {info.file_size:,} bytes, a member of a zip may be {LARGEST_MEMBER:,}; put it in a folder'
+            )
+        packed = min(info.compress_size, os.path.getsize(self.path))  # a header may claim anything
+        if info.file_size > max(_RATIO_FROM, LARGEST_RATIO * packed):
+            raise UnreadableVideo(
+                f'{name} is {info.file_size:,} bytes from {packed:,}, more than {LARGEST_RATIO} times as '
+                f'many: no video or picture packs so well; put it in a folder if it is one'
+            )
+        # bzip2 and LZMA unpack a piece as a whole, however large it becomes: small pieces for them.
+        piece = 2**20 if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else 2**12
+        content = io.BytesIO()
+        with archive.open(info) as member:
+            while part := member.read(piece):
+                content.write(part)
+        if content.tell() != info.file_size:
+            raise UnreadableVideo(f'{name} must be {info.file_size:,} bytes, got {content.tell():,}')
+        return content.getvalue()
 
 
 class LmdbStore(VideoStore):
@@ -184,94 +268,29 @@ class LmdbStore(VideoStore):
 
     _any_name = True
 
-    def _environment(self):
-        try:
-            import lmdb
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError('videos in an LMDB need: pip install lmdb') from error
-        # lmdb opens a path once in a process, and not across forks.
-        key = (os.getpid(), str(self.path.resolve()))
-        if key not in _ENVIRONMENTS:
-            _ENVIRONMENTS[key] = lmdb.open(
-                str(self.path), readonly=True, lock=False, readahead=False, subdir=self.path.is_dir(), max_spare_txns=8
-            )
-        return _ENVIRONMENTS[key]
+    def _begin(self):
+        held = self._here(lambda: open_environment(self.path))
+        return held.environment.begin()
 
     def _names(self):
-        with self._environment().begin() as transaction:
-            return [bytes(key).decode() for key in transaction.cursor().iternext(values=False)]
+        with self._begin() as transaction:
+            return [os.fsdecode(bytes(key)) for key in transaction.cursor().iternext(values=False)]
+
+    def _identity(self, name):
+        # Entries carry no time: their content is the only thing that tells.
+        content = self._read(name)
+        return len(content), hashlib.blake2b(content, digest_size=16).hexdigest()
 
     def _read(self, name):
-        with self._environment().begin() as transaction:
-            return bytes(transaction.get(name.encode()))
+        with self._begin() as transaction:
+            content = transaction.get(os.fsencode(name))
+        if content is None:
+            raise UnreadableVideo(f'{name} is no longer in {self.path}')
+        return content
 
 
-class FrameSequence(Video):
-    """A video whose frames are pictures.
-
-    Args:
-        names: Of the pictures, in order.
-        read: Name -> bytes.
-        side_by_side: Frames beside each other in one picture.
-    """
-
-    rate = 0.0
-
-    def __init__(self, names: Sequence[str], read: Callable[[str], bytes], side_by_side: int = 1):
-        self._names, self._read, self._side_by_side = names, read, side_by_side
-        self.length = len(names) * side_by_side
-
-    def frames(self, indices):
-        """Return (len(indices), H, W, 3) uint8 RGB."""
-        from PIL import Image, UnidentifiedImageError
-
-        pictures = {}
-        for index in indices:
-            name = self._names[index // self._side_by_side]
-            if name not in pictures:
-                try:
-                    with Image.open(io.BytesIO(self._read(name))) as image:
-                        pictures[name] = np.asarray(image.convert('RGB'))
-                except (OSError, UnidentifiedImageError) as error:
-                    raise UnreadableVideo(f'{name}: {error}') from error
-        frames = []
-        for index in indices:
-            picture = pictures[self._names[index // self._side_by_side]]
-            width = picture.shape[1] // self._side_by_side
-            left = index % self._side_by_side * width
-            frames.append(picture[:, left : left + width])
-        if len({frame.shape for frame in frames}) > 1:
-            raise UnreadableVideo('its frames have different sizes')
-        return np.stack(frames)
-
-
-def write_lmdb(path: str | os.PathLike, files: Sequence[str | os.PathLike]) -> int:
-    """Write video files into an LMDB, by their names.
-
-    Args:
-        path: Folder of the LMDB; what it holds already stays.
-        files: Video files.
-
-    Returns:
-        The number of files written.
-
-    Raises:
-        ModuleNotFoundError: lmdb is missing.
-        ValueError: Two files have the same name.
-    """
-    try:
-        import lmdb
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('writing an LMDB needs: pip install lmdb') from error
-    files = [Path(file) for file in files]
-    if len({file.name for file in files}) < len(files):
-        raise ValueError('files must have different names, got some twice; put them under names of their own')
-    size = sum(file.stat().st_size for file in files)
-    with contextlib.closing(lmdb.open(str(path), map_size=2 * size + (1 << 30))) as environment:
-        for file in files:
-            with environment.begin(write=True) as transaction:
-                transaction.put(file.name.encode(), file.read_bytes())
-    return len(files)
+def _raise(error: OSError):
+    raise error
 
 
 def _stem(name: str) -> str:
