@@ -1,80 +1,128 @@
-"""Resuming mmengine's own checkpoints: torch >= 2.6 loads weights only, and theirs hold log histories as well.
+"""Checkpoints are data: what mmengine writes can be read back, code in a file is refused, and so is junk, by name.
 
-The classes that mmengine itself writes are allowed by name while mmengine loads; any other class is still refused,
-so a checkpoint from elsewhere cannot run code.
+torch >= 2.6 reads weights only, and mmengine's files hold log histories as well, so that its own files are refused;
+before 2.6, and for addresses (``https://``) still today, mmengine's loader runs whatever a file says. Both end here:
+the file is read by :mod:`clusterplug.compat._checkpoint_pickle`, in every version of torch.
 """
 
+import os
 import pickle
+import tarfile
+import threading
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import urlparse
 
-import numpy as np
 import torch
 
+from clusterplug.compat import _checkpoint_pickle
 from clusterplug.compat._patch import Workaround
 
 _ADVICE = (
-    '{file} holds objects that torch does not load by default: {reason} If you trust its source, set '
+    '{file} holds objects that are not loaded: {reason}. If you trust its source, set '
     'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 and run again (this lets the file run code); otherwise ask for a file with '
     'weights only.'
 )
+_ONE_AT_A_TIME = threading.RLock()
 
 
-def _mm_function(owner: type, name: str):
-    """Stand in for ``getattr``, through which pickle finds functions that mmengine keeps in a class.
+class UnreadableCheckpoint(ValueError):
+    """A file that is no checkpoint, or not a whole one; the message has the file and the reason."""
 
-    These are a history's statistics (min, max, current, mean) and the curve of a one-cycle schedule.
+
+def load_plain(file, map_location=None):
+    """``torch.load`` for weights, plain values and what mmengine writes besides; nothing of the file is run.
+
+    Args:
+        file: Path or binary file.
+        map_location: As for ``torch.load``.
+
+    Raises:
+        pickle.UnpicklingError: If the file holds anything else, with its name and the way out.
+        UnreadableCheckpoint: If it is no checkpoint: a text, empty, cut off, a folder, another kind of archive.
+        FileNotFoundError: If there is no such file.
     """
-    from mmengine.logging.history_buffer import HistoryBuffer
-    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+    if isinstance(file, str | os.PathLike):
+        _refuse_junk(file)
+    if os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '0').lower() in ('1', 'y', 'yes', 'true'):
+        return torch.load(file, map_location=map_location, weights_only=False)
+    name = file if isinstance(file, str | os.PathLike) else getattr(file, 'name', 'the checkpoint')
+    with _ONE_AT_A_TIME:
+        theirs = torch.serialization._weights_only_unpickler
+        torch.serialization._weights_only_unpickler = _Instead(
+            theirs, Unpickler=_checkpoint_pickle.Unpickler, load=_checkpoint_pickle.load
+        )
+        try:
+            return torch.load(file, map_location=map_location, weights_only=True)
+        except _checkpoint_pickle.Refused as error:
+            raise pickle.UnpicklingError(_ADVICE.format(file=name, reason=error)) from error
+        except MemoryError:
+            raise
+        # What a damaged file makes the readers raise is not limited to a few errors.
+        except Exception as error:
+            if isinstance(error, OSError) and error.filename is not None:
+                raise
+            raise UnreadableCheckpoint(f'{name} is no checkpoint: {_reason(file, error)}') from error
+        finally:
+            torch.serialization._weights_only_unpickler = theirs
 
-    HistoryBuffer()  # the first history of a process fills the table of statistics
-    if owner is HistoryBuffer and name in HistoryBuffer._statistics_methods:
-        return HistoryBuffer._statistics_methods[name]
-    if owner is OneCycleParamScheduler and name in ('_annealing_cos', '_annealing_linear'):
-        return getattr(OneCycleParamScheduler, name)
-    raise pickle.UnpicklingError(f'Unsupported attribute: {name!r} of {owner!r}')
+
+def _refuse_junk(path) -> None:
+    if os.path.isdir(path):
+        raise UnreadableCheckpoint(f'{path} is a folder, not a checkpoint; name the file in it')
+    if not os.path.exists(path):
+        raise FileNotFoundError(f'no checkpoint {path}')
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise UnreadableCheckpoint(f'{path} is no checkpoint: the file is empty')
+    if os.path.isfile(path) and tarfile.is_tarfile(path):
+        raise UnreadableCheckpoint(f'{path} is a tar archive, as torch wrote before 0.4; unpack it or convert it')
 
 
-def allowed_classes() -> list:
-    """What mmengine writes into a checkpoint besides tensors: log histories, schedules, numpy values, configs."""
-    from mmengine.config import ConfigDict
-    from mmengine.logging.history_buffer import HistoryBuffer
-    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+def _reason(file, error: Exception) -> str:
+    text = (str(error).splitlines() or [''])[0]
+    if not isinstance(file, str | os.PathLike):
+        return f'{type(error).__name__}: {text}'
+    with open(file, 'rb') as opened:
+        start = opened.read(4)
+    if start[:2] != b'PK':
+        return 'it does not begin as a file of torch.save does, or is cut off'
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except Exception:
+        return 'it is cut off or damaged'
+    if any(name.endswith('constants.pkl') for name in names):
+        return 'it is a TorchScript archive, which holds code; ask for its weights (a state dict)'
+    if not any(name.endswith('data.pkl') for name in names):
+        return f'it is a zip archive of something else ({", ".join(names[:3])})'
+    return f'it is damaged ({type(error).__name__}: {text})'
 
-    core = np._core if hasattr(np, '_core') else np.core
-    classes = [
-        HistoryBuffer,
-        OneCycleParamScheduler,
-        ConfigDict,
-        np.ndarray,
-        np.dtype,
-        core.multiarray._reconstruct,
-        core.multiarray.scalar,
-    ]
-    classes += [type(np.dtype(code)) for code in '?bBhHiIlLqQefdU']
-    # Files from numpy 1 call the same functions by their old address.
-    old_names = [(core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct')]
-    old_names += [(core.multiarray.scalar, 'numpy.core.multiarray.scalar')]
-    # Pickle writes the statistics as getattr(HistoryBuffer, 'min'); the true getattr would reach anything.
-    getattr_names = [(_mm_function, f'{module}.getattr') for module in ('builtins', '__builtin__')]
-    return list(dict.fromkeys(classes)) + old_names + getattr_names
+
+def _load_url(url: str, model_dir=None, map_location=None, progress: bool = True, **_):
+    """Download once into torch's cache, then read as any other file; torch's own reads such files unrestricted."""
+    folder = Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints')
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / Path(urlparse(url).path).name
+    if not path.is_file():
+        torch.hub.download_url_to_file(url, str(path), None, progress=progress)
+    return load_plain(path, map_location)
+
+
+class _Instead(ModuleType):
+    """A module with some of its names replaced."""
+
+    def __init__(self, host: ModuleType, **replaced):
+        super().__init__(host.__name__)
+        self.__dict__.update(replaced, _host=host)
+
+    def __getattr__(self, name):
+        return getattr(self._host, name)
 
 
 def patch(module):
-    """Wrap ``CheckpointLoader.load_checkpoint``; nothing to do before torch 2.6."""
-    if torch.__version__ < '2.6' or not hasattr(torch.serialization, 'safe_globals'):
-        return []
-    host_load = module.CheckpointLoader.load_checkpoint.__func__
-
-    def load_checkpoint(cls, filename, map_location=None, logger='current'):
-        try:
-            with torch.serialization.safe_globals(allowed_classes()):
-                return host_load(cls, filename, map_location, logger)
-        except pickle.UnpicklingError as error:
-            lines = [line.strip() for line in str(error).splitlines() if 'Unsupported' in line]
-            reason = lines[0] if lines else str(error).splitlines()[0]
-            raise pickle.UnpicklingError(_ADVICE.format(file=filename, reason=reason)) from error
-
-    return [(module.CheckpointLoader, 'load_checkpoint', classmethod(load_checkpoint))]
+    """Replace torch's ``load`` and ``load_url`` inside mmengine's module of checkpoints."""
+    return [(module, 'torch', _Instead(torch, load=load_plain)), (module, 'load_url', _load_url)]
 
 
 WORKAROUND = Workaround(
@@ -83,5 +131,5 @@ WORKAROUND = Workaround(
     patch=patch,
     thread='open-mmlab/mmengine#1655, #1650',
     noted='2026-11, mmengine 0.10.7 with torch 2.11',
-    until='mmengine names its own classes to torch.serialization',
+    until='mmengine names its own classes to torch.serialization and reads addresses restricted',
 )

@@ -50,7 +50,7 @@ def test_needed_because_torch_refuses_it(tmp_path):
     path = tmp_path / 'a.pth'
     torch.save(mm_checkpoint(), path)
     torch_load.WORKAROUND.remove()
-    if not torch_load.patch(mmengine.runner.checkpoint):
+    if torch.__version__ < '2.6':
         pytest.skip('this torch loads everything by default')
     with pytest.raises(pickle.UnpicklingError, match=r'HistoryBuffer|getattr|scalar|ConfigDict'):
         CheckpointLoader.load_checkpoint(str(path), 'cpu', logger=None)
