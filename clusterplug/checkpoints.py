@@ -173,7 +173,7 @@ class CheckpointFitHook(Hook):
         check_fit(runner.model, checkpoint, runner._load_from or runner.work_dir, partial=self.partial)
 
 
-def newest_readable(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
+def newest_readable(folder: str | os.PathLike, out_dir: str | None = None) -> tuple[Path | None, list[str]]:
     """The checkpoint from which a training in a work folder goes on: the newest that can be read.
 
     mmengine notes the last one in ``last_checkpoint``, with its full path; a folder that was copied or moved has its
@@ -181,6 +181,7 @@ def newest_readable(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
 
     Args:
         folder: A work folder.
+        out_dir: ``out_dir`` of the config's CheckpointHook, where its checkpoints are in a folder of the same name.
 
     Returns:
         The file, None if the folder has no checkpoint; and a sentence for each newer one that was passed over.
@@ -189,14 +190,15 @@ def newest_readable(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
         UnreadableCheckpoint: If there are checkpoints and none of them can be read.
     """
     folder, reasons = Path(folder), []
-    for path in _candidates(folder):
+    folders = [folder, *([Path(out_dir) / folder.resolve().name] if out_dir else [])]
+    for path in _candidates(folders):
         try:
             content = read_checkpoint(path)
             if not isinstance(content.get('meta'), dict):
                 raise UnreadableCheckpoint(f'{path} holds weights only, no training goes on from it')
             return path, reasons
         except FileNotFoundError:
-            continue
+            reasons.append(f'{path}, the last one by {folders[0] / "last_checkpoint"}, is not there')
         except Exception as error:  # junk raises whatever a reader of a damaged file can raise
             reasons.append(str(error))
     if reasons:
@@ -206,14 +208,17 @@ def newest_readable(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def _candidates(folder: Path) -> list[Path]:
+def _candidates(folders: list[Path]) -> list[Path]:
     """Checkpoints of steps and epochs, the noted one first, then the newest first."""
-    found = [path for path in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+\.pth', path.name)]
+    found = [path for folder in folders for path in folder.glob('*.pth')]
+    found = [path for path in found if re.fullmatch(r'(epoch|iter)_\d+\.pth', path.name)]
     found.sort(key=lambda path: (path.stat().st_mtime_ns, int(re.search(r'\d+', path.name)[0])), reverse=True)
-    note = folder / 'last_checkpoint'
-    noted = note.read_text(errors='replace').strip() if note.is_file() else ''
-    first = [folder / Path(noted).name] if noted and '://' not in noted else []
-    return first + [path for path in found if path not in first]
+    note = folders[0] / 'last_checkpoint'
+    noted = Path(note.read_text(errors='replace').strip()).name if note.is_file() else ''
+    if not noted:
+        return found
+    first = next((path for path in found if path.name == noted), folders[0] / noted)
+    return [first, *(path for path in found if path != first)]
 
 
 def _weights(checkpoint, path) -> dict:
@@ -232,7 +237,7 @@ def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 def _loads_in_its_own_way(module: torch.nn.Module) -> bool:
     hooks = module._load_state_dict_pre_hooks
     own = type(module)._load_from_state_dict is not torch.nn.Module._load_from_state_dict
-    return own and not isinstance(module, torch.nn.modules.batchnorm._NormBase) or bool(hooks)
+    return (own and not isinstance(module, torch.nn.modules.batchnorm._NormBase)) or bool(hooks)
 
 
 def _describe(fit: CheckpointFit, model, checkpoint: dict, path) -> str:

@@ -36,6 +36,8 @@ def run_train(arguments: Sequence[str] | None = None) -> int:
         help='go on from this checkpoint; without a value, from the last one in the work dir',
     )  # fmt: skip
     args = _parse(parser, arguments)
+    from clusterplug.checkpoints import CheckpointFitHook
+
     config = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, args.ceph)
     if args.amp:
         _use_amp(config)
@@ -47,7 +49,9 @@ def run_train(arguments: Sequence[str] | None = None) -> int:
         config.resume = True
         config.load_from = None if args.resume == 'auto' else _existing(args.resume, '--resume')
     try:
-        build_runner(config).train()
+        runner = build_runner(config)
+        runner.register_hook(CheckpointFitHook(partial=not config.get('resume')))
+        runner.train()
     except KeyboardInterrupt:
         return _report_stop(config.work_dir)
     return 0
@@ -72,6 +76,8 @@ def run_test(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument('--tta', action='store_true', help='average over the augmentations of tta_pipeline')
     args = _parse(parser, arguments)
+    from clusterplug.checkpoints import CheckpointFitHook
+
     config = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, args.ceph)
     config.load_from = _existing(args.checkpoint, 'CKPT')
     if args.show or args.show_dir:
@@ -81,7 +87,9 @@ def run_test(arguments: Sequence[str] | None = None) -> int:
     if args.submission:
         _use_submission(config, args.submission)
     try:
-        build_runner(config).test()
+        runner = build_runner(config)
+        runner.register_hook(CheckpointFitHook())
+        runner.test()
     except KeyboardInterrupt:
         print('stopped', file=sys.stderr)
         return 130

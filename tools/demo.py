@@ -55,16 +55,15 @@ def runs_of(args) -> dict:
 
 def load_trained(name: str, args):
     """The trained model and its validation loader."""
-    from mmengine.runner.checkpoint import load_checkpoint
-
+    from clusterplug.checkpoints import load_checkpoint_into, newest_readable
     from clusterplug.cli import build_runner, load_config
 
     run = runs_of(args)[name]
     config = load_config(run.config, run.options, str(args.out / name / 'reading'))
     config.visualizer.name, config.log_level = f'reading {name}', 'WARNING'  # a console without mmengine's long lists
     runner = build_runner(config)
-    checkpoint = (args.out / name / 'last_checkpoint').read_text().strip()
-    load_checkpoint(runner.model, checkpoint, map_location='cpu', logger='silent')
+    checkpoint, _ = newest_readable(args.out / name)
+    load_checkpoint_into(runner.model, checkpoint)
     return runner.model.eval(), runner.build_dataloader(config.val_dataloader), runner
 
 

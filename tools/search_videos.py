@@ -13,6 +13,7 @@ model keeps, and its segments.
 import argparse
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parse(arguments)
     try:
         return {'index': _index, 'query': _query, 'tokens': _tokens}[args.task](args)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
+    except (OSError, ValueError, ModuleNotFoundError, UnpicklingError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -57,8 +58,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def _model(args: argparse.Namespace):
     """The model on its device, the pipeline up to frames, the step that tokenizes, and the key of the features."""
     import torch
-    from mmengine.runner import load_checkpoint
 
+    from clusterplug.checkpoints import load_checkpoint_into
     from clusterplug.cli import load_config
     from clusterplug.registry import MODELS, TRANSFORMS
     from clusterplug.retrieval.search import model_key
@@ -66,9 +67,7 @@ def _model(args: argparse.Namespace):
     config = load_config(args.config, args.cfg_options)
     model = MODELS.build(config.model)
     if args.checkpoint:
-        if not Path(args.checkpoint).is_file():
-            raise FileNotFoundError(f'no checkpoint {args.checkpoint}')
-        load_checkpoint(model, args.checkpoint, map_location='cpu')
+        load_checkpoint_into(model, args.checkpoint)
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     model = model.to(device).eval()
     steps = config.test_dataloader.dataset.pipeline

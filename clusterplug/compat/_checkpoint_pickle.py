@@ -244,9 +244,11 @@ def _set_array(array: np.ndarray, state) -> None:
 
 
 def _from_buffer(raw, dtype, shape, order='C') -> np.ndarray:
-    array = np.empty(0, np.int8)
-    _set_array(array, (1, shape, dtype, order == 'F', raw))
-    return array
+    dtype = _plain(dtype)
+    _check_size(shape, dtype, raw)
+    if not raw:
+        return np.zeros(shape, dtype)
+    return np.frombuffer(bytearray(raw), dtype).reshape(shape, order='F' if order == 'F' else 'C')
 
 
 def _scalar(dtype, raw=b''):

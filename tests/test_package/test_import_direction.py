@@ -28,7 +28,7 @@ class Rule(NamedTuple):
 
 PURE = {'core', 'functional', 'losses', 'layers', 'memory', 'heads', 'estimators', 'registry'}
 PLUGS = {*PURE, 'segmentors', 'detectors', 'retrieval', 'patch', 'hooks', 'datasets', 'evaluation', 'visualization'}
-PLUGS |= {'backbones', 'compat'}
+PLUGS |= {'backbones', 'checkpoints', 'compat'}
 RULES = {
     '__init__': Rule({'torch'}, inside={'version'}),
     'version': Rule(set()),
@@ -56,6 +56,7 @@ RULES = {
     'compat': Rule(
         {'torch', 'numpy', *MM, 'spconv'}, HOSTS, {'compat', 'core', 'functional', 'version', 'visualization'}
     ),
+    'checkpoints': Rule({'torch', *MM}, HOSTS, {'checkpoints', 'compat', 'core'}),
     'cli': Rule(set(), {'torch', *HOSTS}, {*PLUGS, 'dependencies', 'doctor', 'version'}),
     'experiments': Rule({'numpy', *MM}, {'scipy', *HOSTS}, {*PLUGS, 'cli', 'experiments'}),
     'testing': Rule({'torch', 'numpy', 'pytest', *MM}, EVERYTHING, {*PLUGS, 'testing'}),

@@ -8,6 +8,7 @@ python tools/analysis_tools/draw_boxes.py CONFIG                   # the ground 
 import argparse
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -36,8 +37,8 @@ def main() -> int:
     """Write one picture for each frame; returns the exit code."""
     args = parse_arguments()
     from mmengine.dataset import pseudo_collate
-    from mmengine.runner.checkpoint import load_checkpoint
 
+    from clusterplug.checkpoints import load_checkpoint_into
     from clusterplug.cli import build_runner, load_config
 
     if args.checkpoint and not Path(args.checkpoint).is_file():
@@ -49,7 +50,10 @@ def main() -> int:
         sys.exit(f'draw_boxes: --frames must be from 0 to {len(dataset) - 1}, got {args.frames}')
     model = runner.model.eval()
     if args.checkpoint:
-        load_checkpoint(model, args.checkpoint, map_location='cpu')
+        try:
+            load_checkpoint_into(model, args.checkpoint)
+        except (OSError, ValueError, UnpicklingError) as error:
+            sys.exit(f'draw_boxes: {error}')
     for number in frames:
         data, found = dataset[number], None
         if args.checkpoint:

@@ -4,6 +4,7 @@
 import argparse
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -30,8 +31,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     args = parse_arguments()
     from mmengine.dataset import pseudo_collate
-    from mmengine.runner.checkpoint import load_checkpoint
 
+    from clusterplug.checkpoints import load_checkpoint_into
     from clusterplug.cli import build_runner, load_config
     from clusterplug.segmentors import predict_subclasses
     from clusterplug.visualization import save_rerun
@@ -45,7 +46,10 @@ def main() -> int:
         sys.exit(
             f"view_subclasses: {args.config} has no clustering loss; its model needs type='clusterplug.WithClustering'"
         )
-    load_checkpoint(model, args.checkpoint, map_location='cpu')
+    try:
+        load_checkpoint_into(model, args.checkpoint)
+    except (OSError, ValueError, UnpicklingError) as error:
+        sys.exit(f'view_subclasses: {error}')
     dataset = runner.build_dataloader(runner.cfg.val_dataloader).dataset
     if max(args.scans) >= len(dataset) or min(args.scans) < 0:
         sys.exit(f'view_subclasses: --scans must be from 0 to {len(dataset) - 1}, got {args.scans}')
