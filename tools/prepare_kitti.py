@@ -4,8 +4,8 @@
     python tools/prepare_kitti.py data/kitti                                  # the lists in data/kitti/ImageSets
     python tools/prepare_kitti.py RAW --out data/kitti --train 000000-000007 --val 000008-000009
 
-RAW holds training/{velodyne,image_2,calib,label_2}; with --out it is only read. A broken file is named with its line,
-and nothing is written then. A run that was interrupted continues where it stopped.
+RAW holds training/{velodyne,calib,label_2} and image_2, unless there was no camera; with --out it is only read. A
+broken file is named with its line, and nothing is written then. A run that was interrupted continues where it stopped.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from clusterplug.datasets.kitti_converters import IMAGE_SIZE
 from clusterplug.datasets.kitti_frames import find_frames
 
 
@@ -24,27 +25,41 @@ def main() -> int:
     for split in ('train', 'val', 'test'):
         parser.add_argument(
             f'--{split}', nargs='+', metavar='FRAMES',
-            help='frames (000008), ranges (000000-000007) or a text file; default: ROOT/ImageSets',
+            help=f'frames (000008), ranges (000000-000007) or a text file of the {split} split (default, if no split '
+            f'is named: ROOT/ImageSets/{split}.txt)',
         )  # fmt: skip
-    parser.add_argument('--out', type=Path, help='the data_root to write, by default ROOT itself')
-    parser.add_argument('--prefix', default='kitti', help='names are <prefix>_infos_<split>.pkl')
+    parser.add_argument('--out', type=Path, help='the data_root to write (default: ROOT itself)')
+    parser.add_argument('--prefix', default='kitti', help='names are <prefix>_infos_<split>.pkl (default: %(default)s)')
     parser.add_argument(
-        '--dont-care', nargs='+', default=[], metavar='CLASS', help="classes besides KITTI's to take for DontCare"
-    )
+        '--dont-care', nargs='+', default=[], metavar='CLASS',
+        help="classes besides KITTI's to take for DontCare regions (default: none)",
+    )  # fmt: skip
+    parser.add_argument(
+        '--image-size', nargs=2, type=int, default=IMAGE_SIZE, metavar=('WIDTH', 'HEIGHT'),
+        help='view of the camera in pixels for data without image_2 (default: %(default)s)',
+    )  # fmt: skip
     args = parser.parse_args()
     out = args.out or args.root
+    if min(args.image_size) < 1:
+        parser.error(f'--image-size must be two positive numbers of pixels, got {args.image_size}')
     if args.dont_care and out.resolve() == args.root.resolve():
         parser.error('--dont-care rewrites label files, so it needs --out with another folder than the raw one')
     try:
+        if out.exists() and not out.is_dir():
+            raise NotADirectoryError(f'--out must be a folder, got the file {out}')
         splits = _splits(args)
         from clusterplug import compat
         from clusterplug.datasets.kitti_convert import prepare_kitti
 
         compat.apply_all()
-        done = prepare_kitti(args.root, out, splits, prefix=args.prefix, dont_care=args.dont_care, say=print)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
+        options = dict(prefix=args.prefix, dont_care=args.dont_care, image_size=tuple(args.image_size))
+        done = prepare_kitti(args.root, out, splits, say=print, **options)
+    except (OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print('stopped; the same command goes on', file=sys.stderr)
+        return 130
     for split, summary in done.items():
         objects = ', '.join(f'{count} {name}' for name, count in sorted(summary.objects.items())) or 'no objects'
         print(f'{out / args.prefix}_infos_{split}.pkl: {summary.frames} frames, {objects}')

@@ -7,6 +7,8 @@ labels, ``testing/...``; frames are numbers of six digits.
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 BYTES_PER_POINT = 16  # x, y, z in metres and reflectance, float32 each
 CLASSES = ('Pedestrian', 'Cyclist', 'Car', 'Van', 'Truck', 'Person_sitting', 'Tram', 'Misc')
 DONT_CARE = 'DontCare'
@@ -70,19 +72,24 @@ def find_frames(root: str | Path, selection: Sequence[str] = (), training: bool 
         if not found:
             raise FileNotFoundError(f'no frame matches {wanted!r} in {folder}; it holds {span}')
         frames += found
-    return frames
+    return list(dict.fromkeys(frames))
 
 
 def _expand(selection: Sequence[str]) -> list[str]:
     names = []
     for wanted in selection:
         path = Path(wanted)
-        names += path.read_text().split() if path.suffix == '.txt' else [wanted]
+        names += path.read_text(encoding='utf-8', errors='replace').split() if path.suffix == '.txt' else [wanted]
     return names
 
 
 def check_frame(
-    root: str | Path, frame: str, training: bool = True, dont_care: Sequence[str] = (), strict: bool = False
+    root: str | Path,
+    frame: str,
+    training: bool = True,
+    dont_care: Sequence[str] = (),
+    strict: bool = False,
+    images: bool = True,
 ) -> list[str]:
     """What is wrong with the files of one frame, in words with file and line; empty when nothing is.
 
@@ -94,13 +101,15 @@ def check_frame(
         training: whether it lies in ``training`` and has labels.
         dont_care: names of classes besides KITTI's that are allowed.
         strict: refuse what only a rewritten label file can hold: blank lines, two spaces in a row.
+        images: whether a picture is needed; data of a laser alone have none.
 
     Example:
         >>> check_frame('/no/such/folder', '000008')[0]
         '/no/such/folder/training/velodyne/000008.bin is missing'
     """
     files = frame_files(root, frame, training)
-    faults = [f'{path} is missing' for path in files.values() if not path.is_file()]
+    needed = [path for name, path in files.items() if images or name != 'image_2']
+    faults = [f'{path} is missing' for path in needed if not path.is_file()]
     points = files['velodyne']
     if points.is_file() and (points.stat().st_size == 0 or points.stat().st_size % BYTES_PER_POINT):
         size = points.stat().st_size
@@ -108,6 +117,12 @@ def check_frame(
             f'{points} has {size} bytes, which is not a positive multiple of {BYTES_PER_POINT} (x, y, z, reflectance '
             f'as float32); fetch it again'
         )
+    elif points.is_file():
+        count, bad = count_points(points)
+        if count - bad < 2:
+            faults.append(
+                f'{points} has {count} points, {bad} of them with NaN or inf; a frame needs at least 2 good ones'
+            )
     if files['calib'].is_file():
         faults += check_calibration(files['calib'])
     if training and files['label_2'].is_file():
@@ -115,9 +130,15 @@ def check_frame(
     return faults
 
 
+def count_points(path: Path) -> tuple[int, int]:
+    """Number of points of a file, and of those with NaN or inf."""
+    finite = np.isfinite(np.fromfile(path, '<f4').reshape(-1, 4)).all(1)
+    return len(finite), int((~finite).sum())
+
+
 def check_calibration(path: Path) -> list[str]:
     """Faults of a calibration file, each with the number of its line."""
-    lines, faults = path.read_text().splitlines(), []
+    lines, faults = path.read_text(encoding='utf-8', errors='replace').splitlines(), []
     for number, (name, count) in enumerate(CALIBRATION, start=1):
         line = lines[number - 1] if number <= len(lines) else ''
         key, _, values = line.partition(':')
@@ -133,7 +154,7 @@ def check_calibration(path: Path) -> list[str]:
 def check_labels(path: Path, dont_care: Sequence[str] = (), strict: bool = False) -> list[str]:
     """Faults of a label file, each with the number of its line."""
     faults = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding='utf-8', errors='replace').splitlines(), start=1):
         fields = line.split()
         if strict and (not fields or line.strip() != ' '.join(fields)):
             faults.append(

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 pytest.importorskip('mmdet3d', reason='needs mmdet3d: pip install clusterplug[mmdet3d]')
 
 from clusterplug import compat
+from clusterplug.core.outputs import SourceOverwritten, locked_folder
+from clusterplug.core.restricted_pickle import load_restricted
 from clusterplug.datasets import kitti_convert
 from clusterplug.datasets.kitti_convert import prepare_kitti
 from clusterplug.datasets.kitti_frames import check_frame, clean_labels, find_frames
+from clusterplug.datasets.kitti_parts import load_part
 from clusterplug.testing.toy_kitti import write_tiny_kitti
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,8 +79,8 @@ def test_a_second_run_repeats_nothing_and_an_interrupted_one_continues(raw, tmp_
     monkeypatch.setattr(kitti_convert, '_CHUNK', 1)
     converted, load_converters = [], kitti_convert.load_converters
 
-    def counting():
-        converters = load_converters()
+    def counting(*args):
+        converters = load_converters(*args)
         host = converters.kitti.get_kitti_image_info
 
         def get(path, **options):
@@ -192,6 +196,140 @@ def test_selections(raw):
 def run(*args):
     command = [sys.executable, str(ROOT / 'tools/prepare_kitti.py'), *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+def test_frames_of_a_laser_alone(raw, tmp_path):
+    with_camera = prepare_kitti(raw, tmp_path / 'camera', dict(train=TRAIN, val=VAL))
+    shutil.rmtree(raw / 'training/image_2')
+    said = []
+    done = prepare_kitti(raw, tmp_path / 'out', dict(train=TRAIN, val=VAL), image_size=(400, 120), say=said.append)
+    assert sum('no frame has a picture' in text for text in said) == 1
+    assert done == with_camera
+    for name in ('kitti_infos_train.pkl', 'kitti_dbinfos_train.pkl'):
+        assert load_restricted(tmp_path / 'out' / name).keys() == load_restricted(tmp_path / 'camera' / name).keys()
+    for file in (tmp_path / 'camera/training/velodyne_reduced').iterdir():
+        assert (tmp_path / 'out/training/velodyne_reduced' / file.name).read_bytes() == file.read_bytes()
+    wide = prepare_kitti(raw, tmp_path / 'wide', dict(train=TRAIN))
+    assert wide['train'].frames == 2
+    image = load_restricted(tmp_path / 'wide/kitti_infos_train.pkl')['data_list'][0]['images']['CAM2']
+    assert (image['height'], image['width']) == (375, 1242)
+
+
+def test_points_that_are_no_numbers_are_said_and_left_out(raw, tmp_path):
+    file = raw / 'training/velodyne/000000.bin'
+    points = np.fromfile(file, '<f4').reshape(-1, 4)
+    clean = prepare_kitti(raw, tmp_path / 'clean', dict(train=TRAIN[:1]))
+    extra = np.array([[np.nan, 0, 0, 0], [5, np.inf, 0, 0], [5, 0, 0, np.nan]], '<f4')
+    np.concatenate([points, extra]).tofile(file)
+    said = []
+    done = prepare_kitti(raw, tmp_path / 'out', dict(train=TRAIN[:1]), say=said.append)
+    assert f'{file}: 3 of 1603 points have NaN or inf; they are left out' in said
+    assert done == clean
+    name = 'training/velodyne_reduced/000000.bin'
+    assert (tmp_path / 'out' / name).read_bytes() == (tmp_path / 'clean' / name).read_bytes()
+    counts = [load(tmp_path / each / 'kitti_infos_train.pkl')['data_list'][0]['instances'] for each in ('out', 'clean')]
+    assert [i['num_lidar_pts'] for i in counts[0]] == [i['num_lidar_pts'] for i in counts[1]]
+    np.full((5, 4), np.nan, '<f4').tofile(file)
+    with pytest.raises(ValueError, match=r'has 5 points, 5 of them with NaN or inf'):
+        prepare_kitti(raw, tmp_path / 'bad', dict(train=TRAIN[:1]))
+    (points * [-1, 1, 1, 1]).astype('<f4').tofile(file)  # all behind the camera
+    with pytest.raises(ValueError, match=r'1 frames have no point in the view of the camera.*: 000000; check P2'):
+        prepare_kitti(raw, tmp_path / 'behind', dict(train=TRAIN))
+    assert not list((tmp_path / 'behind').glob('*.pkl'))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    'link', ['', 'training', 'training/velodyne', 'training/label_2', 'training/calib', 'training/velodyne_reduced']
+)
+def test_folders_that_lead_into_the_raw_data_are_refused(raw, tmp_path, link):
+    source = raw / (link if link != 'training/velodyne_reduced' else 'training/velodyne')
+    out, before = tmp_path / 'out', contents(raw)
+    (out / link).parent.mkdir(parents=True, exist_ok=True)
+    (out / link).symlink_to(source)
+    with pytest.raises(SourceOverwritten, match='is only read'):
+        prepare_kitti(raw, out, dict(train=TRAIN, val=VAL))
+    assert contents(raw) == before
+    assert not (out / '.prepare_kitti').exists()
+
+
+def test_files_that_lead_into_the_raw_data_are_left_alone(raw, tmp_path):
+    out, before = tmp_path / 'out', contents(raw)
+    for kind, name in (('velodyne', '000000.bin'), ('label_2', '000000.txt'), ('calib', '000000.txt')):
+        (out / 'training' / kind).mkdir(parents=True)
+        (out / 'training' / kind / name).symlink_to(raw / 'training' / kind / name)
+        other = name.replace('0.', '1.')
+        os.link(raw / 'training' / kind / other, out / 'training' / kind / other)
+    (out / 'kitti_infos_train.pkl').symlink_to(raw / 'ImageSets/train.txt')
+    done = prepare_kitti(raw, out, dict(train=TRAIN, val=VAL))
+    assert done['train'].frames == 2
+    assert contents(raw) == before
+    (raw / 'training/velodyne_reduced').symlink_to(raw / 'training/velodyne')
+    with pytest.raises(SourceOverwritten):
+        prepare_kitti(raw, raw, dict(train=TRAIN, val=VAL))
+    (raw / 'training/velodyne_reduced').unlink()
+    with pytest.raises(SourceOverwritten):
+        prepare_kitti(raw, raw / 'training/new', dict(train=TRAIN, val=VAL))
+    assert contents(raw) == before
+    prepare_kitti(raw, raw / 'inside', dict(train=TRAIN, val=VAL))  # next to the raw folders, which it does not touch
+    assert {path: raw_bytes for path, raw_bytes in contents(raw).items() if 'inside' not in path.parts} == before
+
+
+def test_files_of_others_are_not_replaced(raw, tmp_path):
+    out = tmp_path / 'out'
+    (out / 'training/velodyne').mkdir(parents=True)
+    (out / 'training/velodyne/000001.bin').write_bytes(b'mine')
+    with pytest.raises(FileExistsError, match=r'000001\.bin is there already'):
+        prepare_kitti(raw, out, dict(train=TRAIN))
+    (out / 'training/velodyne/000001.bin').unlink()
+    (out / 'kitti_gt_database').mkdir()
+    (out / 'kitti_gt_database/x.bin').write_bytes(b'mine')
+    with pytest.raises(FileExistsError, match='kitti_gt_database was not made by this tool'):
+        prepare_kitti(raw, out, dict(train=TRAIN))
+    assert (out / 'kitti_gt_database/x.bin').read_bytes() == b'mine'
+
+
+def test_what_was_made_of_other_data_is_not_taken_for_done(raw, tmp_path):
+    other = write_tiny_kitti(tmp_path / 'other', num_points=1600, seed=7)
+    out, splits = tmp_path / 'out', dict(train=TRAIN)
+    names = ['training/velodyne_reduced/000000.bin', 'kitti_infos_train.pkl', 'kitti_dbinfos_train.pkl']
+    prepare_kitti(raw, out, splits)
+    first = [(out / name).read_bytes() for name in names]
+    prepare_kitti(other, out, splits)
+    assert (out / names[0]).read_bytes() != first[0]
+    prepare_kitti(raw, out, splits)
+    assert [(out / name).read_bytes() for name in names] == first
+    next((out / 'kitti_gt_database').glob('*.bin')).unlink()
+    said = []
+    prepare_kitti(raw, out, splits, say=said.append)
+    assert said[-1] == 'ground-truth database: 10 objects'
+
+
+def test_parts_are_data(raw, tmp_path):
+    out = tmp_path / 'out'
+    prepare_kitti(raw, out, dict(train=TRAIN))
+    (part,) = (out / '.prepare_kitti').iterdir()
+    infos = load_part(part)
+    assert infos[0]['annos']['name'].dtype.kind == 'U'
+    for damage in (b'', b'[]', pickle.dumps(infos), part.read_bytes()[:-9], part.read_bytes().replace(b'<f8', b'|O')):
+        part.write_bytes(damage)
+        assert load_part(part) is None
+        prepare_kitti(raw, out, dict(train=TRAIN))
+        assert [str(info) for info in load_part(part)] == [str(info) for info in infos]
+
+
+def test_one_preparation_of_a_folder_at_a_time(raw, tmp_path):
+    with locked_folder(tmp_path / 'out'):
+        result = run(raw, '--train', '000000', '--out', tmp_path / 'out')
+    assert result.returncode == 1
+    assert 'is being written by another process' in result.stderr
+    (tmp_path / 'file').write_text('')
+    result = run(raw, '--train', '000000', '--out', tmp_path / 'file')
+    assert result.returncode == 1
+    assert result.stderr.strip() == f'error: --out must be a folder, got the file {tmp_path / "file"}'
 
 
 @pytest.mark.slow
