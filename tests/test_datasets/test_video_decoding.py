@@ -279,10 +279,14 @@ class TestWriting:
         original = pictures(50, 96, 160)[::5].reshape(10, 48, 2, 80, 2, 3).mean((2, 4))
         assert np.abs(frames - original).mean() < 9  # colours have half the resolution
 
-    def test_nothing_is_enlarged_or_invented(self, tmp_path):
+    def test_nothing_is_enlarged_and_time_is_kept(self, tmp_path):
         write_video(tmp_path / 'a.mp4', pictures(6, 32, 64), 2)
-        assert shrink_video(tmp_path / 'a.mp4', tmp_path / 'b.mp4', rate=30, short_side=224) == 6
-        assert open_video(tmp_path / 'b.mp4', 'pyav').frames([0]).shape == (1, 32, 64, 3)
+        assert shrink_video(tmp_path / 'a.mp4', tmp_path / 'b.mp4', rate=30, short_side=224) == 90
+        video = open_video(tmp_path / 'b.mp4', 'pyav')
+        assert (video.length, video.rate) == (90, 30)
+        found = video.frames(range(90)).astype(int)
+        assert found.shape == (90, 32, 64, 3)
+        assert np.abs(found - np.repeat(pictures(6, 32, 64), 15, axis=0)).mean() < 8
 
     def test_broken_sources_leave_nothing_behind(self, folder, tmp_path):
         for name in ('truncated', 'empty', 'text', 'sound'):

@@ -1,27 +1,56 @@
 """Re-encoding whole folders of videos for training: in parallel, resumable, with a list of what could not be read."""
 
+import errno
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from clusterplug.core.files import whole_file
+from clusterplug.core.outputs import LOCK, fingerprint, locked_folder, refuse_source_targets
+from clusterplug.core.processes import WorkerDied, available_cpus, map_in_processes
+from clusterplug.datasets.video._ffmpeg import shrink_with_ffmpeg
+from clusterplug.datasets.video._journal import JOURNAL, Journal
 from clusterplug.datasets.video.decoding import UnreadableVideo
-from clusterplug.datasets.video.encoding import shrink_video
+from clusterplug.datasets.video.encoding import check_settings, exact_rate, shrink_video
 from clusterplug.datasets.video.stores import VIDEO_SUFFIXES
 
 REPORT = 'unreadable_videos.txt'
 ENCODERS = ('auto', 'pyav', 'ffmpeg')
+_RULES = 2  # raised when the same settings come to give other files
+_ODD_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 
 class Done(NamedTuple):
-    """One video: its path below the source folder, and why it could not be read ('' when it was)."""
+    """One file of the source folder.
+
+    Attributes:
+        name: Its path below the source folder.
+        problem: Why there is no video of it; empty where there is one.
+        target: The video's path below the target folder; empty where there is none.
+        kind: ``'video'``; ``'passed over'``: its suffix is not that of a video; ``'kept'``: at its place lies a file
+            that was not made here.
+    """
 
     name: str
     problem: str
+    target: str = ''
+    kind: str = 'video'
+
+
+class Found(NamedTuple):
+    """What a source folder holds: paths below it.
+
+    Attributes:
+        videos: Video -> the file below the target folder that it becomes.
+        others: File that is passed over, or folder that cannot be read -> why.
+    """
+
+    videos: dict[Path, Path]
+    others: dict[str, str]
 
 
 def find_videos(source: str | os.PathLike) -> list[Path]:
@@ -29,20 +58,56 @@ def find_videos(source: str | os.PathLike) -> list[Path]:
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It holds no video, or two that would get the same name.
+        ValueError: It holds no video.
+    """
+    return [Path(source) / name for name in survey(source).videos]
+
+
+def survey(source: str | os.PathLike) -> Found:
+    """Find the videos of a folder, the names of their small versions, and what is passed over.
+
+    ``clip.avi`` becomes ``clip.mp4``. Of several that would get one name, the first (an ``.mp4`` before others) gets
+    it, the others are named after their suffix, too: ``clip_avi.mp4``. Files whose names begin with a dot are ignored.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`find_videos`.
     """
     source = Path(source)
     if not source.is_dir():
         raise FileNotFoundError(f'no folder {source}')
-    found = sorted(path for path in source.rglob('*') if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    found, others = [], {}
+
+    def note(error):
+        others[os.path.relpath(error.filename, source)] = f'the folder cannot be read: {error.strerror}'
+
+    for folder, folders, names in os.walk(source, onerror=note):
+        for name in folders:
+            if os.path.islink(os.path.join(folder, name)):
+                others[os.path.relpath(os.path.join(folder, name), source)] = 'passed over, a link to a folder'
+        for name in names:
+            path = Path(folder, name)
+            relative = path.relative_to(source)
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                found.append(relative)
+            elif not name.startswith('.'):
+                suffix = f'suffix {path.suffix}' if path.suffix else 'name without suffix'
+                others[str(relative)] = f'passed over, its {suffix} is none of {", ".join(VIDEO_SUFFIXES)}'
     if not found:
         raise ValueError(f'{source} holds no video; known suffixes: {", ".join(VIDEO_SUFFIXES)}')
-    targets = {}
-    for path in found:
-        other = targets.setdefault(path.relative_to(source).with_suffix('.mp4'), path)
-        if other != path:
-            raise ValueError(f'{other} and {path} would both become {path.with_suffix(".mp4").name}; rename one')
-    return found
+    return Found(_target_names(sorted(found)), others)
+
+
+def _target_names(videos: list[Path]) -> dict[Path, Path]:
+    folders = {parent for name in videos for parent in name.parents}
+    taken, targets = set(folders), {}
+    for name in sorted(videos, key=lambda name: (name.suffix != '.mp4', name)):
+        target, own = name.with_suffix('.mp4'), name.stem
+        while target in taken:
+            own = f'{own}_{name.suffix[1:]}'
+            target = name.with_name(f'{own}.mp4')
+        taken.add(target)
+        targets[name] = target
+    return {name: targets[name] for name in videos}
 
 
 def prepare_videos(
@@ -56,53 +121,88 @@ def prepare_videos(
 ) -> Iterator[Done]:
     """Re-encode every video of a folder into another folder.
 
-    Each file of ``target`` appears whole or not at all and is not made again; ``unreadable_videos.txt`` there lists
-    name and reason of those that failed (and is empty when none did).
+    Each file of ``target`` appears whole or not at all. What it was made of, settings and the source's size and time,
+    is noted in ``target``: it is not made again while they are the same, and made again when they are not. Files of
+    ``target`` that were not made here stay as they are. ``unreadable_videos.txt`` there has one line for each file
+    without a small version: its name (line breaks and the like escaped as in Python), a tab, the reason.
 
     Args:
-        source: Folder with videos.
+        source: Folder with videos; it is only read.
         target: Another folder, outside of it.
-        rate: Frames per second, at most.
+        rate: Frames per second, 0.01 to 1000; slower videos have frames repeated.
         short_side: Pixels of the shorter side, at most.
-        quality: Constant rate factor of x264.
+        quality: Constant rate factor of x264, 0 to 51.
         encoder: ``'pyav'``, ``'ffmpeg'`` (the program), or ``'auto'``: PyAV where it is installed.
-        workers: Processes; by default one for each core.
+        workers: Processes; by default one for each CPU that this process may use.
 
     Yields:
-        Each video as it is done; those that were there already come first.
+        Each video as it is done; those that were there already and files that are passed over come first.
 
     Raises:
-        FileNotFoundError, ValueError: As :func:`find_videos`; folders within each other, unknown encoder.
+        FileNotFoundError, ValueError: As :func:`find_videos`; targets in the source, settings out of range.
+        FolderInUse: Another run writes to ``target``.
+        OSError: A file cannot be written; the disk may be full. What was done stays.
         ModuleNotFoundError: Neither PyAV nor ffmpeg is there.
     """
     source, target = Path(source), Path(target)
-    if target.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f'target must lie outside of source, got {target} in {source}')
+    check_settings(rate, short_side, quality)
     encoder = _encoder(encoder)
-    names = [path.relative_to(source) for path in find_videos(source)]
-    problems, left = {}, []
-    for name in names:
-        if (target / name.with_suffix('.mp4')).is_file():
-            yield Done(str(name), '')
-        else:
-            left.append(name)
-    for folder in {(target / name).parent for name in names}:
-        folder.mkdir(parents=True, exist_ok=True)
-    settings = (rate, short_side, quality, encoder)
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        jobs = {
-            pool.submit(_one, source / name, target / name.with_suffix('.mp4'), *settings): str(name) for name in left
-        }
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise ValueError(f'workers must be a whole number of at least 1, or None, got {workers!r}')
+    found = survey(source)
+    own = [target / name for name in (REPORT, JOURNAL, LOCK)]
+    refuse_source_targets(source, [target, *own, *(target / name for name in found.videos.values())])
+    wanted = dict(fps=str(exact_rate(rate)), size=short_side, quality=int(quality), encoder=encoder, rules=_RULES)
+    return _prepare(source, target, found, wanted, rate, workers or available_cpus())
+
+
+def _prepare(source: Path, target: Path, found: Found, wanted: dict, rate: float, workers: int):
+    problems = dict(found.others)
+    with locked_folder(target):
         try:
-            for job in as_completed(jobs):
-                problem = job.result()
+            yield from (Done(name, problem, kind='passed over') for name, problem in found.others.items())
+            journal, left = Journal(target), {}
+            for name, small in found.videos.items():
+                state = journal.state(str(small), _record(source, name, wanted))
+                if state == 'done':
+                    yield Done(str(name), '', str(small))
+                elif state == 'foreign':
+                    problems[str(name)] = f'{small} is there already and was not made by this tool; move it away'
+                    yield Done(str(name), problems[str(name)], kind='kept')
+                else:
+                    left[name] = small
+            journal.begin(str(small) for small in left.values())
+            one = partial(_one, source, target, found.videos, rate, wanted)
+            for name, answer in map_in_processes(one, left, workers):
+                problem, record = (str(answer), None) if isinstance(answer, WorkerDied) else answer
                 if problem:
-                    problems[jobs[job]] = problem
-                yield Done(jobs[job], problem)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            with whole_file(target / REPORT) as file:
-                file.writelines(f'{name}\t{problem}\n' for name, problem in sorted(problems.items()))
+                    problems[str(name)] = problem
+                    journal.give_up(str(left[name]))
+                else:
+                    journal.finish(str(left[name]), record)
+                yield Done(str(name), problem, '' if problem else str(left[name]))
+        except BaseException:
+            with suppress(OSError):  # on a full disk: what is raised already says so
+                _write_report(target, problems)
+            raise
+        _write_report(target, problems)
+
+
+def _write_report(target: Path, problems: dict[str, str]) -> None:
+    with whole_file(target / REPORT, encoding='utf-8') as file:
+        file.writelines(f'{one_line(name)}\t{one_line(problem)}\n' for name, problem in sorted(problems.items()))
+
+
+def one_line(text: str) -> str:
+    """Return a text as one printable line: everything else, and the backslash, escaped as in Python.
+
+    Example:
+        >>> print(one_line('two\\nlines'))
+        two\\nlines
+    """
+    return ''.join(
+        each if each.isprintable() and each != '\\' else each.encode('unicode_escape').decode() for each in text
+    )
 
 
 def _encoder(name: str) -> str:
@@ -121,28 +221,26 @@ def _encoder(name: str) -> str:
     return 'ffmpeg'
 
 
-def _one(source: Path, target: Path, rate: float, short_side: int, quality: int, encoder: str) -> str:
+def _record(source: Path, name: Path, wanted: dict) -> dict | None:
     try:
-        if encoder == 'pyav':
-            shrink_video(source, target, rate, short_side, quality)
-        else:
-            _run_ffmpeg(source, target, rate, short_side, quality)
+        return {'source': str(name), **fingerprint(source / name), **wanted}
+    except OSError:
+        return None  # it says why when it is opened
+
+
+def _one(source: Path, target: Path, names: dict, rate: float, wanted: dict, name: Path) -> tuple[str, dict | None]:
+    """Return what is wrong with a video, and what its small version was made of."""
+    small = target / names[name]
+    record = _record(source, name, wanted)  # before it is read: a change meanwhile is seen the next time
+    shrink = shrink_video if wanted['encoder'] == 'pyav' else shrink_with_ffmpeg
+    try:
+        small.parent.mkdir(parents=True, exist_ok=True)
+        shrink(source / name, small, rate, wanted['size'], wanted['quality'])
+        record = {**record, 'made': os.stat(small).st_size}
     except UnreadableVideo as error:
-        return str(error)
-    return ''
-
-
-def _run_ffmpeg(source: Path, target: Path, rate: float, short_side: int, quality: int) -> None:
-    part = target.with_name(f'{target.name}.{os.getpid()}.part')
-    scale = f"scale='if(gt(iw,ih),-2,min(iw,{short_side}))':'if(gt(iw,ih),min(ih,{short_side}),-2)'"
-    reading = ['ffmpeg', '-nostdin', '-v', 'error', '-y', '-i', str(source), '-map', '0:v:0', '-an']
-    coding = ['-c:v', 'libx264', '-crf', str(quality), '-g', '12', '-pix_fmt', 'yuv420p', '-threads', '1', '-f', 'mp4']
-    command = [*reading, '-vf', f'fps={rate},{scale}', *coding, str(part)]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode or not part.is_file() or not part.stat().st_size:
-            lines = result.stderr.strip().splitlines() or ['no picture came out']
-            raise UnreadableVideo(f'ffmpeg: {lines[-1][:200]}')
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+        return str(error), None
+    except OSError as error:
+        if error.errno not in _ODD_NAME:
+            raise
+        return f'its small version cannot have the name {names[name]}: {error.strerror}', None
+    return '', record

@@ -1,14 +1,17 @@
 """Pipeline steps from a video in a store and its captions to tensors."""
 
-from collections import OrderedDict
+from contextlib import suppress
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from clusterplug.datasets.video import tokenizers
+from clusterplug.datasets.video._containers import UnreadableVideo, shown_at
 from clusterplug.datasets.video.sampling import sample_frames
 from clusterplug.registry import TRANSFORMS
+
+MAX_SLOTS = 10_000_000  # of a video whose times jump
 
 
 @TRANSFORMS.register_module()
@@ -16,14 +19,17 @@ class LoadVideoFrames:
     """Decode T frames of the video ``video_id`` of ``store``.
 
     Adds ``frames`` (T, H, W, 3) uint8, ``frame_mask`` (T,) bool and ``frame_times`` (seconds, or numbers of frames
-    where the video has no rate). When ``problem`` is set, the video could not be read: black frames and an empty mask.
+    where the video has no rate). Of videos whose rate varies, equal chunks of time are sampled: each multiple of 1 /
+    rate stands for the frame that is shown then. When ``problem`` is set, the video could not be read: black frames and
+    an empty mask.
 
     Args:
         num_frames (int): T. Defaults to 12.
         sampling (str): ``'random'``, ``'middle'`` of equal chunks, or ``'auto'``: random in training. Defaults to auto.
         backend (str): ``'auto'``, ``'decord'``, ``'pyav'`` or ``'torchcodec'``. Defaults to ``'auto'``.
         max_seconds (float, optional): Only the beginning of the video, of this length.
-        cache_bytes (int): Whole decoded videos are kept in each worker up to this size. Defaults to 0.
+        cache_bytes (int): Whole decoded videos are kept in each worker up to this size in total; a video for which
+            no room is left is decoded as without a cache. Defaults to 0.
 
     Raises:
         ValueError: A setting is out of range.
@@ -43,9 +49,11 @@ class LoadVideoFrames:
             raise ValueError(f'sampling must be auto, random or middle, got {sampling!r}')
         if max_seconds is not None and max_seconds <= 0:
             raise ValueError(f'max_seconds must be above 0, got {max_seconds}')
+        if isinstance(cache_bytes, bool) or not isinstance(cache_bytes, int) or cache_bytes < 0:
+            raise ValueError(f'cache_bytes must be a whole number of at least 0, got {cache_bytes!r}')
         self.num_frames, self.sampling, self.backend = num_frames, sampling, backend
         self.max_seconds, self.cache_bytes = max_seconds, cache_bytes
-        self._cache, self._cached = OrderedDict(), 0
+        self._cache, self._cached = {}, 0
 
     def __call__(self, results: dict) -> dict:
         """Load; raises :class:`~clusterplug.datasets.video.UnreadableVideo`."""
@@ -55,29 +63,43 @@ class LoadVideoFrames:
             results['frame_times'] = []
             return results
         random = self.sampling == 'random' or (self.sampling == 'auto' and not results.get('test_mode', False))
-        frames, indices, mask, rate = self._load(results['store'], results['video_id'], random)
-        results['frames'], results['frame_mask'] = frames, mask
-        results['frame_times'] = [round(float(index) / (rate or 1), 3) for index in indices]
+        frames, mask, times = self._load(results['store'], results['video_id'], random)
+        results['frames'], results['frame_mask'], results['frame_times'] = frames, mask, times
         return results
 
     def _load(self, store, video_id: str, random: bool):
-        if video_id in self._cache:
-            everything, rate = self._cache[video_id]
-            indices, mask = sample_frames(self._limit(len(everything), rate), self.num_frames, random)
-            return everything[indices], indices, mask, rate
+        key = str(getattr(store, 'path', id(store))), video_id
+        if key in self._cache:
+            everything, shown, rate = self._cache[key]
+            return self._sampled(shown, rate, random, lambda indices: everything[indices])
         video = store.open(video_id, self.backend)
-        indices, mask = sample_frames(self._limit(video.length, video.rate), self.num_frames, random)
-        if not self.cache_bytes:
-            return video.frames(indices), indices, mask, video.rate
-        everything = video.frames(range(video.length))
-        if self._cached + everything.nbytes <= self.cache_bytes:
-            self._cache[video_id], self._cached = (everything, video.rate), self._cached + everything.nbytes
-        return everything[indices], indices, mask, video.rate
+        shown, rate = self._shown(video), video.rate
+        frames, mask, times = self._sampled(shown, rate, random, video.frames)
+        # The size is known with the first frames: what would not be kept is not decoded.
+        size = (int(shown[-1]) + 1) * frames[0].nbytes
+        if self._cached + size <= self.cache_bytes:
+            with suppress(UnreadableVideo):  # damaged where nobody has looked yet
+                self._cache[key] = video.frames(range(int(shown[-1]) + 1)), shown, rate
+                self._cached += size
+        return frames, mask, times
 
-    def _limit(self, length: int, rate: float) -> int:
-        if self.max_seconds is None or not rate:
-            return length
-        return max(1, min(length, round(self.max_seconds * rate)))
+    def _shown(self, video) -> np.ndarray:
+        """Return the number of the frame that is shown at each multiple of 1 / rate, up to ``max_seconds``."""
+        shown = np.arange(video.length)
+        if not video.rate:
+            return shown
+        times = video.times()
+        if np.abs(times - shown / video.rate).max() > 0.5 / video.rate:  # the rate varies: equal chunks are of time
+            count = max(1, round(times[-1] * video.rate) + 1)
+            shown = shown_at(times, np.arange(min(count, MAX_SLOTS)) / video.rate)
+        if self.max_seconds is not None:
+            shown = shown[: max(1, min(len(shown), round(self.max_seconds * video.rate)))]
+        return shown
+
+    def _sampled(self, shown: np.ndarray, rate: float, random: bool, frames_at):
+        slots, mask = sample_frames(len(shown), self.num_frames, random)
+        times = [round(float(slot) / (rate or 1), 3) for slot in slots]
+        return frames_at(shown[slots].tolist()), mask, times
 
 
 @TRANSFORMS.register_module()
@@ -132,8 +154,6 @@ class LoadFeatures:
 
     def __call__(self, results: dict) -> dict:
         """Load; raises :class:`~clusterplug.datasets.video.UnreadableVideo`."""
-        from clusterplug.datasets.video.decoding import UnreadableVideo
-
         video_id = results['video_id']
         if results.get('problem'):
             channels, text_channels = (next(iter(each.values())).shape[1] for each in (self._features, self._texts))
