@@ -1,10 +1,12 @@
 """Lloyd's iteration on the CPU: problems in groups that fit the cache, work only for what changed."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from clusterplug.functional._kmeans_assign import CpuAssigner, blocks, squared_distances_to
-from clusterplug.functional._kmeans_update import RELOCATE_EVERY, averages, relocate
+from clusterplug.functional._kmeans_update import RELOCATE_EVERY, averages, beyond_rounding, relocate
 
 # Moving a changed point costs three times what summing it anew does: above this share all points are summed anew.
 REFRESH_SHARE = 1 / 3
@@ -15,7 +17,12 @@ RUN_ALL = False
 
 
 def lloyd_cpu(
-    points: Tensor, weights: Tensor | None, centers: Tensor, num_iters: int, tolerance: Tensor | None
+    points: Tensor,
+    weights: Tensor | None,
+    centers: Tensor,
+    num_iters: int,
+    tolerance: Tensor | None,
+    as_returned: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return labels (B, N), centers (B, K, D) and the iterations used (B,) of problems that share a group.
 
@@ -27,30 +34,37 @@ def lloyd_cpu(
         tolerance: (B,) squared center movement, summed over clusters, at which a problem stops; it also stops when
             no label changes. None = the fixed-iteration form, which relocates only in one of ``RELOCATE_EVERY``
             iterations; what would change nothing is left out, unless ``RUN_ALL``.
+        as_returned: Rounds centers as the caller will see them; the labels are nearest to these.
     """
     assign = CpuAssigner(points, centers)
     sums = _Sums(points, weights, assign)
     batch = points.shape[0]
     fixed = tolerance is None
     limits = [0.0] * batch if fixed else tolerance.tolist()
-    active, settled, used = [True] * batch, [False] * batch, [0] * batch
+    active, outdated, used = [True] * batch, [False] * batch, [0] * batch
     for step in range(num_iters):
-        changed = sums.update()
+        changed, relocating = sums.update(), not fixed or step % RELOCATE_EVERY == 0
+        # an empty cluster may find a point to take although no label changed
+        moving = [active[i] and (changed[i] or (sums.empty[i] and relocating)) for i in range(batch)]
+        waiting = [fixed and not relocating and sums.empty[i] for i in range(batch)]
         shifts = [0.0] * batch
-        if any(changed) or sums.empty:
-            relocating = not fixed or step % RELOCATE_EVERY == 0
-            shifts = sums.move_centers(active, relocating, max(limits) > 0)
+        if any(moving):
+            shifts = sums.move_centers(moving, relocating, max(limits) > 0)
         for index in [index for index in range(batch) if active[index]]:
             used[index] += 1
-            settled[index] = not (changed[index] or (fixed and sums.empty))
-            stands = not fixed and changed[index] and shifts[index] <= limits[index]
-            active[index] = not (settled[index] or stands)
+            outdated[index] = moving[index] and shifts[index] != 0
+            rests = not outdated[index] and not (changed[index] or waiting[index])
+            stands = not fixed and moving[index] and shifts[index] <= limits[index]
+            active[index] = not (rests or stands)
         if not any(active) and not (fixed and RUN_ALL):
             break
-    # labels belong to the centers before the last update unless nothing changed
-    if not all(settled):
+    final = as_returned(assign.centers)
+    if final is not assign.centers and not torch.equal(final, assign.centers):
+        assign.move(final)
+        outdated = [True]
+    if any(outdated):
         assign(sums.labels)
-    return sums.labels, assign.centers, torch.tensor(used)
+    return sums.labels, assign.centers, torch.tensor(used, device='cpu')
 
 
 class _Sums:
@@ -70,7 +84,8 @@ class _Sums:
         self.part_sums = self.total.to(points.dtype)  # the same memory where the types are equal
         # what share of the labels the next iteration will change
         self.expected, self.age = 0.5 if several else 0.0, 0
-        self.empty, self.touched = False, None
+        # for each problem, whether a cluster was empty when the centers were last moved
+        self.empty, self.touched = [False] * batch, None
 
     def update(self) -> list[bool]:
         """Assign all points, bring the sums up to date and tell for each problem if a label changed."""
@@ -108,7 +123,7 @@ class _Sums:
         self._add(self._flat(self.next[:, part]), points.reshape(-1, self.dim))
 
     def _add_changed(self, index: Tensor, before: Tensor, after: Tensor) -> None:
-        flat = self.points.view(-1, self.dim)
+        flat = self.points.reshape(-1, self.dim)
         for part in blocks(len(index), self.dim * flat.element_size(), flat.device):
             rows = flat.index_select(0, index[part])
             self._add(after[part], rows)
@@ -125,18 +140,23 @@ class _Sums:
         weights = None if self.weights is None else self.weights.reshape(-1).double()
         return torch.bincount(self._flat(self.labels), weights, len(self.total)).to(self.points.dtype)
 
-    def move_centers(self, active: list[bool], relocating: bool, measure: bool) -> list[float]:
-        """Move the centers of active problems to their averages; return each problem's squared movement if asked.
+    def move_centers(self, moving: list[bool], relocating: bool, measure: bool) -> list[float]:
+        """Move the centers of some problems to their averages; return each problem's squared movement.
 
-        A cluster without points takes a far one, or stays if not relocating.
+        It is infinity where it was not asked for and no cluster is empty. A cluster without points takes a far one,
+        or stays if not relocating.
         """
-        mass, shifts = self._mass(), self.points.new_full((len(active),), float('inf'))
-        was_empty, self.empty = self.empty, mass.amin().item() <= 0
+        mass, shifts = self._mass(), self.points.new_full((len(moving),), float('inf'))
+        was_empty, some_empty = any(self.empty), mass.amin().item() <= 0
+        if some_empty:
+            self.empty = (mass.view(len(moving), -1) <= 0).any(-1).tolist()
+        elif was_empty:
+            self.empty = [False] * len(moving)
         # a relocated center is not the average of the points with its label, so all are to be written again
-        if self.assign.keeps and self.touched is not None and not (was_empty or self.empty):
+        if self.assign.keeps and self.touched is not None and not (was_empty or some_empty):
             touched = self.touched
-            if not all(active):
-                touched = touched & torch.tensor(active).repeat_interleave(self.num_clusters)
+            if not all(moving):
+                touched = touched & torch.tensor(moving, device='cpu').repeat_interleave(self.num_clusters)
             rows = touched.nonzero().squeeze(-1)
             values = self.total.index_select(0, rows) / mass.index_select(0, rows).unsqueeze(-1)
             if measure:
@@ -144,22 +164,23 @@ class _Sums:
                 shifts = torch.zeros_like(shifts).index_add_(0, rows // self.num_clusters, moves)
             self.assign.move(values, rows)
             return shifts.tolist()
-        centers = self._averages(mass.view(len(active), -1), relocating).to(self.points.dtype)
-        if not all(active):
-            centers = torch.where(torch.tensor(active).view(-1, 1, 1), centers, self.assign.centers)
-        if measure:
+        centers = self._averages(mass.view(len(moving), -1), some_empty, relocating).to(self.points.dtype)
+        if not all(moving):
+            centers = torch.where(torch.tensor(moving, device='cpu').view(-1, 1, 1), centers, self.assign.centers)
+        if measure or some_empty:
             shifts = (centers - self.assign.centers).square_().sum((-2, -1))
         self.assign.move(centers)
         return shifts.tolist()
 
-    def _averages(self, mass: Tensor, relocating: bool) -> Tensor:
+    def _averages(self, mass: Tensor, some_empty: bool, relocating: bool) -> Tensor:
         sums, centers = self.total.view(*mass.shape, self.dim), self.assign.centers
-        if not self.empty:
+        if not some_empty:
             return sums / mass.unsqueeze(-1)
         if not relocating:
             return torch.where(mass.unsqueeze(-1) > 0, sums / mass.unsqueeze(-1), centers)
         plain = sums.masked_fill((mass <= 0).unsqueeze(-1), 0.0)  # rounding of points that went away
         distances = squared_distances_to(self.points, centers, self.labels)
+        distances = beyond_rounding(distances, self.points, self.labels, self.num_clusters)
         if self.weights is not None:  # a point without weight is no place for a center
             distances = torch.where(self.weights > 0, distances, 0.0)
         return averages(*relocate(plain, mass, self.points, self.weights, self.labels, distances))

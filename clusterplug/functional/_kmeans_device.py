@@ -1,20 +1,27 @@
 """Lloyd's iteration for accelerators and for ``torch.compile``: whole batch, static shapes, products only."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from clusterplug.functional._kmeans_assign import blocks, center_norms, nearest
 from clusterplug.functional._kmeans_update import RELOCATE_EVERY, averages, relocate
 
-# Distances below this share of |x|^2 are rounding of |x|^2 + |c|^2 - 2 x.c and count as 0.
-DISTANCE_ROUNDING = 1e-6
+# Distances below so many eps of |x|^2 are rounding of |x|^2 + |c|^2 - 2 x.c and count as 0.
+DISTANCE_ROUNDING = 8
 # Share of its old place that a center keeps: nothing beside a point, everything for a cluster without points. It
 # saves the operations that would tell empty clusters apart. Weights are at most 1 here.
 KEPT_SHARE = 1e-20
 
 
 def lloyd_device(
-    points: Tensor, weights: Tensor | None, centers: Tensor, num_iters: int, tolerance: Tensor | None
+    points: Tensor,
+    weights: Tensor | None,
+    centers: Tensor,
+    num_iters: int,
+    tolerance: Tensor | None,
+    as_returned: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return labels (B, N), centers (B, K, D) and the iterations used (B,).
 
@@ -29,6 +36,7 @@ def lloyd_device(
         centers: (B, K, D) to start from.
         num_iters: Most iterations.
         tolerance: (B,) squared center movement at which a problem stops, or None.
+        as_returned: Rounds centers as the caller will see them; the labels are nearest to these.
     """
     batch = points.shape[0]
     state = _Problem(points, weights, centers.shape[-2])
@@ -37,22 +45,23 @@ def lloyd_device(
         for step in range(num_iters):
             table = state.step(table, relocating=step % RELOCATE_EVERY == 0)
         used = torch.full((batch,), num_iters, dtype=torch.long, device=points.device)
-        return nearest(state.plain, table[..., :-1]), table[..., :-1], used
+        return _labelled(state, as_returned(table[..., :-1]), used)
     used = torch.zeros(batch, dtype=torch.long, device=points.device)
     active = torch.ones(batch, dtype=torch.bool, device=points.device)
-    previous = None
     for _ in range(num_iters):
         moved_to = state.step(table, relocating=None)
         used += active
+        # where no label changes, and no empty cluster finds a point, the centers do not move at all
         still = (moved_to - table).square().sum((-2, -1)) > tolerance
         table = torch.where(active.view(-1, 1, 1), moved_to, table)
-        if previous is not None:
-            still &= (state.labels != previous).any(-1)
         active &= still
-        previous = state.labels
         if not bool(active.any()):
             break
-    return nearest(state.plain, table[..., :-1]), table[..., :-1], used
+    return _labelled(state, as_returned(table[..., :-1]), used)
+
+
+def _labelled(state: '_Problem', centers: Tensor, used: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return nearest(state.plain, centers), centers, used
 
 
 class _Problem:
@@ -65,7 +74,7 @@ class _Problem:
             self.weights = weights / weights.amax(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
             self.weighted = points * self.weights.unsqueeze(-1)
         self.norms = self.plain.square().sum(-1)
-        self.least = DISTANCE_ROUNDING * self.norms
+        self.least = DISTANCE_ROUNDING * torch.finfo(points.dtype).eps * self.norms
         if weights is not None:  # a point without weight is no place for a center
             self.least = torch.where(weights > 0, self.least, torch.inf)
         self.ranks = torch.arange(num_clusters, device=points.device)

@@ -7,67 +7,86 @@ from torch import Tensor
 
 from clusterplug.core.checks import check_finite
 from clusterplug.functional._numerics import host_checks_allowed, working_dtype
+from clusterplug.functional._origin import power_of_two, typical_origin, typical_rows, typical_size
 
-# Outside these bounds squares of coordinates come near the ends of fp32.
-LARGEST, SMALLEST = 1e15, 1e-12
+# Outside these bounds of the norm of all coordinates their squares come near the ends of the type.
+BOUNDS = {torch.float32: (1e-12, 1e15), torch.float64: (1e-130, 1e130)}
 
 
 class Centred(NamedTuple):
     """points = (x - offset) * scale, and 0 where masked."""
 
-    points: Tensor  # (B, N, D), in the working type
+    points: Tensor  # (B, N, D), in the working type, or float64 on the CPU where fp32 is too narrow; contiguous there
     extended: Tensor | None  # (B, N, D + 1), the same memory with a last coordinate 1; None on the CPU
-    offset: Tensor  # (B, 1, D) mean of the valid points; 0 where that is near enough to the origin
+    offset: Tensor  # (B, 1, D) amid most valid points; 0 where that is near enough to the origin
     scale: Tensor  # (B, 1, 1) a power of two, mostly 1
     variance: Tensor  # (B,) mean variance of the coordinates of the valid points
     is_plain: bool = False  # offset 0 and scale 1 throughout
 
 
-def centred(x: Tensor, valid: Tensor | None) -> Centred:
-    """Return the points of x (B, N, D) about their mean. On the CPU, NaN or inf in a valid point raises."""
-    dtype = working_dtype(x.dtype)
-    if valid is None:
-        kept, count = x.to(dtype), torch.full((x.shape[0], 1, 1), float(x.shape[1]), dtype=dtype, device=x.device)
-    else:
-        kept = torch.where(valid.unsqueeze(-1), x, 0.0).to(dtype)
-        count = valid.sum(-1).clamp(min=1).to(dtype).view(-1, 1, 1)
-    offset = kept.sum(1, keepdim=True) / count
-    on_host = host_checks_allowed(x)
-    if on_host:
-        as_they_are = _near_origin(kept.contiguous(), offset, count)
-        if as_they_are is not None:
-            return as_they_are
-    shifted = _shifted(kept, offset, valid)
-    norm = _norm(shifted)
-    scale = torch.ones_like(count)
-    if _may_be_extreme(norm):
-        if on_host:
-            check_finite(x, 'x', valid)
-            offset = (kept.double().sum(1, keepdim=True) / count).to(dtype)  # the sum may have left fp32
-            shifted = _shifted(kept, offset, valid)
-        scale = _scale(shifted)
-        shifted = shifted * scale
-        norm = _norm(shifted)
-    variance = norm.square() / (count.view(-1) * x.shape[-1])
-    if on_host:
-        return Centred(shifted, None, offset, scale, variance)
-    shifted[..., -1] = 1.0
-    return Centred(shifted[..., :-1], shifted, offset, scale, variance)
+def centred(x: Tensor, valid: Tensor | None, centers: Tensor | None = None) -> Centred:
+    """Return the points of x (B, N, D) about an origin amid most of them, and of ``centers`` (B, K, D) if given.
 
-
-def _near_origin(kept: Tensor, offset: Tensor, count: Tensor) -> Centred | None:
-    """Return the points as they are if their means are no farther from the origin than they from their means.
-
-    Subtracting such a mean gains no digits, and costs a copy of all points.
+    On the CPU, NaN or inf in a valid point or a center raises.
     """
-    norm = _norm(kept)
-    if _may_be_extreme(norm):
-        return None
-    total, of_mean = norm.square(), offset.square().sum((-2, -1)) * count.view(-1)
-    if not bool((of_mean <= 0.5 * total).all()):
-        return None
-    variance = (total - of_mean) / (count.view(-1) * kept.shape[-1])
-    return Centred(kept, None, torch.zeros_like(offset), torch.ones_like(count), variance, True)
+    dtype = working_dtype(x.dtype)
+    kept = x.to(dtype) if valid is None else torch.where(valid.unsqueeze(-1), x, 0.0).to(dtype)
+    if not host_checks_allowed(x):
+        return _on_device(kept, valid, centers)
+    kept = kept.contiguous()
+    given = (kept,) if centers is None else (kept, centers.to(dtype))
+    if any(_is_extreme(each) for each in given):
+        check_finite(x, 'x', valid)
+        if centers is not None:
+            check_finite(centers, 'centers')
+        if dtype == torch.float32:  # every square of fp32 fits into float64
+            return centred(kept.double(), valid, None if centers is None else centers.double())
+        return _scaled(kept, valid, centers)
+    rows = typical_rows(kept, None if centers is None else given[1], valid)
+    origin = typical_origin(rows)
+    near = origin.abs().amax(-1, keepdim=True) <= typical_size(rows, origin)
+    count = _count(kept, valid)
+    # subtracting an origin no farther away than most points gains no digits, and costs a copy of all points
+    if bool(near.all()):
+        return Centred(kept, None, torch.zeros_like(origin), torch.ones_like(count), _variance(kept, count), True)
+    shifted = _shifted(kept, origin, valid)
+    return Centred(shifted, None, origin, torch.ones_like(count), _variance(shifted, count))
+
+
+def _scaled(kept: Tensor, valid: Tensor | None, centers: Tensor | None) -> Centred:
+    rows = typical_rows(kept, centers, valid)
+    origin = typical_origin(rows)
+    shifted = _shifted(kept, origin, valid)
+    largest = shifted.abs().amax((1, 2), True)
+    if centers is not None:
+        largest = torch.maximum(largest, (centers - origin).abs().amax((1, 2), True))
+    scale = 1 / power_of_two(torch.where(largest > 0, largest, 1.0))
+    shifted = shifted * scale
+    return Centred(shifted, None, origin, scale, _variance(shifted, _count(kept, valid)))
+
+
+def _on_device(kept: Tensor, valid: Tensor | None, centers: Tensor | None) -> Centred:
+    origin = typical_origin(typical_rows(kept, None if centers is None else centers.to(kept.dtype), valid))
+    shifted = _shifted(kept, origin, valid)
+    scale = _scale(shifted)
+    shifted = shifted * scale
+    variance = _variance(shifted, _count(kept, valid))
+    shifted[..., -1] = 1.0
+    return Centred(shifted[..., :-1], shifted, origin, scale, variance * (shifted.shape[-1] / (shifted.shape[-1] - 1)))
+
+
+def _count(kept: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the number of valid points (B, 1, 1)."""
+    if valid is None:
+        return kept.new_full((kept.shape[0], 1, 1), float(kept.shape[1]))
+    return valid.sum(-1).clamp(min=1).to(kept.dtype).view(-1, 1, 1)
+
+
+def _variance(points: Tensor, count: Tensor) -> Tensor:
+    """Return the mean variance (B,) of the coordinates of points (B, N, D) that are 0 where masked."""
+    mean = points.sum(1, keepdim=True) / count
+    of_mean = mean.square().sum((-2, -1)) * count.view(-1)
+    return (_norm(points).square() - of_mean).clamp(min=0.0) / (count.view(-1) * points.shape[-1])
 
 
 def _shifted(kept: Tensor, offset: Tensor, valid: Tensor | None) -> Tensor:
@@ -92,12 +111,16 @@ def _norm(extended: Tensor) -> Tensor:
     return torch.linalg.vector_norm(extended.reshape(extended.shape[0], -1), dim=1)
 
 
-def _may_be_extreme(norm: Tensor) -> bool:
-    """Tell whether a problem needs another scale; always True where the host may not look."""
-    if not host_checks_allowed(norm):
-        return True
-    # NaN counts as extreme, and so does 0: squares may have underflowed
-    return not all(SMALLEST < value < LARGEST for value in norm.tolist())
+def _is_extreme(points: Tensor) -> bool:
+    """Return whether squares of the points may leave their type, or are NaN."""
+    smallest, largest = BOUNDS[points.dtype]
+    norms = _norm(points).tolist()
+    if all(smallest < value < largest for value in norms):
+        return False
+    # a norm of 0 is one of zeros, or of numbers whose squares vanished
+    return not all(smallest < value < largest or value == 0 for value in norms) or bool(
+        ((points != 0).flatten(1).any(-1) & (torch.tensor(norms, device='cpu') == 0)).any()
+    )
 
 
 def to_centred(centers: Tensor, frame: Centred) -> Tensor:
@@ -114,8 +137,7 @@ def from_centred(centers: Tensor, frame: Centred) -> Tensor:
 
 def _scale(points: Tensor) -> Tensor:
     """Return a power of two (B, 1, 1) that brings the largest coordinate near 1, and 1 where it is not extreme."""
-    largest = torch.maximum(points.amax((1, 2), True), -points.amin((1, 2), True))
-    extreme = (largest > LARGEST) | ((largest < SMALLEST) & (largest > 0))
-    # an exponent of 126 at most keeps the power and its inverse normal numbers
-    exponent = torch.log2(torch.where(extreme, largest, 1.0)).floor().clamp(-120.0, 126.0)
-    return torch.exp2(-exponent)
+    smallest, largest = BOUNDS[points.dtype]
+    size = torch.maximum(points.amax((1, 2), True), -points.amin((1, 2), True))
+    extreme = (size > largest) | ((size < smallest) & (size > 0))
+    return 1 / power_of_two(torch.where(extreme, size, 1.0))

@@ -8,6 +8,20 @@ from torch import Tensor
 RELOCATE_EVERY = 8
 
 
+def beyond_rounding(distances: Tensor, points: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
+    """Return squared distances (B, N) of points to their centers, 0 where they are rounding of the center.
+
+    The center of n equal points is off by up to n eps of their norm, summed one after another. A cluster that took
+    such a point would leave the next of them as far away, and so on without end.
+    """
+    eps = torch.finfo(points.dtype).eps
+    counts = torch.zeros(len(points), num_clusters, dtype=points.dtype, device=points.device)
+    counts = counts.scatter_add(1, labels, torch.ones_like(distances)).gather(1, labels)
+    error = (eps * (8 + counts)).clamp(max=1e-3 if points.dtype == torch.float32 else 1e-6)
+    least = (error * torch.linalg.vector_norm(points, dim=-1)).square()
+    return torch.where(distances > least, distances, 0.0)
+
+
 def averages(sums: Tensor, mass: Tensor) -> Tensor:
     """Return sums (B, K, D) / mass (B, K); a cluster without mass gets the average of the heaviest cluster."""
     empty = (mass <= 0).unsqueeze(-1)

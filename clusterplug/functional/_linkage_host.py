@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from clusterplug.functional._merges import OVERFLOW
+from clusterplug.functional._origin import power_of_two
 
 
 def scipy_installed() -> bool:
@@ -39,18 +40,20 @@ def scipy_trees(distances: Tensor, method: str, mask: Tensor | None) -> tuple[Te
     for index, problem in enumerate(distances):
         points = None if mask is None else mask[index].nonzero().squeeze(-1)
         if points is None:
-            pairs = problem.view(-1).index_select(0, row * num_points + column)
+            pairs = problem.reshape(-1).index_select(0, row * num_points + column)
             points = torch.arange(num_points)
         elif len(points) < 2:
             continue
         else:
             first, second = points[torch.triu_indices(len(points), len(points), 1)]
             pairs = problem[first, second]
-        tree = torch.from_numpy(hierarchy.linkage(pairs.double().numpy(), method))
+        pairs = pairs.double()
+        unit = power_of_two(pairs.amax())  # scipy squares distances: neither infinity nor 0 may come out
+        tree = torch.from_numpy(hierarchy.linkage((pairs / unit).numpy(), method))
         # scipy numbers the nodes after the points that take part, the result after all points
         nodes = torch.cat([points, num_points + torch.arange(len(tree))])
         children[index, : len(tree)] = nodes[tree[:, :2].long()]
-        heights[index, : len(tree)] = tree[:, 2].to(distances.dtype)
+        heights[index, : len(tree)] = (tree[:, 2] * unit).to(distances.dtype)
         sizes[index, : len(tree)] = tree[:, 3].long()
         if not torch.isfinite(heights[index, : len(tree)]).all():
             raise ValueError(OVERFLOW)

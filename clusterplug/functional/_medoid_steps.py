@@ -62,15 +62,16 @@ def farthest_first(distances: Tensor, first_scores: Tensor, num_clusters: int, m
     if mask is not None:
         first_scores = first_scores.masked_fill(~mask, -torch.inf)
     newest = first_scores.argmax(-1, keepdim=True)
-    chosen = [newest]
+    # one tensor: small ones of each step would keep the memory between them from being used again
+    chosen = newest.repeat(1, num_clusters)
     near = torch.full_like(first_scores, torch.inf)
     if mask is not None:
         near = near.masked_fill(~mask, -torch.inf)
-    for _ in range(num_clusters - 1):
+    for step in range(1, num_clusters):
         near = torch.minimum(near, rows(distances, newest).squeeze(1)).scatter(1, newest, -torch.inf)
         newest = near.argmax(-1, keepdim=True)
-        chosen.append(newest)
-    return torch.cat(chosen, -1)
+        chosen[:, step : step + 1] = newest
+    return chosen
 
 
 def assign(distances: Tensor, medoids: Tensor, mask: Tensor | None, filled: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,16 @@ import torch
 from torch import Tensor
 
 from clusterplug.functional._numerics import host_checks_allowed, working_dtype
+from clusterplug.functional._origin import (
+    exact_distances,
+    finite,
+    squares_fit,
+    too_large,
+    typical_origin,
+    typical_rows,
+    typical_size,
+    unit_of,
+)
 
 METRICS = ('euclidean', 'cosine', 'precomputed')
 
@@ -37,8 +47,9 @@ def self_distances(x: Tensor, metric: str, mask: Tensor | None = None) -> Tensor
     """Return the distances between all points of each problem.
 
     The matrix is symmetric bit for bit and zero on the diagonal, so that equal costs tie exactly and a tie goes to
-    the lowest index. In more than 8 dimensions the Euclidean form is a product of centred points; its rounding
-    (4 eps of the two squared norms) is taken off each squared distance, so duplicates have distance zero.
+    the lowest index. In more than 8 dimensions the Euclidean form is a product of points about an origin amid most of
+    them; its rounding (4 eps of the two squared norms) is taken off each squared distance, so duplicates have
+    distance zero.
 
     Args:
         x: (B, N, D) points, or (B, N, N) distances for ``'precomputed'``; any floating type.
@@ -74,13 +85,6 @@ def _block_distances(x: Tensor, metric: str, mask: Tensor | None) -> Tensor:
     return distances
 
 
-def _unit_scale(x: Tensor) -> Tensor:
-    """Return (B, 1, 1) powers of two that bring the largest entry near 1: squares neither overflow nor vanish."""
-    largest = x.abs().amax((-2, -1), keepdim=True)
-    exponent = largest.clamp_min(torch.finfo(x.dtype).tiny).log2().floor()
-    return torch.exp2(-exponent.clamp(-120, 120))
-
-
 def _symmetric(x: Tensor, to_distance: Callable[[Tensor, slice, slice], Tensor]) -> Tensor:
     """Return (B, N, N) distances made in place from x @ x.mT, symmetric bit for bit: not every such product is."""
     num_points = x.shape[-2]
@@ -102,31 +106,48 @@ def _symmetric(x: Tensor, to_distance: Callable[[Tensor, slice, slice], Tensor])
 
 
 def _euclidean(x: Tensor, mask: Tensor | None) -> Tensor:
-    scale = _unit_scale(x)
-    x = x * scale
-    if mask is None:
-        x = x - x.mean(-2, keepdim=True)
-    else:
-        count = mask.sum(-1, keepdim=True).clamp_min(1)[..., None]
-        x = (x - x.sum(-2, keepdim=True) / count).masked_fill_(~mask[..., None], 0)
+    rows = typical_rows(x, mask=mask)
+    origin = typical_origin(rows)
+    x = x - origin
+    if mask is not None:
+        x = x.masked_fill_(~mask[..., None], 0)
+    squares, unit, far = x.square().sum(-1), None, None
+    looks = host_checks_allowed(x)
+    if not looks or not squares_fit(squares if mask is None else squares[mask]):
+        whole = x
+        unit = unit_of(typical_size(rows, origin), finite(x).abs().amax((-2, -1), keepdim=True))
+        x = x / unit
+        squares = x.square().sum(-1)
+        far = too_large(squares) if looks else None
+    distances = _products(x, squares, unit)
+    if far is not None:
+        for index in far.any(-1).nonzero().flatten().tolist():
+            chosen = far[index].nonzero().flatten()
+            exact = exact_distances(whole[index, chosen], whole[index])
+            distances[index, chosen] = exact
+            distances[index][:, chosen] = exact.mT
+    return distances
+
+
+def _products(x: Tensor, squares: Tensor, unit: Tensor | None) -> Tensor:
     if x.shape[-1] <= _DIRECT_DIMENSIONS:
-        return torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist').div_(scale)
-    # Centred values may be far smaller than the values were (a huge offset): bring them to 1 once more.
-    second = _unit_scale(x)
-    x = x * second
-    squares = x.square().sum(-1).mul_(1 - 4 * torch.finfo(x.dtype).eps)
-    factor = 1 / scale / second
+        distances = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist')
+        return distances if unit is None else distances.mul_(unit)
+    squares = squares * (1 - 4 * torch.finfo(x.dtype).eps)
 
     def to_distance(product: Tensor, rows: slice, columns: slice) -> Tensor:
         # the sum of the two squares first: it is the same seen from either point
         both = squares[..., rows, None] + squares[..., None, columns]
-        return both.sub_(product, alpha=2).clamp_min_(0).sqrt_().mul_(factor)
+        distances = both.sub_(product, alpha=2).clamp_min_(0).sqrt_()
+        return distances if unit is None else distances.mul_(unit)
 
     return _symmetric(x, to_distance)
 
 
 def _cosine(x: Tensor) -> Tensor:
-    x = x * _unit_scale(x)
+    # each point by its own largest entry: squares neither overflow nor vanish
+    largest = x.abs().amax(-1, keepdim=True)
+    x = x / torch.where(largest > 0, largest, 1)
     x = x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     one = 1 - 4 * torch.finfo(x.dtype).eps
     return _symmetric(x, lambda product, rows, columns: torch.sub(one, product).clamp_(0, 2))

@@ -17,7 +17,7 @@ from clusterplug.functional._kmeans_assign import nearest, problem_groups, squar
 from clusterplug.functional._kmeans_cpu import lloyd_cpu
 from clusterplug.functional._kmeans_device import lloyd_device
 from clusterplug.functional._kmeans_points import centred, from_centred, to_centred
-from clusterplug.functional._numerics import exact_products, host_checks_allowed
+from clusterplug.functional._numerics import exact_products, host_checks_allowed, working_dtype
 from clusterplug.functional.kmeans_init import flat_weights, kkz_indices, plus_plus_indices, random_draws
 
 __all__ = ['KMeansResult', 'kmeans', 'nearest_center']
@@ -159,10 +159,12 @@ def nearest_center(x: Tensor, centers: Tensor, *, mask: Tensor | None = None) ->
     flat = x.detach().reshape(-1, num_points, dim)
     valid = None if mask is None else mask.reshape(-1, num_points)
     with torch.no_grad(), exact_products(x):
-        frame = centred(flat, valid)
-        table = to_centred(centers.reshape(-1, *centers.shape[-2:]), frame)
+        table = centers.reshape(-1, *centers.shape[-2:])
+        frame = centred(flat, valid, table)
+        table = to_centred(table, frame)
         labels = nearest(frame.points, table)
         distances = squared_distances_to(frame.points, table, labels) / frame.scale.square().squeeze(-1)
+        distances = distances.to(working_dtype(x.dtype))
     if valid is not None:
         labels, distances = labels.masked_fill(~valid, -1), distances.masked_fill(~valid, 0.0)
     return labels.view(*lead, num_points), distances.view(*lead, num_points)
@@ -173,6 +175,7 @@ def _solve(x, valid, weights, draws, start, options) -> tuple[Tensor, Tensor, Te
     num_clusters, init, num_iters, tol = options
     frame = centred(x, valid)
     points = frame.points
+    weights = None if weights is None else weights.to(points.dtype)
     if start is not None:
         centers = to_centred(start, frame)
     else:
@@ -184,16 +187,22 @@ def _solve(x, valid, weights, draws, start, options) -> tuple[Tensor, Tensor, Te
     tolerance = tol * frame.variance if tol > 0 else None
     lloyd = lloyd_cpu if frame.extended is None else lloyd_device
     given = points if frame.extended is None else frame.extended
-    labels, centers, used = lloyd(given, weights, centers, num_iters, tolerance)
+
+    def as_returned(values: Tensor) -> Tensor:
+        if frame.is_plain and x.dtype == points.dtype:
+            return values
+        return to_centred(from_centred(values, frame).to(x.dtype), frame)
+
+    labels, centers, used = lloyd(given, weights, centers, num_iters, tolerance, as_returned)
     distances = squared_distances_to(points, centers, labels)
     if not frame.is_plain:
         distances = distances / frame.scale.square().squeeze(-1)
-    inertia = (distances if weights is None else distances * weights).sum(-1, dtype=torch.float64).to(points.dtype)
+    inertia = (distances if weights is None else distances * weights).sum(-1, dtype=torch.float64)
     if valid is not None:
         labels = labels.masked_fill(~valid, -1)
     if tol == 0:
         used = torch.full_like(used, num_iters)
-    return labels, from_centred(centers, frame), inertia, used
+    return labels, from_centred(centers, frame).to(x.dtype), inertia.to(working_dtype(x.dtype)), used
 
 
 def _check(x, num_clusters, init, num_iters, tol, mask) -> None:

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from clusterplug.core.checks import check_device, check_mask, check_num_clusters, check_points
+from clusterplug.core.checks import check_device, check_finite, check_mask, check_num_clusters, check_points
+from clusterplug.functional._kmeans_points import centred
 from clusterplug.functional._numerics import exact_products, host_checks_allowed, working_dtype
 
 __all__ = ['kkz', 'kmeans_plus_plus']
@@ -39,7 +40,8 @@ def kmeans_plus_plus(
 
     Raises:
         TypeError: ``x`` not floating, ``mask`` not bool.
-        ValueError: Wrong shape, K outside 1 ... N, negative weights (checked on the CPU).
+        ValueError: Wrong shape, K outside 1 ... N, negative weights, NaN or inf in a valid point (both checked on
+            the CPU).
 
     Source: Arthur and Vassilvitskii, "k-means++", SODA 2007; the greedy choice as in its section 5 and scikit-learn.
 
@@ -49,11 +51,12 @@ def kmeans_plus_plus(
         >>> sorted((chosen // 2).tolist())  # one of each pair
         [0, 1]
     """
-    flat, flat_weights = prepare_flat(x, num_clusters, mask, weights)
+    flat, valid, combined = _prepared(x, num_clusters, mask, weights)
     draws = random_draws(flat.shape[0], num_clusters, flat, generator)
     with torch.no_grad(), exact_products(x):
-        offset = flat.mean(-2, keepdim=True)
-        return plus_plus_indices(flat - offset, flat_weights, draws).view(*x.shape[:-2], num_clusters)
+        points = centred(flat, valid).points
+        combined = None if combined is None else combined.to(points.dtype)
+        return plus_plus_indices(points, combined, draws).view(*x.shape[:-2], num_clusters)
 
 
 def kkz(x: Tensor, num_clusters: int, *, mask: Tensor | None = None) -> Tensor:
@@ -70,7 +73,7 @@ def kkz(x: Tensor, num_clusters: int, *, mask: Tensor | None = None) -> Tensor:
 
     Raises:
         TypeError: ``x`` not floating, ``mask`` not bool.
-        ValueError: Wrong shape, K outside 1 ... N.
+        ValueError: Wrong shape, K outside 1 ... N, NaN or inf in a valid point (checked on the CPU).
 
     Source: Katsavounidis, Kuo and Zhang, "A new initialization technique for generalized Lloyd iteration", 1994.
 
@@ -78,23 +81,23 @@ def kkz(x: Tensor, num_clusters: int, *, mask: Tensor | None = None) -> Tensor:
         >>> kkz(torch.tensor([[0.0], [1.0], [5.0], [-3.0]]), 3)
         tensor([2, 3, 1])
     """
-    flat, flat_weights = prepare_flat(x, num_clusters, mask, None)
+    flat, valid, combined = _prepared(x, num_clusters, mask, None)
     with torch.no_grad(), exact_products(x):
-        offset = flat.mean(-2, keepdim=True)
-        return kkz_indices(flat - offset, offset, flat_weights, num_clusters).view(*x.shape[:-2], num_clusters)
+        frame = centred(flat, valid)
+        index = kkz_indices(frame.points, frame.offset * frame.scale, combined, num_clusters)
+    return index.view(*x.shape[:-2], num_clusters)
 
 
-def prepare_flat(x, num_clusters, mask, weights) -> tuple[Tensor, Tensor | None]:
-    """Return checked points (B, N, D) in the working type, 0 where masked, and weights (B, N), or None for all 1."""
+def _prepared(x, num_clusters, mask, weights) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return checked points (B, N, D), the mask (B, N) if any, and weights (B, N), or None for all 1."""
     check_points(x)
     check_num_clusters(num_clusters, x.shape[-2])
     check_mask(mask, x.shape[:-1], x.device)
-    dtype = working_dtype(x.dtype)
-    flat = x.detach().reshape(-1, *x.shape[-2:]).to(dtype)
-    combined = flat_weights(x, mask, weights)
-    if mask is not None:
-        flat = torch.where(mask.reshape(flat.shape[:2]).unsqueeze(-1), flat, 0.0)
-    return flat, combined
+    if host_checks_allowed(x):
+        check_finite(x, 'x', mask)
+    flat = x.detach().reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+    valid = None if mask is None else mask.reshape(flat.shape[:2])
+    return flat, valid, flat_weights(x, mask, weights)
 
 
 def flat_weights(x: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor | None:
@@ -127,16 +130,20 @@ def plus_plus_indices(points: Tensor, weights: Tensor | None, draws: Tensor) -> 
     """Return (B, K) indices chosen by greedy k-means++ from points (B, N, D) near the origin."""
     norms = points.square().sum(-1)
     weight = torch.ones_like(norms) if weights is None else weights
-    chosen = [_draw(weight, weight, draws[:, 0, :1])]
-    closest = _distances(points, norms, chosen[0]).squeeze(1)
+    # Written into one tensor: small ones kept from each step would lie between the large ones of the next, and the
+    # memory of these could not be used again.
+    chosen = torch.empty(*draws.shape[:2], dtype=torch.int64, device=points.device)
+    chosen[:, :1] = _draw(weight, weight, draws[:, 0, :1])
+    closest = _distances(points, norms, chosen[:, :1]).squeeze(1)
     for step in range(1, draws.shape[1]):
         candidates = _draw(closest * weight, weight, draws[:, step])
         # (B, trials, N): what the distance to the nearest chosen point would become
-        reduced = torch.minimum(_distances(points, norms, candidates), closest.unsqueeze(1))
+        reduced = _distances(points, norms, candidates)
+        reduced = torch.minimum(reduced, closest.unsqueeze(1), out=reduced)
         best = (reduced @ weight.unsqueeze(-1)).argmin(1)
-        chosen.append(candidates.gather(1, best))
-        closest = reduced.gather(1, best.unsqueeze(-1).expand(-1, -1, norms.shape[-1])).squeeze(1)
-    return torch.cat(chosen, -1)
+        chosen[:, step] = candidates.gather(1, best).squeeze(1)
+        closest.copy_(reduced.gather(1, best.unsqueeze(-1).expand(-1, -1, norms.shape[-1])).squeeze(1))
+    return chosen
 
 
 def kkz_indices(points: Tensor, offset: Tensor, weights: Tensor | None, num_clusters: int) -> Tensor:
@@ -145,13 +152,15 @@ def kkz_indices(points: Tensor, offset: Tensor, weights: Tensor | None, num_clus
     out = None if weights is None else weights <= 0
     from_origin = norms + 2.0 * (points @ offset.mT).squeeze(-1)
     closest = torch.full_like(norms, math.inf)
-    score, chosen = from_origin, []
-    for _ in range(num_clusters):
+    chosen = torch.empty(len(points), num_clusters, dtype=torch.int64, device=points.device)
+    score = from_origin
+    for step in range(num_clusters):
         score = score if out is None else score.masked_fill(out, -math.inf)
-        chosen.append(score.argmax(-1, keepdim=True))
-        closest = torch.minimum(closest, _distances(points, norms, chosen[-1]).squeeze(1))
+        newest = score.argmax(-1, keepdim=True)
+        chosen[:, step : step + 1] = newest
+        closest = torch.minimum(closest, _distances(points, norms, newest).squeeze(1))
         score = closest
-    return torch.cat(chosen, -1)
+    return chosen
 
 
 def _draw(mass: Tensor, fallback: Tensor, uniform: Tensor) -> Tensor:
@@ -169,4 +178,4 @@ def _distances(points: Tensor, norms: Tensor, index: Tensor) -> Tensor:
     some = points.gather(1, index.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
     both = norms.gather(1, index).unsqueeze(-1) + norms.unsqueeze(1)
     squared = torch.baddbmm(both, some, points.mT, alpha=-2.0)
-    return torch.where(squared > _ROUNDING[points.dtype] * both, squared, 0.0)
+    return squared.masked_fill_(~(squared > both.mul_(_ROUNDING[points.dtype])), 0.0)

@@ -10,6 +10,7 @@ from clusterplug.functional._linkage_host import scipy_installed, scipy_trees
 from clusterplug.functional._medoid_steps import problems_at_once
 from clusterplug.functional._merges import reciprocal_merges, spanning_tree
 from clusterplug.functional._numerics import exact_products, host_checks_allowed
+from clusterplug.functional._origin import power_of_two
 from clusterplug.functional._self_distances import check_metric, check_square, self_distances
 
 METHODS = ('single', 'complete', 'average', 'ward')
@@ -108,10 +109,16 @@ def _merges(distances: Tensor, method: str, mask: Tensor | None) -> tuple[Tensor
         return distances.new_zeros((len(distances), 0, 2)).long(), distances.new_zeros((len(distances), 0))
     if method == 'single':
         return spanning_tree(distances, mask)
-    if method != 'ward':
+    if method == 'complete':
         return reciprocal_merges(distances, method, mask)
-    pairs, heights = reciprocal_merges(distances.square_(), method, mask)
-    return pairs, heights.sqrt()
+    unit = power_of_two(distances.amax((-2, -1)))[:, None]  # sums and squares stay in range
+    distances.div_(unit[..., None])
+    if method == 'average':
+        pairs, heights = reciprocal_merges(distances, method, mask)
+    else:
+        pairs, heights = reciprocal_merges(distances.square_(), method, mask)
+        heights = heights.sqrt()
+    return pairs, heights * unit
 
 
 def _number(pairs: Tensor, heights: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
