@@ -1,6 +1,7 @@
 """Text and video encoders of CenterCLIP: CLIP of transformers and open_clip, with tokens clustered inside."""
 
 import os
+import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug import patch
+from clusterplug.core.tensor_files import is_torchscript, load_tensors
 from clusterplug.functional.segment_tokens import split_segments
 from clusterplug.registry import MODELS
-from clusterplug.retrieval.openai_weights import clip_from_openai, read_state_dict
+from clusterplug.retrieval.openai_weights import NO_WEIGHTS, clip_from_openai, read_state_dict
 
 
 class ClipEncoders(nn.Module, ABC):
@@ -146,7 +148,7 @@ class OpenCLIPEncoders(ClipEncoders):
 
     Args:
         model (str): Name of open_clip, such as ``'ViT-B-32-quickgelu'`` for OpenAI's weights.
-        pretrained (str, optional): File with weights; OpenAI's archives count. None: random weights.
+        pretrained (str, optional): File with weights, read as data; OpenAI's archives count. None: random weights.
         clustering (dict, optional): See :class:`TransformersEncoders`.
         gradient_checkpointing (bool): Defaults to False.
 
@@ -178,8 +180,8 @@ class OpenCLIPEncoders(ClipEncoders):
                 f'pretrained must be a file with weights, got {pretrained}, which does not exist; download it with '
                 f'open_clip.download_pretrained on a machine with a network and copy it here'
             )
-        clip = open_clip.create_model(model, pretrained=pretrained and str(Path(pretrained).expanduser()))
-        super().__init__(clip, clustering)
+        super().__init__(_load_open_clip(model, pretrained), clustering)
+        clip = self.clip
         if gradient_checkpointing:
             clip.set_grad_checkpointing()
 
@@ -262,19 +264,46 @@ def _build(config: dict) -> nn.Module:
     )
 
 
+def _load_open_clip(model: str, pretrained: str | None) -> nn.Module:
+    import open_clip
+
+    if pretrained is None or Path(pretrained).suffix in ('.npz', '.safetensors'):  # no code in either
+        return open_clip.create_model(model, pretrained=pretrained and str(Path(pretrained).expanduser()))
+    from safetensors.torch import save_file
+
+    # open_clip's own way of reading would hand TorchScript to torch's loader, which runs code; its renaming is kept.
+    state = load_tensors(Path(pretrained).expanduser())
+    state = state.get('state_dict', state)
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f'{pretrained} must hold a state dict of tensors; give a checkpoint of open_clip or OpenAI')
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'weights.safetensors')
+        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and key not in NO_WEIGHTS}
+        save_file({key: value.clone().contiguous() for key, value in tensors.items()}, path)
+        return open_clip.create_model(model, pretrained=str(path))
+
+
 def _load(pretrained: str | os.PathLike, download: bool) -> nn.Module:
     path = Path(pretrained).expanduser()
     if path.is_file():
         return clip_from_openai(read_state_dict(path))
     from transformers import AutoModel
 
+    for file in [*path.glob('*.bin'), *path.glob('*.pt')] if path.is_dir() else []:
+        if is_torchscript(file):
+            raise ValueError(
+                f'{file} is a TorchScript archive, which can run code; give it as a file and not in a folder'
+            )
     try:
-        return AutoModel.from_pretrained(path if path.is_dir() else str(pretrained), local_files_only=not download)
+        clip = AutoModel.from_pretrained(path if path.is_dir() else str(pretrained), local_files_only=not download)
     except OSError as error:
         raise FileNotFoundError(
             f'no CLIP weights {pretrained!r} on this machine. Give a folder of save_pretrained or a file in OpenAI '
             f'naming; or fetch a public checkpoint once with: hf download {pretrained}; or set download=True'
         ) from error
+    if not hasattr(clip, 'get_image_features') or not hasattr(clip, 'get_text_features'):
+        raise ValueError(f'{pretrained!r} must be a model of images and texts, as CLIP is, got {type(clip).__name__}')
+    return clip
 
 
 def _pooled(output) -> Tensor:

@@ -4,8 +4,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
+
+from clusterplug.core.tensor_files import load_tensors
 
 _BLOCK = {
     'attn.out_proj': 'self_attn.out_proj',
@@ -26,40 +27,34 @@ _TOP = {
     'logit_scale': 'logit_scale',
 }
 # Sizes that OpenAI's archives carry beside the weights, and a buffer of open_clip.
-_NO_WEIGHTS = {'input_resolution', 'context_length', 'vocab_size', 'attn_mask'}
+NO_WEIGHTS = {'input_resolution', 'context_length', 'vocab_size', 'attn_mask'}
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     """Read a state dict from OpenAI's TorchScript archive, a checkpoint or a safetensors file.
 
+    The file is read as data (:func:`~clusterplug.core.tensor_files.load_tensors`): code that it carries does not run.
     Prefixes of wrappers (``module.``, ``clip.``) are taken off, and weights outside CLIP left out.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file holds no CLIP in OpenAI's naming.
+        ValueError: The file is damaged, holds more than tensors and plain values, or no CLIP in OpenAI's naming.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'no file {path}; give a CLIP checkpoint in OpenAI naming, such as ViT-B-32.pt')
-    if path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-
-        state = load_file(path)
-    else:
-        try:
-            state = torch.jit.load(path, map_location='cpu').state_dict()
-        except RuntimeError:  # not an archive of TorchScript
-            state = torch.load(path, map_location='cpu', weights_only=True)
-    state = state.get('state_dict', state)
+    state = load_tensors(path)
+    inner = state.get('state_dict', state)
+    state = {key: value for key, value in inner.items() if isinstance(value, Tensor)} if isinstance(inner, dict) else {}
     for prefix in ('module.', 'clip.', 'encoders.clip.'):
         if any(key.startswith(f'{prefix}visual.') or key.startswith(f'{prefix}clip.') for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if 'visual.conv1.weight' not in state:
         raise ValueError(
             f'{path} must hold CLIP weights in OpenAI naming (visual.conv1.weight, ...), got keys such as '
-            f'{", ".join(list(state)[:3])}; vision transformers only, ResNets are not supported'
+            f'{", ".join(list(state)[:3]) or "none"}; vision transformers only, ResNets are not supported'
         )
-    return dict(state)
+    return state
 
 
 def clip_from_openai(state: Mapping[str, Tensor], **options):
@@ -84,7 +79,14 @@ def clip_from_openai(state: Mapping[str, Tensor], **options):
     """
     from transformers import CLIPModel
 
-    model = CLIPModel._from_config(_config(state), **options)
+    try:
+        config = _config(state)
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f'the state dict must hold a whole CLIP with a vision transformer, its sizes cannot be read off: '
+            f'{type(error).__name__} {error}'
+        ) from error
+    model = CLIPModel._from_config(config, **options)
     missing, unexpected = model.load_state_dict(_renamed(state), strict=False)
     missing = [key for key in missing if not key.endswith('position_ids')]
     if missing or unexpected:
@@ -125,7 +127,7 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for key, value in state.items():
         value = value.float()
-        if key in _NO_WEIGHTS:
+        if key in NO_WEIGHTS:
             continue
         if key in ('visual.proj', 'text_projection'):
             name = 'visual_projection' if key == 'visual.proj' else key

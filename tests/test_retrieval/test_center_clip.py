@@ -303,6 +303,57 @@ class TestWeights:
         with pytest.raises(FileNotFoundError, match='no file'):
             read_state_dict(tmp_path / 'b.pt')
 
+    def test_weights_are_data(self, theirs, tmp_path):
+        """A TorchScript archive of code that would run, and states that are no CLIP, end in a ValueError."""
+
+        class Running(torch.nn.Module):
+            def forward(self, x):
+                return x
+
+            @torch.jit.export
+            def __getstate__(self):
+                return (torch.ones(1), self.training)
+
+            @torch.jit.export
+            def __setstate__(self, state: tuple[torch.Tensor, bool]):
+                self.training = bool(1 / 0)
+
+        torch.jit.script(Running()).save(str(tmp_path / 'x.pt'))
+        for build in (
+            lambda: read_state_dict(tmp_path / 'x.pt'),
+            lambda: TransformersEncoders(pretrained=str(tmp_path / 'x.pt')),
+            lambda: OpenCLIPEncoders('ViT-B-32', pretrained=str(tmp_path / 'x.pt')),
+        ):
+            with pytest.raises(ValueError, match=r'x\.pt must be a checkpoint'):
+                build()
+        (tmp_path / 'folder').mkdir()
+        torch.jit.script(Running()).save(str(tmp_path / 'folder' / 'pytorch_model.bin'))
+        with pytest.raises(ValueError, match='TorchScript archive'):
+            TransformersEncoders(pretrained=str(tmp_path / 'folder'))
+        for name in (
+            'positional_embedding',
+            'token_embedding.weight',
+            'visual.transformer.resblocks.0.mlp.c_fc.weight',
+        ):
+            state = theirs.state_dict()
+            state.pop(name)
+            with pytest.raises(ValueError, match='must hold a whole CLIP'):
+                clip_from_openai(state)
+        torch.save({'state_dict': [1, 2]}, tmp_path / 'list.pt')
+        with pytest.raises(ValueError, match='OpenAI naming'):
+            read_state_dict(tmp_path / 'list.pt')
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize('wrapped', [False, True])
+    def test_open_clip_reads_checkpoints_and_archives(self, tmp_path, wrapped):
+        open_clip = pytest.importorskip('open_clip', reason='needs open_clip')
+        torch.manual_seed(0)
+        theirs = open_clip.create_model('ViT-S-32').state_dict()
+        content = dict(state_dict={f'module.{name}': value for name, value in theirs.items()}, epoch=1)
+        torch.save(content if wrapped else theirs, tmp_path / 'x.pt')
+        ours = OpenCLIPEncoders('ViT-S-32', pretrained=str(tmp_path / 'x.pt')).clip.state_dict()
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
     def test_folder_of_transformers(self, tmp_path):
         clip = make(clustering=None).encoders.clip
         clip.save_pretrained(tmp_path / 'clip')
