@@ -22,9 +22,11 @@ def main() -> int:
     parser.add_argument('folder', type=Path, help='target folder, for example data/moving_sprites')
     parser.add_argument('--train', type=int, default=6, help='training videos of each sprite (default: %(default)s)')
     parser.add_argument('--test', type=int, default=1, help='test videos of each sprite (default: %(default)s)')
-    parser.add_argument('--frames', type=int, default=12, help='frames of a video (default: %(default)s)')
-    parser.add_argument('--size', type=int, default=48, help='pixels (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='another seed is another set (default: %(default)s)')
+    parser.add_argument('--frames', type=int, default=12, help='frames of a video, 6 a second (default: %(default)s)')
+    parser.add_argument('--size', type=int, default=48, help='height and width in pixels, even (default: %(default)s)')
+    parser.add_argument(
+        '--seed', type=int, default=0, help='a number; another one is another set (default: %(default)s)'
+    )
     args = parser.parse_args()
     counts = {'train': args.train, 'test': args.test}
     try:
@@ -33,7 +35,7 @@ def main() -> int:
         ):
             if done % len(all_sprites()) == 0 or done == total:
                 print(f'{split}: {done} of {total} videos', file=sys.stderr, flush=True)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
+    except (OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -8,6 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from clusterplug.core.files import whole_file
+from clusterplug.core.outputs import locked_folder
+from clusterplug.datasets.claims import begin, finish
+
+MARKER = 'moving_sprites.json'
 
 SHAPES = ('circle', 'ring', 'cross', 'bar')
 COLORS = {
@@ -98,7 +102,8 @@ def generate_moving_sprites(
     """Write mp4 files, a table of captions for each split, and the words of all captions.
 
     ``folder`` gets ``videos/<split>_<number>.mp4`` (H.264), ``<split>.csv`` (video_id, caption) and
-    ``vocabulary.txt``. A second call with the same settings writes only the videos that are missing.
+    ``vocabulary.txt``, and at the end ``moving_sprites.json``. A second call with the same settings writes only the
+    videos that are missing; a folder of other settings is refused.
 
     Args:
         folder: Where.
@@ -112,7 +117,9 @@ def generate_moving_sprites(
         Split, videos done, videos in all.
 
     Raises:
-        ValueError: ``size`` is odd or below 16.
+        ValueError: ``size`` is odd or below 16; a number that must be positive and is not; a bad name of a split.
+        FileExistsError: The folder holds sprites of other settings, or other videos.
+        FolderInUse: Another process writes to it.
         ModuleNotFoundError: PyAV is missing.
     """
     from clusterplug.datasets.video.encoding import write_video
@@ -120,25 +127,52 @@ def generate_moving_sprites(
 
     if size < 16 or size % 2:
         raise ValueError(f'size must be even and at least 16, got {size}')
+    counts = dict({'train': 6, 'test': 1} if videos_per_sprite is None else videos_per_sprite)
+    settings = dict(generator=1, num_frames=num_frames, rate=rate, seed=seed, size=size, videos_per_sprite=counts)
+    for name, value in (*settings.items(), *counts.items()):
+        low = 0 if name in ('seed', *counts) else 1
+        if name != 'videos_per_sprite' and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+            raise ValueError(f'{name} must be an int of at least {low}, got {value!r}')
+    if not counts or not all(name.isidentifier() for name in counts):
+        raise ValueError(f'videos_per_sprite must have names of splits as keys, letters and digits, got {counts}')
     folder = Path(folder)
-    (folder / 'videos').mkdir(parents=True, exist_ok=True)
-    sprites, captions = all_sprites(), []
-    for split_number, (split, count) in enumerate((videos_per_sprite or {'train': 6, 'test': 1}).items()):
-        rows = []
-        for number in range(count * len(sprites)):
-            sprite = sprites[number % len(sprites)]
-            video_id = f'{split}_{number:05d}'
-            # the test has one sentence of one form for each video, as MSR-VTT 1k-A has
-            rows.append((video_id, caption_of(sprite, number // len(sprites) if split == 'train' else 0)))
-            path = folder / 'videos' / f'{video_id}.mp4'
-            if not path.is_file():
-                generator = np.random.default_rng([seed, split_number, number])
-                write_video(path, render_sprite(sprite, num_frames, size, generator), rate)
-            yield split, number + 1, count * len(sprites)
-        captions += [caption for _, caption in rows]
-        with whole_file(folder / f'{split}.csv') as file:
-            file.write('video_id,caption\n' + ''.join(f'{video},{caption}\n' for video, caption in rows))
-    write_vocabulary(folder / 'vocabulary.txt', captions)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f'folder must be a folder, got the file {folder}')
+
+    def foreign() -> bool:
+        tables = [folder / f'{split}.csv' for split in counts]
+        return any(path.exists() for path in (*tables, folder / 'vocabulary.txt')) or any(folder.glob('videos/*'))
+
+    with locked_folder(folder):
+        begin(folder, MARKER, settings, foreign, 'moving sprites')
+        (folder / 'videos').mkdir(exist_ok=True)
+        captions = []
+        for split_number, split in enumerate(counts):
+            yield from _write_split(folder, split, split_number, settings, captions, write_video)
+        write_vocabulary(folder / 'vocabulary.txt', captions)
+        finish(folder, MARKER, settings)
+
+
+def _write_split(
+    folder: Path, split: str, split_number: int, settings: dict, captions: list[str], write_video
+) -> Iterator[tuple[str, int, int]]:
+    sprites, rows = all_sprites(), []
+    total = settings['videos_per_sprite'][split] * len(sprites)
+    for number in range(total):
+        sprite = sprites[number % len(sprites)]
+        video_id = f'{split}_{number:05d}'
+        # the test has one sentence of one form for each video, as MSR-VTT 1k-A has
+        rows.append((video_id, caption_of(sprite, number // len(sprites) if split == 'train' else 0)))
+        path = folder / 'videos' / f'{video_id}.mp4'
+        if not path.is_file() or not path.stat().st_size:
+            generator = np.random.default_rng([settings['seed'], split_number, number])
+            write_video(
+                path, render_sprite(sprite, settings['num_frames'], settings['size'], generator), settings['rate']
+            )
+        yield split, number + 1, total
+    captions += [caption for _, caption in rows]
+    with whole_file(folder / f'{split}.csv') as file:
+        file.write('video_id,caption\n' + ''.join(f'{video},{caption}\n' for video, caption in rows))
 
 
 def _path(motion: str, count: int, size: int, radius: float, generator: np.random.Generator) -> Sequence:

@@ -7,6 +7,9 @@ import importlib.util
 import json
 import pickle
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +18,10 @@ import pytest
 pytest.importorskip('open3d')
 
 from clusterplug.core import files
+from clusterplug.core.outputs import FolderInUse, locked_folder
 from clusterplug.datasets import SUBTYPES, generate_lidar_city, load_subtypes
 from clusterplug.datasets.lidar_city import generate as generate_module
+from clusterplug.datasets.lidar_city import workers
 from clusterplug.datasets.lidar_city.catalogue import CLASSES
 from clusterplug.datasets.lidar_city.cli import main
 
@@ -25,7 +30,7 @@ SMALL = {'num_train': 2, 'num_val': 1, 'columns': 32, 'scans_per_street': 2, 'wo
 
 
 def fingerprint(folder):
-    files = sorted(path for path in Path(folder).rglob('*') if path.is_file())
+    files = sorted(path for path in Path(folder).rglob('*') if path.is_file() and path.name[0] != '.')
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -221,9 +226,9 @@ def test_bad_arguments(tmp_path, change, error, message):
 
 def test_another_city_is_not_touched_unless_asked(small, tmp_path):
     city = shutil.copytree(small, tmp_path / 'city')
-    with pytest.raises(FileExistsError, match=r'other settings: seed 5 \(asked for: 6\).*--overwrite'):
+    with pytest.raises(FileExistsError, match=r'other settings: seed: 5 there, 6 now.*--overwrite'):
         generate_lidar_city(city, seed=6, **SMALL)
-    with pytest.raises(FileExistsError, match=r'columns 32 \(asked for: 64\)'):
+    with pytest.raises(FileExistsError, match='columns: 32 there, 64 now'):
         generate_lidar_city(city, seed=5, **{**SMALL, 'columns': 64})
     assert fingerprint(city) == fingerprint(small)
     (city / 'notes.txt').write_text('mine')
@@ -239,13 +244,113 @@ def test_foreign_data_is_never_touched(tmp_path):
     scan.parent.mkdir(parents=True)
     scan.write_bytes(b'real')
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match='not of a LiDAR city'):
+        with pytest.raises(FileExistsError, match='files that are not of a LiDAR city'):
             generate_lidar_city(tmp_path, overwrite=overwrite, **SMALL)
     assert scan.read_bytes() == b'real'
     file = tmp_path / 'file'
     file.write_text('')
     with pytest.raises(FileExistsError, match='must be a folder'):
         generate_lidar_city(file, **SMALL)
+
+
+def is_running(process):
+    try:
+        with open(f'/proc/{process}/stat') as file:
+            return file.read().rpartition(')')[2].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize('moved', ['sequences/00', 'sequences', 'sequences/00/velodyne', 'semantickitti_infos_val.pkl'])
+def test_an_overwritten_city_is_of_the_new_seed_although_parts_were_links(small, tmp_path, moved):
+    city = shutil.copytree(small, tmp_path / 'city')
+    (tmp_path / 'disk').mkdir()
+    shutil.move(city / moved, tmp_path / 'disk/moved')
+    (city / moved).symlink_to(tmp_path / 'disk/moved')
+    before = fingerprint(tmp_path / 'disk')
+    generate_lidar_city(city, seed=6, overwrite=True, **SMALL)
+    assert not (city / moved).is_symlink()
+    assert fingerprint(tmp_path / 'disk') == before
+    assert fingerprint(city) == fingerprint(generate_lidar_city(tmp_path / 'clean', seed=6, **SMALL))
+
+
+def test_a_street_that_cannot_be_removed_leaves_the_old_marker(small, tmp_path, monkeypatch):
+    city = shutil.copytree(small, tmp_path / 'city')
+
+    def refuse(path, *arguments, **options):
+        raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+
+    monkeypatch.setattr(generate_module.shutil, 'rmtree', refuse)
+    with pytest.raises(PermissionError):
+        generate_lidar_city(city, seed=6, overwrite=True, **SMALL)
+    assert json.loads((city / generate_module.MARKER).read_text())['seed'] == 5
+    monkeypatch.undo()
+    generate_lidar_city(city, seed=5, **SMALL)
+    assert fingerprint(city) == fingerprint(small)
+
+
+def test_the_marker_comes_last(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_module, 'info_bytes', interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            generate_lidar_city(tmp_path, seed=5, **SMALL)
+    assert not (tmp_path / generate_module.MARKER).exists()
+    with pytest.raises(FileExistsError, match='seed: 5 there, 6 now'):
+        generate_lidar_city(tmp_path, seed=6, **SMALL)
+    generate_lidar_city(tmp_path, seed=5, **SMALL)
+    assert json.loads((tmp_path / generate_module.MARKER).read_text())['seed'] == 5
+    assert not list(tmp_path.glob('*.begun'))
+
+
+def test_half_a_scan_and_a_foreign_info_file_are_written_again(small, tmp_path):
+    city = shutil.copytree(small, tmp_path / 'city')
+    label = city / 'sequences/00/labels/000001.label'
+    label.write_bytes(label.read_bytes()[:-4])
+    (city / 'semantickitti_infos_val.pkl').write_bytes(b'of another city')
+    generate_lidar_city(city, seed=5, **SMALL)
+    assert fingerprint(city) == fingerprint(small)
+
+
+def test_one_city_at_a_time(small, tmp_path):
+    with locked_folder(tmp_path), pytest.raises(FolderInUse):
+        generate_lidar_city(tmp_path, seed=5, **SMALL)
+
+
+def test_a_killed_worker_is_named_with_its_scan(tmp_path, monkeypatch):
+    start = workers._start
+
+    def start_and_kill():
+        child = start()
+        child.kill()
+        return child
+
+    monkeypatch.setattr(workers, '_start', start_and_kill)
+    with pytest.raises(RuntimeError, match=r'killed by signal 9.*sequences/\d\d/velodyne/\d{6}\.bin') as caught:
+        generate_lidar_city(tmp_path, seed=5, **{**SMALL, 'workers': 2})
+    assert 'same command again' in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='looks into /proc')
+@pytest.mark.parametrize('signal', ['kill', 'terminate'])
+def test_workers_end_with_their_parent(tmp_path, signal):
+    code = (
+        'from clusterplug.datasets.lidar_city import generate, workers; start = workers._start\n'
+        'def tell():\n    child = start(); print(child.pid, flush=True); return child\n'
+        'workers._start = tell\n'
+        f'generate.generate_lidar_city({str(tmp_path / "city")!r}, num_train=500, num_val=1, workers=2, progress=False)'
+    )
+    parent = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    children = [int(parent.stdout.readline()) for _ in range(2)]
+    getattr(parent, signal)()
+    parent.wait()
+    for _ in range(400):
+        if not any(map(is_running, children)):
+            return
+        time.sleep(0.05)
+    pytest.fail('workers outlived their parent')
 
 
 def test_load_subtypes_refuses_what_it_cannot_read(small, tmp_path):

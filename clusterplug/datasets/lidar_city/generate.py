@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from numbers import Integral, Real
 from pathlib import Path
 
 from clusterplug.core.files import PART, write_bytes
+from clusterplug.core.outputs import locked_folder
+from clusterplug.core.processes import available_cores
+from clusterplug.datasets.claims import OtherSettings, begin, finish, forget, settings_of
 
 from .progress import Progress
 from .raycasting import import_open3d
@@ -54,7 +56,8 @@ def generate_lidar_city(
         columns: firings in a turn, 16 to 4096.
         scans_per_street: scans on one street before the next street begins, at least 1.
         spacing: metres driven between two scans, 0.1 to 20.
-        workers: processes; by default one per available core, or this process alone for less than 40 scans.
+        workers: processes; by default ``OMP_NUM_THREADS`` or else one per usable core, or this process alone for less
+            than 40 scans.
         overwrite: replace a city of other settings in ``out_dir``.
         progress: show a bar (plain lines when standard error is no terminal).
 
@@ -64,6 +67,8 @@ def generate_lidar_city(
     Raises:
         TypeError, ValueError: an argument is out of range.
         FileExistsError: ``out_dir`` holds a city of other settings, or other data.
+        FolderInUse: another process writes to ``out_dir``.
+        RuntimeError: a worker failed or was killed; the scan that it was casting is named.
         OSError: the disk is full, no permission ...; finished files are kept, none is half-written.
         ImportError: Open3D is missing.
 
@@ -94,14 +99,23 @@ def generate_lidar_city(
         'spacing': float(spacing),
     }
     out_dir = Path(out_dir).absolute()
+    if out_dir.exists() and not out_dir.is_dir():
+        raise FileExistsError(f'out_dir must be a folder, got the file {out_dir}')
     train, val = street_lengths(settings)
-    _claim(out_dir, settings, overwrite)
-    _run(out_dir, settings, {**train, **val}, workers, progress)
-    for name, streets in zip(INFO_FILES, (train, val, val)):
-        if not (out_dir / name).exists():
+    with locked_folder(out_dir):
+        _claim(out_dir, settings, overwrite)
+        _run(out_dir, settings, {**train, **val}, workers, progress)
+        for name, streets in zip(INFO_FILES, (train, val, val)):
             scans = [(sequence, frame) for sequence, length in streets.items() for frame in range(length)]
-            write_bytes(out_dir / name, info_bytes(scans))
+            _write_if_other(out_dir / name, info_bytes(scans))
+        finish(out_dir, MARKER, settings)
     return out_dir
+
+
+def _write_if_other(path: Path, content: bytes) -> None:
+    if not path.is_file() or path.is_symlink() or path.read_bytes() != content:
+        path.unlink(missing_ok=True)  # a link is not written through
+        write_bytes(path, content)
 
 
 def _check_integer(name: str, value, low: int, high: int) -> None:
@@ -132,46 +146,37 @@ def street_lengths(settings: dict) -> tuple[dict[int, int], dict[int, int]]:
 
 def _claim(out_dir: Path, settings: dict, overwrite: bool) -> None:
     """Make sure that the folder is ours: new, the same city begun before, or to be replaced."""
-    marker = out_dir / MARKER
-    if out_dir.exists() and not out_dir.is_dir():
-        raise FileExistsError(f'out_dir must be a folder, got the file {out_dir}')
-    if marker.is_file():
-        try:
-            found = json.loads(marker.read_text())
-        except ValueError:
-            found = {}
-        if found == settings and not overwrite:
-            return
-        if not overwrite:
-            different = [
-                f'{key} {found.get(key)} (asked for: {settings[key]})'
-                for key in settings
-                if found.get(key) != settings[key]
-            ]
-            raise FileExistsError(
-                f'{out_dir} holds a LiDAR city of other settings: {", ".join(different)}; '
-                'choose another folder, or replace that city with --overwrite (overwrite=True)'
-            )
+    found = settings_of(out_dir, MARKER)
+    ours = overwrite and found is not None
+    if ours:
         _remove(out_dir, found)
-    elif (out_dir / 'sequences').exists() or any((out_dir / name).exists() for name in INFO_FILES):
-        raise FileExistsError(
-            f'{out_dir} holds SemanticKITTI files that are not of a LiDAR city; they are left alone even with '
-            '--overwrite: choose another folder'
-        )
-    write_bytes(marker, (json.dumps(settings, indent=1) + '\n').encode())
+
+    def foreign() -> bool:
+        return not ours and any(os.path.lexists(out_dir / name) for name in ('sequences', *INFO_FILES))
+
+    try:
+        begin(out_dir, MARKER, settings, foreign, 'a LiDAR city')
+    except OtherSettings as error:
+        raise FileExistsError(f'{error}, or replace that city with --overwrite (overwrite=True)') from None
 
 
 def _remove(out_dir: Path, found: dict) -> None:
-    """Remove the files of an earlier city, info files first, its marker last."""
-    for name in INFO_FILES:
-        (out_dir / name).unlink(missing_ok=True)
+    """Remove the files of an earlier city, info files first, its markers last; links, and not what they lead to."""
     try:
         numbers = [number for streets in street_lengths(found) for number in streets]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise FileExistsError(f'{out_dir / MARKER} is damaged; remove the folder by hand or choose another') from None
+    for name in INFO_FILES:
+        (out_dir / name).unlink(missing_ok=True)
+    if (out_dir / 'sequences').is_symlink():
+        (out_dir / 'sequences').unlink()
     for number in numbers:
-        shutil.rmtree(sequence_folder(out_dir, number), ignore_errors=True)
-    (out_dir / MARKER).unlink()
+        folder = sequence_folder(out_dir, number)
+        if folder.is_symlink() or folder.is_file():
+            folder.unlink()
+        elif folder.exists():
+            shutil.rmtree(folder)
+    forget(out_dir, MARKER)
 
 
 def _run(out_dir: Path, settings: dict, streets: dict[int, int], workers: int | None, progress: bool) -> None:
@@ -179,9 +184,7 @@ def _run(out_dir: Path, settings: dict, streets: dict[int, int], workers: int | 
     todo = sum(map(len, missing.values()))
     open_streets = [s for s in streets if missing[s] or not is_described(out_dir, s)]
     if workers is None:
-        workers = (
-            1 if todo < 40 else len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-        )
+        workers = 1 if todo < 40 else available_cores()
     shares = max(1, -(-workers // max(len(open_streets), 1)))  # fewer streets than workers: share a street out
     jobs = []
     for sequence in open_streets:

@@ -38,9 +38,14 @@ class Job(NamedTuple):
 
 
 def missing_frames(out_dir: Path, sequence: int, length: int) -> list[int]:
-    """Scans of a street that are not finished."""
+    """Scans of a street that are not finished: a file is missing, or there are not as many labels as points."""
     pairs = ((frame, scan_paths(out_dir, sequence, frame)) for frame in range(length))
-    return [frame for frame, paths in pairs if not all(path.is_file() for path in paths)]
+    return [frame for frame, paths in pairs if not _is_scan(*paths)]
+
+
+def _is_scan(points: Path, labels: Path) -> bool:
+    both = points.is_file() and labels.is_file()
+    return both and points.stat().st_size == 4 * labels.stat().st_size > 0
 
 
 def is_described(out_dir: Path, sequence: int) -> bool:

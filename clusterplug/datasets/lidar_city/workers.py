@@ -1,11 +1,12 @@
 """Several processes that share the streets out among them.
 
 Plain child processes with one JSON line per job: they need no guarded ``__main__`` in the caller's script, and they
-end by themselves when the caller dies.
+end with the caller, also when that is killed outright.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -15,7 +16,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from clusterplug.core.processes import end_with_parent
+
 from .render import Job, run_job
+from .write import scan_paths
 
 _SCAN, _DONE = 'scan', 'done'
 
@@ -59,7 +63,7 @@ def _start() -> subprocess.Popen:
     root = str(Path(__file__).resolve().parents[3])
     search = os.pathsep.join([root, *filter(None, [os.environ.get('PYTHONPATH')])])
     environment = {**os.environ, 'PYTHONPATH': search, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}
-    command = [sys.executable, '-c', f'from {__name__} import main; main()']
+    command = [sys.executable, '-c', f'from {__name__} import main; main({os.getpid()})']
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -71,19 +75,20 @@ def _serve(child: subprocess.Popen, todo: queue.SimpleQueue, events: queue.Simpl
                 job = todo.get_nowait()
             except queue.Empty:
                 break
-            child.stdin.write(json.dumps(job._asdict()) + '\n')
-            child.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it has ended: its answer, which is none, says so below
+                child.stdin.write(json.dumps(job._asdict()) + '\n')
+                child.stdin.flush()
+            scans = iter([*job.frames, None])
+            current = next(scans)
             while True:
                 answer = child.stdout.readline()
                 if not answer:
-                    raise RuntimeError(
-                        f'a worker ended with exit code {child.wait()} on sequence {job.sequence:02d} (its message is '
-                        'above); run the same command again, finished files are kept, or use one worker to see more'
-                    )
+                    raise RuntimeError(_ended(child.wait(), job, current))
                 answer = json.loads(answer)
                 if answer == _DONE:
                     break
                 if answer == _SCAN:
+                    current = next(scans)
                     events.put(_SCAN)
                 elif answer['errno']:
                     raise OSError(answer['errno'], answer['message'], answer['path'])
@@ -95,8 +100,20 @@ def _serve(child: subprocess.Popen, todo: queue.SimpleQueue, events: queue.Simpl
         events.put(error)
 
 
-def main() -> None:
-    """The child's side: read jobs from standard input, report on standard output."""
+def _ended(code: int, job: Job, frame: int | None) -> str:
+    where = f'sequence {job.sequence:02d}'
+    if frame is not None:
+        where = str(scan_paths(Path(job.out_dir), job.sequence, frame)[0])
+    how = f'was killed by signal {-code} (out of memory?)' if code < 0 else f'ended with exit code {code}'
+    return (
+        f'a worker {how} at {where} (its message is above, if it had one); run the same command again, finished files '
+        'are kept, or use one worker to see more'
+    )
+
+
+def main(parent: int) -> None:
+    """The child's side: read jobs from standard input, report on standard output, until ``parent`` ends."""
+    end_with_parent(parent)
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
 
