@@ -5,10 +5,11 @@
     CLUSTERPLUG_DATA=... python benchmarks/token_quality.py picture --image photo.jpg --out tokens.jpg
 
 DINOv2 ViT-S/14 with a dense saliency head (``vit`` of the data folder), half of the pictures from KITTI and half from
-videos, the middle square of each. Quality is agreement with the same network on all tokens: cosine of the patch
-features, intersection over union of the saliency masks (> 0.5, all pictures together), share of equal pixels. Speed is
-process time of the transformer on one CPU thread, every method in turn on the same pictures; fused attention is on
-everywhere. ``--speedup`` is the FLOP ratio that all methods are set to.
+videos (``--set mixed``), or of one kind (``kitti``, ``frames``, ``clips``), the middle square of each. Quality is
+agreement with the same network on all tokens: cosine of the patch features, intersection over union of the saliency
+masks (> 0.5, all pictures together), share of equal pixels. Speed is process time of the transformer on one CPU
+thread, every method in turn on the same pictures; fused attention is on everywhere. ``--speedup`` is the FLOP ratio
+that all methods are set to.
 """
 
 import argparse
@@ -61,10 +62,25 @@ def square(image: Image.Image, size: int) -> torch.Tensor:
     return ((torch.from_numpy(np.array(image)).float() / 255 - mean) / std).permute(2, 0, 1)
 
 
-def pictures(data: Path, number: int, size: int) -> torch.Tensor:
+def clips(data: Path, number: int, size: int) -> torch.Tensor:
+    """Return (N, 3, size, size), the middle frame of each of the clips."""
+    from clusterplug.datasets.video.decoding import open_video
+
+    files = sorted(file for file in (data / 'video' / 'clips').rglob('*') if file.suffix in ('.mp4', '.avi'))
+    videos = [open_video(file) for file in files[:number]]
+    frames = [video.frames([len(video) // 2])[0] for video in videos]
+    return torch.stack([square(Image.fromarray(np.asarray(frame)), size) for frame in frames])
+
+
+def pictures(data: Path, number: int, size: int, kind: str = 'mixed') -> torch.Tensor:
     """Return (N, 3, size, size): first KITTI frames, then one frame each of videos spread over the archive."""
-    kitti = sorted((data / 'kitti' / 'training' / 'image_2').glob('*.png'))[: number // 2]
+    if kind == 'clips':
+        return clips(data, number, size)
+    share = {'mixed': number // 2, 'kitti': number, 'frames': 0}[kind]
+    kitti = sorted((data / 'kitti' / 'training' / 'image_2').glob('*.png'))[:share]
     images = [square(Image.open(file).convert('RGB'), size) for file in kitti]
+    if kind == 'kitti':
+        return torch.stack(images)
     with zipfile.ZipFile(data / 'video' / 'msrvtt_1kA_frame_pairs.zip') as archive:
         videos = {name.rsplit('/', 1)[0]: name for name in sorted(archive.namelist()) if name.endswith('.jpg')}
         names, rest = list(videos.values()), number - len(images)
@@ -85,6 +101,19 @@ def ideal_gain(vit, start: int, cells: int, side: int) -> float:
     return depth * full / (start * full + (depth - start) * short)
 
 
+def tokens_per_block(vit, speedup: float, side: int) -> int:
+    """Return how many tokens every block has to merge for a FLOP ratio of the blocks."""
+    depth, width, tokens = len(vit.blocks), vit.pos_embed.shape[-1], side**2 + 1
+
+    def block(tokens):
+        return 12 * tokens * width**2 + 2 * tokens**2 * width
+
+    number = 0
+    while depth * block(tokens) < speedup * sum(block(tokens - number * index) for index in range(depth)):
+        number += 1
+    return number
+
+
 class Entry:
     """One line of the table: how to patch, and what came out."""
 
@@ -99,7 +128,8 @@ class Entry:
             if not isinstance(name, str):
                 _methods.METHODS['variant'] = name
                 name = 'variant'
-            patch.apply(vit, name, start=start, grid=(cells, cells), **self.options)
+            where = {} if 'tokens_per_block' in self.options else dict(start=start, grid=(cells, cells))
+            patch.apply(vit, name, **where, **self.options)
         try:
             begin = time.process_time()
             tokens, grid = vit(batch)
@@ -129,12 +159,19 @@ class Entry:
         return f'| {self.name} | {gain:.2f}{spread} | {quality}{statistics.mean(self.equal):.3f} |'
 
 
-def methods():
-    """Return the methods side by side."""
+def methods(merged: int):
+    """Return the methods side by side; ``merged`` tokens leave each block where every block merges."""
+    every = dict(every_block=True, tokens_per_block=merged)
     return [
-        Entry('expedit', 'expedit'),
-        Entry("expedit, authors' form", 'expedit', temperature=50.0, **AUTHORS),
-        Entry('tome', 'tome'),
+        Entry('expedit', 'expedit', size_bias=False),
+        Entry('expedit, size bias', 'expedit', size_bias=True),
+        Entry("expedit, authors' form, 0.1 of the spread", 'expedit', sharpness=0.1, **AUTHORS),
+        Entry("expedit, authors' form, 0.2 of the spread", 'expedit', sharpness=0.2, **AUTHORS),
+        Entry('tome, once', 'tome'),
+        Entry('tome, once, no size bias', 'tome', size_bias=False),
+        Entry(f'tome, every block ({merged})', 'tome', **every),
+        Entry(f'tome, every block ({merged}), no size bias', 'tome', size_bias=False, **every),
+        Entry(f'tome, every block ({merged}), no residual', 'tome', residual=False, **every),
         Entry('average', 'average'),
     ]
 
@@ -207,6 +244,7 @@ def main():
     parser.add_argument('--data', default=os.environ.get('CLUSTERPLUG_DATA'), help='data folder')
     parser.add_argument('--size', type=int, default=518, help='side in pixels, a multiple of 14')
     parser.add_argument('--images', type=int, default=16)
+    parser.add_argument('--set', choices=('mixed', 'kitti', 'frames', 'clips'), default='mixed', help='pictures')
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--start', type=int, default=5, help='first reduced block')
     parser.add_argument('--cells', type=int, help='side of the reduced map, instead of --speedup')
@@ -230,11 +268,12 @@ def main():
         f'{arguments.images} pictures of {arguments.size} pixels, batch {arguments.batch}, {side}x{side} -> '
         f'{cells}x{cells} tokens after {start} of {len(vit.blocks)} blocks, FLOP ratio {ideal:.3f}'
     )
-    entries = methods() if arguments.part == 'methods' else variants(vit, start)
+    merged = tokens_per_block(vit, ideal, side)
+    entries = methods(merged) if arguments.part == 'methods' else variants(vit, start)
     if arguments.only:
         entries = [entries[number] for number in arguments.only]
     plain = Entry('plain')
-    images = pictures(data, arguments.images, arguments.size)
+    images = pictures(data, arguments.images, arguments.size, arguments.set)
     with torch.inference_mode():
         plain.run(vit, decoder, images[:1], start, cells)  # warms up
         plain.times.clear()

@@ -24,6 +24,12 @@ def host_checks_allowed(tensor: Tensor) -> bool:
     return tensor.device.type == 'cpu' and not torch.compiler.is_compiling()
 
 
+def static_size(tensor: Tensor, dim: int) -> int:
+    """Return a side of ``tensor`` as a number; while ``torch.jit.trace`` runs, sizes are tensors."""
+    size = tensor.shape[dim]
+    return int(size) if torch.jit.is_tracing() else size
+
+
 @contextlib.contextmanager
 def _without_tf32():
     before = torch.backends.cuda.matmul.allow_tf32

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clusterplug.core.checks import check_device, check_points
-from clusterplug.functional._numerics import exact_products, working_dtype
+from clusterplug.functional._numerics import exact_products, static_size, working_dtype
 
 REDUCTIONS = ('mean', 'sum', 'max')
 
@@ -85,7 +85,7 @@ def bipartite_matching(metric: Tensor, num_merged: int, *, num_protected: int = 
         [0.0, 1.5]
     """
     check_points(metric, 'metric')
-    num_tokens = metric.shape[-2]
+    num_tokens = static_size(metric, -2)
     _check_counts(num_tokens, num_merged, num_protected)
     if num_merged == 0:
         target = torch.arange(num_tokens, device=metric.device).expand(metric.shape[:-1])
@@ -183,7 +183,7 @@ def merge_by_target(
         check_device(sizes, tokens.device, 'sizes')
         if sizes.shape[-1] != 1:
             raise ValueError(f'sizes must have shape {(*target.shape, 1)}, got {tuple(sizes.shape)}')
-    num_tokens, num_channels = tokens.shape[-2:]
+    num_tokens, num_channels = static_size(tokens, -2), tokens.shape[-1]
     values = tokens.reshape(-1, num_channels).to(working_dtype(tokens.dtype))
     offset = torch.arange(values.shape[0] // num_tokens, device=target.device) * num_left
     place = (target.reshape(-1, num_tokens) + offset[:, None]).flatten()
@@ -195,7 +195,7 @@ def merge_by_target(
     elif reduce == 'sum':
         merged = values.new_zeros((num_places, num_channels)).index_add(0, place, values)
     else:
-        weight = values.new_ones((len(values), 1)) if sizes is None else sizes.reshape(-1, 1).to(values.dtype)
+        weight = values.new_ones((values.shape[0], 1)) if sizes is None else sizes.reshape(-1, 1).to(values.dtype)
         total = values.new_zeros((num_places, 1)).index_add(0, place, weight)
         # Each token's share first: a token alone keeps its value to the last bit.
         share = weight / total.index_select(0, place)
@@ -205,7 +205,7 @@ def merge_by_target(
 
 def _targets(metric: Tensor, num_merged: int, num_protected: int) -> Tensor:
     """Return (..., N), the place of each token among those that stay."""
-    num_tokens = metric.shape[-2]
+    num_tokens = static_size(metric, -2)
     metric = metric.to(working_dtype(metric.dtype))
     largest = metric.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(metric.dtype).tiny)
     metric = torch.nn.functional.normalize(metric / largest, dim=-1)
@@ -214,7 +214,9 @@ def _targets(metric: Tensor, num_merged: int, num_protected: int) -> Tensor:
     similarity, partner = (sources @ destinations.mT).max(-1)
     merged = _highest(similarity, num_merged)
     source_index = merged * 2 + first_source
-    stays = torch.ones(metric.shape[:-1], dtype=torch.bool, device=metric.device).scatter(-1, source_index, False)
+    # A tensor of False and not the number, which torch.jit.trace has no form of.
+    gone = torch.zeros_like(source_index, dtype=torch.bool)
+    stays = torch.ones(metric.shape[:-1], dtype=torch.bool, device=metric.device).scatter(-1, source_index, gone)
     place = stays.cumsum(-1) - 1
     destination_index = partner.gather(-1, merged) * 2 + first_destination
     return place.scatter(-1, source_index, place.gather(-1, destination_index)).view(*metric.shape[:-2], num_tokens)

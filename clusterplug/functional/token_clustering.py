@@ -105,7 +105,7 @@ def cluster_tokens(
         if mask is not None:
             values = torch.where(mask[..., None], values, 0)
         centers, mass, cell_mask = _average(values, grid, mask)
-        if num_iters > 0 and len(x) > 0:
+        if num_iters > 0 and x.shape[0] > 0:
             centers, mass = _iterate(values, centers, cell_mask, mask, num_iters, temperature, window)
     return TokenClusters(centers.to(x.dtype), mass, x, mask, cell_mask, temperature, window)
 
@@ -230,7 +230,7 @@ def token_spread(x: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -
 def _average(values: Tensor, grid: tuple[int, int], mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return averages over the cells (B, h, w, C), number of tokens in each (B, h, w), and which hold any."""
     images = values.permute(0, 3, 1, 2)
-    if len(values) == 0:
+    if values.shape[0] == 0:
         centers = values.new_zeros((0, *grid, values.shape[-1]))
         return centers, values.new_zeros((0, *grid)), None if mask is None else centers[..., 0] > 0
     centers = F.adaptive_avg_pool2d(images, grid).permute(0, 2, 3, 1)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clusterplug.core.checks import check_points
-from clusterplug.functional._numerics import working_dtype
+from clusterplug.functional._numerics import static_size, working_dtype
 from clusterplug.functional.merging import MergedTokens, merge_tokens, most_merged
 
 # scaled_dot_product_attention runs its fused kernels on heads whose width is a multiple of this.
@@ -50,7 +50,7 @@ def merge_tokens_to(
     check_points(tokens, 'tokens')
     if isinstance(num_tokens, bool) or not isinstance(num_tokens, int):
         raise TypeError(f'num_tokens must be an int, got {type(num_tokens).__name__} ({num_tokens!r})')
-    total = tokens.shape[-2]
+    total = static_size(tokens, -2)
     least = min(total, num_protected + 1)
     if not least <= num_tokens <= total:
         raise ValueError(
@@ -60,8 +60,8 @@ def merge_tokens_to(
     metric = tokens if metric is None else metric
     undo = []
     while True:
-        surplus = tokens.shape[-2] - num_tokens
-        most = most_merged(tokens.shape[-2], num_protected)
+        surplus = static_size(tokens, -2) - num_tokens
+        most = most_merged(static_size(tokens, -2), num_protected)
         merged = merge_tokens(tokens, min(surplus, most), metric=metric, sizes=sizes, num_protected=num_protected)
         undo.append(merged.unmerge)
         if surplus <= most:
@@ -126,7 +126,9 @@ def size_biased_attention(
     scale = width**-0.5 if scale is None else scale
     extra = HEAD_MULTIPLE - width % HEAD_MULTIPLE
     # A finite floor, as 16-bit types would make infinities (and then NaN) of log(0) / scale.
-    bias = (sizes.to(working_dtype(sizes.dtype)).clamp_min(1e-4).log() / scale).to(key.dtype)
+    bias = (sizes.to(working_dtype(torch.promote_types(sizes.dtype, key.dtype))).clamp_min(1e-4).log() / scale).to(
+        key.dtype
+    )
     bias = bias.masked_fill(sizes <= 0, -2e4)
     bias = F.pad(bias[:, None, :, None].expand(-1, key.shape[1], -1, -1), (0, extra - 1))
     one = F.pad(torch.ones_like(query[..., :1]), (0, extra - 1))

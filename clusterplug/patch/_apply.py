@@ -103,7 +103,8 @@ def apply(
         )
     _check_blocks_for(reducer, method, layout)
     if start is None and getattr(reducer, 'every_block', False):
-        start = 0
+        # The attention of the first block sees all tokens, as the authors' does.
+        start = min(1, len(layout.blocks) - 1)
     start, end = _range(start, end, layout)
     if getattr(reducer, 'tokens_per_block', None) is not None and (grid is not None or keep_ratio is not None):
         raise ValueError('pass tokens_per_block, or grid or keep_ratio, not both')

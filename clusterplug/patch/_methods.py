@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clusterplug.core.checks import check_count, nearest_name
 from clusterplug.functional import cluster_tokens, combine_tokens, merge_tokens_to, token_neighbors, token_spread
+from clusterplug.functional._numerics import static_size
 from clusterplug.functional._token_checks import check_settings
 from clusterplug.patch._geometry import cell_places
 
@@ -109,7 +110,7 @@ class Average:
         def restore(refined: Tensor) -> Tensor:
             refined = refined.unflatten(1, grid)
             change = (refined - centers if self.residual else refined).permute(0, 3, 1, 2)
-            if len(change):
+            if change.shape[0]:
                 change = F.interpolate(change, size=size, mode='bilinear', align_corners=False)
             change = change.permute(0, 2, 3, 1).reshape(tokens.shape)
             return tokens + change if self.residual else change
@@ -165,7 +166,7 @@ class Tome:
         self, tokens: Tensor, grid: tuple[int, int], compared: Callable[[], Tensor], num_prefix: int = 0
     ) -> Reduced:
         """Reduce (B, H, W, C) to as many tokens as ``grid`` has cells."""
-        number = tokens.shape[1] * tokens.shape[2] - grid[0] * grid[1]
+        number = static_size(tokens, 1) * static_size(tokens, 2) - grid[0] * grid[1]
         return self.merge(tokens.flatten(1, 2), number, lambda _: compared().flatten(1, 2), num_prefix, tokens)
 
     def schedule(self, num_tokens: int, num_left: int, num_blocks: int) -> list[int]:
@@ -195,8 +196,8 @@ class Tome:
         """Merge ``number`` of the tokens (B, N, C); ``before`` is the map (B, H, W, C), or what was merged so far."""
         if isinstance(before, Tensor):
             before = self._unmerged(before)
-        channels, left = tokens.shape[-1], tokens.shape[1] - number
-        if len(tokens) == 0:
+        channels, left = tokens.shape[-1], static_size(tokens, 1) - number
+        if tokens.shape[0] == 0:
             places, sizes = before.places[:, :left], None if before.sizes is None else before.sizes[:, :left]
             return Reduced(tokens[:, :left], lambda _: before.restore(tokens), places, None, before)
         # Roles alternate over the whole sequence: an odd number of tokens in front swaps them.
@@ -224,8 +225,8 @@ class Tome:
 
     @staticmethod
     def _unmerged(tokens: Tensor) -> Merged:
-        batch, height, width, _ = tokens.shape
-        places = cell_places((height, width), (height, width), tokens.device).expand(batch, -1, -1)
+        height, width = static_size(tokens, 1), static_size(tokens, 2)
+        places = cell_places((height, width), (height, width), tokens.device).expand(tokens.shape[0], -1, -1)
         return Merged(places, None, lambda refined: refined.unflatten(1, (height, width)))
 
 

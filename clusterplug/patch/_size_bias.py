@@ -85,7 +85,8 @@ class SizeBias(TorchFunctionMode):
         return (batch, tokens) == tuple(self.sizes.shape)
 
     def _bias(self, dtype: torch.dtype) -> Tensor:
-        return self.sizes.clamp_min(1e-4).log().masked_fill(self.sizes <= 0, -1e4).to(dtype)
+        sizes = self.sizes.to(torch.promote_types(self.sizes.dtype, dtype))
+        return sizes.clamp_min(1e-4).log().masked_fill(sizes <= 0, -1e4).to(dtype)
 
     def _with_bias(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
         """Return a mask of attention, True = takes part or added to the scores, with the sizes in it."""
