@@ -246,7 +246,7 @@ def _set_array(array: np.ndarray, state) -> None:
 def _from_buffer(raw, dtype, shape, order='C') -> np.ndarray:
     dtype = _plain(dtype)
     _check_size(shape, dtype, raw)
-    if not raw:
+    if not dtype.itemsize:  # strings of no characters, which frombuffer does not read
         return np.zeros(shape, dtype)
     return np.frombuffer(bytearray(raw), dtype).reshape(shape, order='F' if order == 'F' else 'C')
 

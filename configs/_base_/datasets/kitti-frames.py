@@ -47,7 +47,7 @@ train_dataloader = dict(
     batch_size=2,
     num_workers=0,
     persistent_workers=False,
-    sampler=dict(type='DefaultSampler', shuffle=True, seed=0),
+    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(test_mode=False, ann_file='kitti_infos_train.pkl', pipeline=train_pipeline, **frames),
 )
 val_dataloader = dict(
