@@ -1,11 +1,26 @@
 """When a clustering loss sets in, how its weight rises, how its centers slow down."""
 
 import math
+import warnings
+import weakref
+from typing import NamedTuple
 
 from mmengine.hooks import Hook
 
+from clusterplug.core.checks import check_count
 from clusterplug.hooks._find import clustering_losses
 from clusterplug.registry import HOOKS
+
+
+class _Held(NamedTuple):
+    """What a loss had before a training, and what the schedule gave it last."""
+
+    before: tuple[float, float]
+    given: tuple[float, float]
+
+
+# Kept outside of the hook: a training that ends with an error calls no hook, and the next one has hooks of its own.
+_HELD: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 @HOOKS.register_module()
@@ -17,7 +32,9 @@ class ClusterScheduleHook(Hook):
     momentum goes from ``start_momentum`` to that of the loss along a half cosine over ``momentum_iters`` iterations,
     as centers that were just seeded should move faster than those of a trained network.
 
-    Everything follows from the number of the iteration, so a resumed run goes on where it was.
+    Everything follows from the number of the iteration, so a resumed run goes on where it was. After the training
+    every loss has the weight and momentum that it had before; where a training ended with an error, the next one
+    begins with them.
 
     Args:
         begin (int): First iteration (counted from 0) with a weight above 0. Defaults to 0.
@@ -28,6 +45,8 @@ class ClusterScheduleHook(Hook):
     Raises:
         ValueError: A negative number of iterations, a momentum outside 0 to 1, or no clustering loss in the model.
 
+    A training that ends before ``begin`` is named in a warning: the loss would have no weight in it.
+
     Example:
         ``custom_hooks = [dict(type='clusterplug.ClusterScheduleHook', begin=500, ramp_iters=500)]``
     """
@@ -37,14 +56,11 @@ class ClusterScheduleHook(Hook):
     def __init__(
         self, begin: int = 0, ramp_iters: int = 0, start_momentum: float | None = None, momentum_iters: int = 1000
     ):
-        for name, value in (('begin', begin), ('ramp_iters', ramp_iters), ('momentum_iters', momentum_iters)):
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f'{name} must be an int of at least 0, got {value!r}')
-        if start_momentum is not None and not 0 <= start_momentum <= 1:
+        self.begin, self.ramp_iters = _iterations('begin', begin), _iterations('ramp_iters', ramp_iters)
+        self.momentum_iters = _iterations('momentum_iters', momentum_iters)
+        if start_momentum is not None and (isinstance(start_momentum, bool) or not 0 <= start_momentum <= 1):
             raise ValueError(f'start_momentum must be None or from 0 to 1, got {start_momentum}')
-        self.begin, self.ramp_iters = begin, ramp_iters
-        self.start_momentum, self.momentum_iters = start_momentum, momentum_iters
-        self._momentum = {}
+        self.start_momentum = None if start_momentum is None else float(start_momentum)
 
     def weight_factor(self, iteration: int) -> float:
         """Factor on the weight in an iteration, 0 to 1."""
@@ -60,12 +76,45 @@ class ClusterScheduleHook(Hook):
         return self.start_momentum + (final - self.start_momentum) * done
 
     def before_train(self, runner) -> None:
-        """Remember the momentum that the config gave each loss."""
-        losses = clustering_losses(runner.model, type(self).__name__)
-        self._momentum = {name: loss.momentum for name, loss in losses.items()}
+        """Give each loss what it had before a training that was cut short, and remember it."""
+        for loss in clustering_losses(runner.model, type(self).__name__).values():
+            _restore(loss)
+            _HELD[loss] = _Held(_values(loss), _values(loss))
+        length = getattr(runner, 'max_iters', None)
+        if length is not None and self.begin >= length:
+            warnings.warn(
+                f'ClusterScheduleHook: begin is {self.begin}, and the training has {length} iterations, so that the '
+                f'clustering loss has no weight in it; choose a smaller begin',
+                stacklevel=2,
+            )
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Set weight and momentum for this iteration."""
-        for name, loss in clustering_losses(runner.model, type(self).__name__).items():
+        for loss in clustering_losses(runner.model, type(self).__name__).values():
+            held = _HELD.setdefault(loss, _Held(_values(loss), _values(loss)))
+            loss.momentum = self.momentum(runner.iter, held.before[0])
             loss.weight_factor = self.weight_factor(runner.iter)
-            loss.momentum = self.momentum(runner.iter, self._momentum[name])
+            _HELD[loss] = held._replace(given=_values(loss))
+
+    def after_train(self, runner) -> None:
+        """Give each loss what it had before the training."""
+        for loss in clustering_losses(runner.model, type(self).__name__).values():
+            _restore(loss)
+
+
+def _iterations(name: str, value: int) -> int:
+    try:
+        return check_count(value, name)
+    except TypeError as error:  # of a config: one kind of error for all its values
+        raise ValueError(str(error)) from None
+
+
+def _values(loss) -> tuple[float, float]:
+    return loss.momentum, loss.weight_factor
+
+
+def _restore(loss) -> None:
+    held = _HELD.pop(loss, None)
+    # Where somebody has set other values since, they are what is wanted now.
+    if held is not None and _values(loss) == held.given:
+        loss.momentum, loss.weight_factor = held.before

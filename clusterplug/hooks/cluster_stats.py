@@ -4,6 +4,7 @@ import torch
 from mmengine.hooks import Hook
 from torch import Tensor
 
+from clusterplug.core.checks import check_count
 from clusterplug.hooks._find import clustering_losses
 from clusterplug.memory import SubclassMemory
 from clusterplug.registry import HOOKS
@@ -66,14 +67,16 @@ class ClusterStatsHook(Hook):
     priority = 'NORMAL'
 
     def __init__(self, interval: int = 50):
-        if not isinstance(interval, int) or interval < 1:
-            raise ValueError(f'interval must be an int of at least 1, got {interval!r}')
-        self.interval = interval
+        try:
+            self.interval = check_count(interval, 'interval', 1)
+        except TypeError as error:  # of a config: one kind of error for all its values
+            raise ValueError(str(error)) from None
         self._centers = {}
 
     def before_train(self, runner) -> None:
         """Look for the losses at once, and not only after the first interval."""
         clustering_losses(runner.model, type(self).__name__)
+        self._centers = {}  # those of an earlier training would count as drift
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Write the numbers every ``interval`` iterations."""

@@ -28,6 +28,10 @@ class UnreadableVideosHook(Hook):
         self.found: dict[str, str] = {}
         self._told: set[str] = set()
 
+    def before_train(self, runner) -> None:
+        """Begin an empty list: a second training of one process has its own."""
+        self.found, self._told = {}, set()
+
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Note what the samples of a batch report."""
         for sample in (data_batch or {}).get('data_samples') or ():
