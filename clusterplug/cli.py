@@ -8,12 +8,17 @@ import difflib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from clusterplug import compat
 from clusterplug.compat._accelerator import has_accelerator
 from clusterplug.compat.freed_memory import keep_freed_memory
+from clusterplug.core.outputs import locked_folder
+from clusterplug.user_errors import check_folder, check_packages, run_tool
+
+__all__ = ['build_runner', 'check_folder', 'find_config', 'load_config', 'run_test', 'run_tool', 'run_train']
 
 TASKS = ('mono_det', 'multi-view_det', 'lidar_det', 'lidar_seg', 'multi-modality_det')
 
@@ -47,11 +52,14 @@ def run_train(arguments: Sequence[str] | None = None) -> int:
         _use_auto_scale_lr(config)
     if args.resume is not None:
         config.resume = True
-        config.load_from = None if args.resume == 'auto' else _existing(args.resume, '--resume')
+        config.load_from = config.get('load_from') if args.resume == 'auto' else _existing(args.resume, '--resume')
     try:
-        runner = build_runner(config)
-        runner.register_hook(CheckpointFitHook(partial=not config.get('resume')))
-        runner.train()
+        with work_folder(config):
+            if args.resume == 'auto':
+                go_on_from_newest(config)
+            runner = build_runner(config)
+            runner.register_hook(CheckpointFitHook(partial=not config.get('resume')))
+            runner.train()
     except KeyboardInterrupt:
         return _report_stop(config.work_dir)
     return 0
@@ -87,6 +95,7 @@ def run_test(arguments: Sequence[str] | None = None) -> int:
     if args.submission:
         _use_submission(config, args.submission)
     try:
+        check_folder(config.work_dir, '--work-dir')
         runner = build_runner(config)
         runner.register_hook(CheckpointFitHook())
         runner.test()
@@ -190,7 +199,42 @@ def _existing(path: str, option: str) -> str:
     # Addresses such as https:// or s3:// are left to mmengine.
     if '://' not in path and not Path(path).expanduser().is_file():
         raise FileNotFoundError(f'{option} must be a checkpoint file, got {path}, which does not exist')
-    return path
+    return os.path.expanduser(path)
+
+
+@contextmanager
+def work_folder(config) -> Iterator[None]:
+    """Hold the work folder of a training, so that a second one in it is refused; of several ranks the first does."""
+    if not _is_first_rank(config.get('launcher', 'none')):
+        yield
+        return
+    check_folder(config.work_dir, '--work-dir')
+    with locked_folder(config.work_dir):
+        yield
+
+
+def _is_first_rank(launcher: str) -> bool:
+    names = {'pytorch': ('RANK',), 'slurm': ('SLURM_PROCID',), 'mpi': ('OMPI_COMM_WORLD_RANK', 'PMI_RANK')}
+    found = [os.environ[name] for name in names.get(launcher, ()) if name in os.environ]
+    return not found or found[0] == '0'
+
+
+def go_on_from_newest(config) -> None:
+    """Let a training go on from the newest checkpoint of its work folder that can be read, if there is one.
+
+    Raises:
+        UnreadableCheckpoint: If the folder has checkpoints and none can be read.
+    """
+    from clusterplug.checkpoints import newest_readable
+
+    hook = config.get('default_hooks', {}).get('checkpoint') or {}
+    path, reasons = newest_readable(config.work_dir, hook.get('out_dir'))
+    for reason in reasons:
+        print(f'{reason}; going on from {path}', file=sys.stderr)
+    if path is not None:
+        config.resume, config.load_from = True, str(path)
+    elif config.get('load_from') or (Path(config.work_dir) / 'last_checkpoint').is_file():
+        config.resume = False  # mmengine would not load what the config starts from, or read an empty note
 
 
 def _use_amp(config) -> None:
@@ -240,7 +284,12 @@ def _use_submission(config, out: str) -> None:
 
 
 def build_runner(config):
-    """Build the Runner of a config from :func:`load_config`, on the CPU with memory kept between steps."""
+    """Build the Runner of a config from :func:`load_config`, on the CPU with memory kept between steps.
+
+    Raises:
+        ModuleNotFoundError: If the config needs packages that are not installed, with the lines that install them.
+    """
+    check_packages(config)
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 

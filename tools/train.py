@@ -7,7 +7,7 @@ from pathlib import Path
 # A checkout works without being installed; in an installed package this folder holds no clusterplug.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from clusterplug.cli import run_train
+from clusterplug.cli import run_tool, run_train
 
 if __name__ == '__main__':
-    sys.exit(run_train())
+    sys.exit(run_tool(run_train, 'train'))

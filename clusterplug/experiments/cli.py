@@ -2,13 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from clusterplug.cli import load_config
 from clusterplug.core.files import whole_file
-from clusterplug.experiments.compare import comparison_table
+from clusterplug.core.outputs import locked_folder
+from clusterplug.experiments.compare import check_metrics, comparison_table
 from clusterplug.experiments.run import Run, write_json
 from clusterplug.experiments.side_by_side import RunFailed, run_all
+from clusterplug.user_errors import check_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,23 +27,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for seed in args.seeds
         for name, config in configs.items()
     }
+    seeds = f'{len(args.seeds)} seed{"s" * (len(args.seeds) > 1)} ({", ".join(map(str, args.seeds))})'
+    results = {}
+
+    def finished(name: str, result: dict) -> None:
+        results[name] = result
+        write_json(args.work_dir / 'results.json', results)
+        check_metrics(args.metrics, result['metrics'])
+
     try:
-        results = run_all(runs, jobs=args.jobs, threads=args.threads, say=_say)
+        check_folder(args.work_dir, '--work-dir')
+        _check_known_metrics(args, configs.values())
+        with locked_folder(args.work_dir):
+            run_all(runs, jobs=args.jobs, threads=args.threads, say=_say, finished=finished)
     except KeyboardInterrupt:
         _say('stopped; the same command goes on')
         return 130
-    except (RunFailed, FileExistsError, ValueError) as error:
+    except RunFailed as error:
         print(f'compare: {error}', file=sys.stderr)
         return 1
     metrics = {name: [results[f'{name}, seed {seed}']['metrics'] for seed in args.seeds] for name in configs}
     baseline = metrics.pop('baseline')
     table = comparison_table(baseline, metrics, args.metrics, args.factor)
-    table += f'\n\n{len(args.seeds)} seeds ({", ".join(map(str, args.seeds))}); p: paired t-test, two-sided'
-    write_json(args.work_dir / 'results.json', results)
+    table += f'\n\n{seeds}; p: paired t-test, two-sided'
     with whole_file(args.work_dir / 'table.md') as file:
         file.write(table + '\n')
     print(f'\n{table}\n')
     return 0
+
+
+def _check_known_metrics(args: argparse.Namespace, configs: Iterable[str]) -> None:
+    """Check the names of --metrics before hours of training, where a config tells what its evaluator gives."""
+    if args.metrics:
+        for config in configs:
+            loaded = load_config(config, _options(args, args.seeds[0]), str(args.work_dir))
+            evaluator, dataset = (
+                loaded.get('test_evaluator') or {},
+                (loaded.get('test_dataloader') or {}).get('dataset'),
+            )
+            classes = ((dataset or {}).get('metainfo') or {}).get('classes')
+            if isinstance(evaluator, dict) and evaluator.get('type') == 'SegMetric' and classes:
+                check_metrics(args.metrics, [*classes, 'miou', 'acc', 'acc_cls'])
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

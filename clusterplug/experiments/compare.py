@@ -1,10 +1,12 @@
 """Baseline and method over seeds: mean, spread, and a paired test."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from clusterplug.core.checks import nearest_name
 
 
 class Comparison(NamedTuple):
@@ -59,6 +61,20 @@ def _p_value(first: np.ndarray, second: np.ndarray) -> float:
     return float(ttest_rel(second, first).pvalue)
 
 
+def check_metrics(wanted: Sequence[str] | None, known: Iterable[str]) -> None:
+    """Raise unless every wanted metric is known.
+
+    Raises:
+        ValueError: With the unknown name, the nearest, and all that are known.
+    """
+    known = list(known)
+    for name in wanted or ():
+        if name not in known:
+            alike = [each for each in known if each.lower() == name.lower()]
+            near = f' (did you mean {alike[0]!r}?)' if alike else nearest_name(name, known)
+            raise ValueError(f'metrics must be of {", ".join(known)}; got {name!r}{near}')
+
+
 def comparison_table(
     baseline: list[dict], methods: dict[str, list[dict]], metrics: Sequence[str] | None = None, factor: float = 100.0
 ) -> str:
@@ -67,26 +83,52 @@ def comparison_table(
     Args:
         baseline: metrics by name for each seed.
         methods: likewise by name of the method, for the same seeds in the same order.
-        metrics: the rows; by default all metrics of the baseline that are finite everywhere.
+        metrics: the rows; by default all metrics of the baseline.
         factor: what values are multiplied by.
 
     Returns:
-        The table; ``±`` is the standard deviation over seeds, that of a gain the one of its paired differences.
+        The table; ``±`` is the standard deviation over seeds, that of a gain the one of its paired differences. Where
+        a metric has no value (a class that is not in the data), the seeds that have one count, and their number is
+        said; a gain takes the seeds where both have one.
+
+    Raises:
+        ValueError: a metric that no run has, or not as many runs of a method as of the baseline.
     """
-    if metrics is None:
-        everything = [*baseline, *(values for runs in methods.values() for values in runs)]
-        metrics = [m for m in baseline[0] if all(math.isfinite(run.get(m, math.nan)) for run in everything)]
+    check_metrics(metrics, dict.fromkeys(name for run in baseline for name in run))
+    metrics = list(dict.fromkeys(name for run in baseline for name in run)) if metrics is None else metrics
     lines = [
         '| | baseline | ' + ' | '.join(f'{name} | gain | p' for name in methods) + ' |',
         '|---|---|' + '---|---|---|' * len(methods),
     ]
     for metric in metrics:
-        cells, base = [], [factor * run[metric] for run in baseline]
-        for runs in methods.values():
-            found = compare(base, [factor * run[metric] for run in runs])
-            cells += [_text(*found.method), _text(*found.difference, sign=True), _probability(found.p_value)]
-        lines.append(f'| {metric} | {_text(*compare(base, base).baseline)} | {" | ".join(cells)} |')
+        base, cells = _column(baseline, metric, factor), []
+        for name, runs in methods.items():
+            if len(runs) != len(baseline):
+                raise ValueError(f'{name} must have a run for each of the {len(baseline)} seeds, got {len(runs)}')
+            cells += _cells(base, _column(runs, metric, factor))
+        lines.append(f'| {metric} | {_mean(base)} | {" | ".join(cells)} |')
     return '\n'.join(lines)
+
+
+def _column(runs: list[dict], metric: str, factor: float) -> list[float]:
+    return [factor * run.get(metric, math.nan) for run in runs]
+
+
+def _mean(values: list[float]) -> str:
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return 'no value'
+    text = _text(*_spread(np.asarray(finite)))
+    return text if len(finite) == len(values) else f'{text} ({len(finite)} of {len(values)})'
+
+
+def _cells(base: list[float], found: list[float]) -> list[str]:
+    pairs = [pair for pair in zip(base, found, strict=True) if all(map(math.isfinite, pair))]
+    if not pairs:
+        return [_mean(found), '-', '-']
+    both = compare([first for first, _ in pairs], [second for _, second in pairs])
+    few = '' if len(pairs) == len(base) else f' ({len(pairs)} of {len(base)})'
+    return [_mean(found), _text(*both.difference, sign=True) + few, _probability(both.p_value)]
 
 
 def _text(mean: float, deviation: float, sign: bool = False) -> str:

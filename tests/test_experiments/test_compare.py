@@ -53,6 +53,19 @@ def test_table():
     assert lines[0] == '| | baseline | ours | gain | p |'
     assert lines[2] == '| miou | 41.0 ± 1.4 | 44.5 ± 2.1 | +3.5 ± 0.7 | 0.09 |'
     assert lines[3] == '| car | 90.0 ± 0.0 | 90.0 ± 0.0 | +0.0 ± 0.0 | 1.00 |'
-    # a metric that is missing somewhere is left out
-    assert len(lines) == 4
+    # a class without a value in one run is shown, with the number of seeds that count
+    assert lines[4:] == ['| bus | 10.0 (1 of 2) | 10.0 ± 0.0 | +0.0 (1 of 2) | - |']
+    nowhere = comparison_table([dict(a=1.0, b=math.nan)], {'ours': [dict(a=2.0)]})
+    assert nowhere.endswith('| b | no value | no value | - | - |')
     assert comparison_table(baseline[:1], {'ours': method[:1]}, ['miou']).endswith('| miou | 40.0 | 43.0 | +3.0 | - |')
+
+
+@pytest.mark.parametrize(('name', 'near'), [('mIoU', "'miou'"), ('ca', "'car'"), ('xyz', 'miou, car')])
+def test_unknown_metrics_are_named(name, near):
+    with pytest.raises(ValueError, match=near):
+        comparison_table([dict(miou=0.1, car=0.2)], {'m': [dict(miou=0.1, car=0.2)]}, ['car', name])
+
+
+def test_a_method_with_fewer_seeds_is_refused():
+    with pytest.raises(ValueError, match='ours must have a run for each of the 2 seeds, got 1'):
+        comparison_table([dict(a=1.0)] * 2, {'ours': [dict(a=1.0)]})

@@ -56,9 +56,10 @@ RULES = {
     'compat': Rule(
         {'torch', 'numpy', *MM, 'spconv'}, HOSTS, {'compat', 'core', 'functional', 'version', 'visualization'}
     ),
+    'user_errors': Rule(set(), inside={'core', 'dependencies'}),
     'checkpoints': Rule({'torch', *MM}, HOSTS, {'checkpoints', 'compat', 'core'}),
-    'cli': Rule(set(), {'torch', *HOSTS}, {*PLUGS, 'dependencies', 'doctor', 'version'}),
-    'experiments': Rule({'numpy', *MM}, {'scipy', *HOSTS}, {*PLUGS, 'cli', 'experiments'}),
+    'cli': Rule(set(), {'torch', *HOSTS}, {*PLUGS, 'dependencies', 'doctor', 'user_errors', 'version'}),
+    'experiments': Rule({'numpy', *MM}, {'scipy', *HOSTS}, {*PLUGS, 'cli', 'experiments', 'user_errors', 'version'}),
     'testing': Rule({'torch', 'numpy', 'pytest', *MM}, EVERYTHING, {*PLUGS, 'testing'}),
 }
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from clusterplug.cli import run_tool
 from clusterplug.experiments.cli import main
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'compare'))
