@@ -5,15 +5,20 @@
     python tools/search_videos.py query FOLDER --config CONFIG --checkpoint CKPT "a dog runs on grass" --sheet hits.png
     python tools/search_videos.py tokens FOLDER --config CONFIG --checkpoint CKPT VIDEO --out pictures
 
-FOLDER may also be a zip or an LMDB. `index` encodes each video once and keeps the features beside the folder
-(FOLDER.index.pt, or --index); `query` does so by itself when videos are new. `tokens` draws which tokens of a video the
-model keeps, and its segments.
+FOLDER may also be a zip or an LMDB. `index` encodes each video once and keeps the features next to the folder
+(FOLDER.index.pt, or --index), also on the way: stopped, it continues where it was. `query` does so by itself when
+videos are new or were replaced. `tokens` draws which tokens of a video the model keeps, and its segments.
+
+Without --checkpoint the pretrained encoders of the config answer; a model of random weights does not.
 """
 
 import argparse
+import os
+import pickle
 import sys
+import warnings
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,12 +27,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Index, query or draw; returns the exit code."""
     args = _parse(arguments)
     try:
-        return {'index': _index, 'query': _query, 'tokens': _tokens}[args.task](args)
-    except (OSError, ValueError, ModuleNotFoundError, UnpicklingError) as error:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f'warning: {message}', file=sys.stderr)
+            _check_targets(args)
+            return {'index': _index, 'query': _query, 'tokens': _tokens}[args.task](args)
+    except (OSError, ValueError, ModuleNotFoundError, pickle.UnpicklingError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print('stopped; the same command starts again', file=sys.stderr)
+        print('stopped; the same command continues', file=sys.stderr)
         return 130
 
 
@@ -39,15 +47,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument('videos', type=Path, help='folder, zip or LMDB of videos')
     common.add_argument('--config', required=True, help='config of the model')
-    common.add_argument('--checkpoint', help='trained weights; without, the encoders as the config loads them')
+    common.add_argument('--checkpoint', help='trained weights; without, the pretrained encoders of the config')
+    common.add_argument('--random-weights', action='store_true', help='answer although weights are random (for tests)')
     common.add_argument('--index', type=Path, help='file with features (default: beside the videos)')
     common.add_argument('--device', default=None, help='cpu or cuda; by default cuda where there is one')
-    common.add_argument('--batch-size', type=int, default=8, help='videos at once (default: %(default)s)')
+    common.add_argument('--batch-size', type=_positive, default=8, help='videos at once (default: %(default)s)')
     common.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='replace values')
     tasks.add_parser('index', parents=[common], help='encode the videos')
     query = tasks.add_parser('query', parents=[common], help='answer sentences')
     query.add_argument('sentences', nargs='+', help='what to look for; quote each sentence')
-    query.add_argument('--top', type=int, default=5, help='answers (default: %(default)s)')
+    query.add_argument('--top', type=_positive, default=5, help='answers (default: %(default)s)')
     query.add_argument('--sheet', type=Path, help='draw the answers into this PNG')
     tokens = tasks.add_parser('tokens', parents=[common], help='draw the kept tokens of a video')
     tokens.add_argument('video', help='id: the name of the file without its suffix')
@@ -55,52 +64,108 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _model(args: argparse.Namespace):
-    """The model on its device, the pipeline up to frames, the step that tokenizes, and the key of the features."""
-    import torch
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be a whole number of at least 1, got {text}')
+    return int(text)
 
-    from clusterplug.checkpoints import load_checkpoint_into
+
+def _check_targets(args: argparse.Namespace) -> None:
+    from clusterplug.core.outputs import refuse_source_targets
+
+    targets = [_index_path(args)] if args.task != 'tokens' else [args.out]
+    targets += [args.sheet] if args.task == 'query' and args.sheet else []
+    refuse_source_targets([args.videos, args.config, *([args.checkpoint] if args.checkpoint else [])], targets)
+
+
+class _Loaded(NamedTuple):
+    """The model on its device, the pipeline up to frames, the step that tokenizes, what the features depend on."""
+
+    model: object
+    pipeline: object
+    tokenize: object
+    settings: list
+
+
+def _load(args: argparse.Namespace) -> _Loaded:
     from clusterplug.cli import load_config
     from clusterplug.registry import MODELS, TRANSFORMS
-    from clusterplug.retrieval.search import model_key
 
+    device = _device(args.device)
     config = load_config(args.config, args.cfg_options)
+    if not config.get('model') or not config.get('test_dataloader'):
+        raise ValueError(f'{args.config} must have a model and a test_dataloader')
     model = MODELS.build(config.model)
-    if args.checkpoint:
-        load_checkpoint_into(model, args.checkpoint)
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    model = model.to(device).eval()
-    steps = config.test_dataloader.dataset.pipeline
-    loading = [TRANSFORMS.build(s) for s in steps if s.type.endswith(('LoadVideoFrames', 'ResizeAndCrop'))]
-    tokenize = next(TRANSFORMS.build(step) for step in steps if step.type.endswith('TokenizeCaptions'))
+    if not hasattr(model, 'encode_video') or not hasattr(model, 'encoders'):
+        raise ValueError(f'{args.config} must build a clusterplug.CenterCLIP, got {type(model).__name__}')
+    _load_weights(args, model, args.checkpoint or config.get('load_from'))
+    steps = [dict(step) for step in config.test_dataloader.dataset.pipeline]
+    named = [(str(step['type']).rpartition('.')[2], step) for step in steps]
+    settings = [step for name, step in named if name not in ('TokenizeCaptions', 'PackVideoText')]
+    loading = [TRANSFORMS.build(step) for step in settings]
+    words = [TRANSFORMS.build(step) for name, step in named if name == 'TokenizeCaptions']
+    if not words:
+        raise ValueError(f'{args.config} must have a step TokenizeCaptions in its test pipeline, to read sentences')
 
     def pipeline(results: dict) -> dict:
         for step in loading:
             results = step(results)
         return results
 
-    key = model_key([config.model.to_dict(), [dict(s) for s in steps][: len(loading)]], args.checkpoint)
-    return model, pipeline, tokenize, key
+    return _Loaded(model.to(device).eval(), pipeline, words[0], [config.model.to_dict(), settings])
+
+
+def _load_weights(args: argparse.Namespace, model, checkpoint: str | None) -> None:
+    from clusterplug.checkpoints import checkpoint_fit, load_checkpoint_into
+    from clusterplug.retrieval.search import untrained_parts
+
+    if checkpoint:
+        content = load_checkpoint_into(model, checkpoint)
+        fit = checkpoint_fit(model, content.get('state_dict', content))
+        lacking = f'{checkpoint} fills {fit.fitting} of {fit.total} parameters; missing: {", ".join(fit.missing[:5])}'
+        random = [] if fit.share == 1 else [lacking]
+    else:
+        random = [f'weights of the {part} are random' for part in untrained_parts(model)]
+    if random and not args.random_weights:
+        raise ValueError(
+            f'answers of an untrained model are random, and {"; ".join(random)}. Give --checkpoint, or a config whose '
+            f'encoders are pretrained and whose head has no weights'
+        )
+
+
+def _device(name: str | None):
+    import torch
+
+    if name is None:
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'--device must be cpu or an accelerator of this machine, got {name}: {reason}') from error
 
 
 def _index_path(args: argparse.Namespace) -> Path:
-    return args.index or args.videos.with_name(f'{args.videos.name}.index.pt')
+    videos = Path(os.path.abspath(args.videos))
+    return args.index or videos.with_name(f'{videos.name}.index.pt')
 
 
-def _make_index(args: argparse.Namespace, model, pipeline, key: str):
-    from clusterplug.retrieval.search import VideoIndex, build_index
+def _make_index(args: argparse.Namespace, loaded: _Loaded):
+    from clusterplug.retrieval.search import build_index, load_or_set_aside, model_key
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
     path = _index_path(args)
-    previous = VideoIndex.load(path) if path.is_file() else None
-    say = lambda done, total: print(f'{done} of {total} videos', file=sys.stderr, flush=True)  # noqa: E731
-    index = build_index(model, args.videos, pipeline, key, previous, args.batch_size, say)
-    index.save(path)
-    return index
+    previous = load_or_set_aside(path, say)
+    return build_index(
+        loaded.model, args.videos, loaded.pipeline, model_key(loaded.settings, model=loaded.model), previous,
+        args.batch_size, lambda done, total: say(f'{done} of {total} videos'), path,
+    )  # fmt: skip
 
 
 def _index(args: argparse.Namespace) -> int:
-    model, pipeline, _, key = _model(args)
-    index = _make_index(args, model, pipeline, key)
+    index = _make_index(args, _load(args))
     print(f'{_index_path(args)}: {len(index.ids)} videos')
     if index.unreadable:
         print(f'{len(index.unreadable)} could not be read:')
@@ -111,9 +176,9 @@ def _index(args: argparse.Namespace) -> int:
 def _query(args: argparse.Namespace) -> int:
     from clusterplug.retrieval.search import encode_sentences
 
-    model, pipeline, tokenize, key = _model(args)
-    features = encode_sentences(model, args.sentences, tokenize)
-    index = _make_index(args, model, pipeline, key)
+    loaded = _load(args)
+    features = encode_sentences(loaded.model, args.sentences, loaded.tokenize)
+    index = _make_index(args, loaded)
     answers = []
     for sentence, feature in zip(args.sentences, features):
         hits = index.search(feature, args.top)
@@ -128,13 +193,19 @@ def _query(args: argparse.Namespace) -> int:
 
 
 def _draw_sheet(args: argparse.Namespace, answers: list) -> None:
-    from clusterplug.datasets.video import open_store
+    import numpy as np
+
+    from clusterplug.datasets.video import UnreadableVideo, open_store
     from clusterplug.visualization import save_contact_sheet
 
     store, pictures = open_store(args.videos), {}
-    for hit in {hit for hits in answers for hit in hits}:
-        video = store.open(hit.video_id)
-        pictures[hit.video_id] = video.frames([video.length // 2])[0]
+    for video_id in {hit.video_id for hits in answers for hit in hits}:
+        try:
+            video = store.open(video_id)
+            pictures[video_id] = video.frames([video.length // 2])[0]
+        except UnreadableVideo as error:
+            print(f'warning: no picture of {video_id}: {error}', file=sys.stderr)
+            pictures[video_id] = np.full((48, 64, 3), 128, np.uint8)
     rows = [[(hit.video_id, hit.score, pictures[hit.video_id]) for hit in hits] for hits in answers]
     save_contact_sheet(args.sheet, args.sentences, rows)
 
@@ -147,7 +218,7 @@ def _tokens(args: argparse.Namespace) -> int:
     from clusterplug.functional.segment_tokens import segment_bounds
     from clusterplug.visualization import save_kept_tokens, save_segment_strip
 
-    model, pipeline, _, _ = _model(args)
+    model, pipeline, _, _ = _load(args)
     item = pipeline(dict(store=open_store(args.videos), video_id=args.video, test_mode=True))
     mask = torch.as_tensor(item['frame_mask'])[None]
     inputs = dict(frames=[item['frames']], frame_mask=[mask[0]], tokens=[torch.zeros(1, 1, dtype=torch.int64)])

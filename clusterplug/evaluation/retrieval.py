@@ -1,5 +1,7 @@
 """R@K, median and mean rank of text-video retrieval for mm Runners."""
 
+from collections import Counter
+
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
@@ -76,8 +78,8 @@ class RetrievalMetric(BaseMetric):
         if not results:
             raise ValueError(f'no video could be evaluated, {len(unreadable)} were unreadable; see the log above')
         names = [entry['video_id'] for entry in results]
-        if len(set(names)) < len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})[:5]
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)[:5]
+        if twice:
             raise ValueError(f'video ids must differ within a test set, got more than one of {", ".join(twice)}')
         counts = torch.tensor([len(entry['text']) for entry in results])
         owner = torch.repeat_interleave(torch.arange(len(results)), counts)

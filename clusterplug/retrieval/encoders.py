@@ -21,15 +21,16 @@ class ClipEncoders(nn.Module, ABC):
     Args:
         clip (Module): The model.
         clustering (dict, optional): Arguments of ``patch.apply(clip, method='centerclip', ...)``; None keeps frames.
+        pretrained (bool): Whether the weights were loaded; otherwise they are random. Defaults to False.
 
     Attributes:
         logit_scale (Parameter): Logarithm of the scale, CLIP's own.
         embed_dims (int): Channels of the features.
     """
 
-    def __init__(self, clip: nn.Module, clustering: dict | None):
+    def __init__(self, clip: nn.Module, clustering: dict | None, pretrained: bool = False):
         super().__init__()
-        self.clip = clip
+        self.clip, self.pretrained = clip, pretrained
         self.clustering = dict(clustering) if clustering else None
         if self.clustering:
             patch.apply(clip, method='centerclip', **self.clustering)
@@ -115,7 +116,7 @@ class TransformersEncoders(ClipEncoders):
         if (pretrained is None) == (config is None):
             raise ValueError('pass either pretrained (weights) or config (sizes of a model with random weights)')
         clip = _build(config) if pretrained is None else _load(pretrained, download)
-        super().__init__(clip, clustering)
+        super().__init__(clip, clustering, pretrained is not None)
         if gradient_checkpointing:
             clip.gradient_checkpointing_enable()
 
@@ -180,7 +181,7 @@ class OpenCLIPEncoders(ClipEncoders):
                 f'pretrained must be a file with weights, got {pretrained}, which does not exist; download it with '
                 f'open_clip.download_pretrained on a machine with a network and copy it here'
             )
-        super().__init__(_load_open_clip(model, pretrained), clustering)
+        super().__init__(_load_open_clip(model, pretrained), clustering, pretrained is not None)
         clip = self.clip
         if gradient_checkpointing:
             clip.set_grad_checkpointing()

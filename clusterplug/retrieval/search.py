@@ -1,107 +1,26 @@
 """Finding videos of a folder by a sentence: features once, answers at once."""
 
+import contextlib
 import hashlib
 import json
 import os
+import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clusterplug.core.files import whole_file
 from clusterplug.datasets.video.decoding import UnreadableVideo
-from clusterplug.datasets.video.stores import open_store
+from clusterplug.datasets.video.stores import VideoStore, open_store
+from clusterplug.retrieval.video_index import Hit, VideoIndex
 
-# Videos from which faiss, where installed, answers: 48 ms against 56 ms at 200,000 x 512; below, it saves nothing.
-FAISS_FROM = 100_000
+__all__ = ['Hit', 'VideoIndex', 'build_index', 'encode_sentences', 'load_or_set_aside', 'model_key', 'untrained_parts']
 
-
-class Hit(NamedTuple):
-    """One answer: the video, and its cosine similarity to the sentence."""
-
-    video_id: str
-    score: float
-
-
-class VideoIndex:
-    """Features of the videos of one store under one model.
-
-    Args:
-        ids (Sequence[str]): Videos.
-        features (Tensor): (N, D) of length one, on the CPU.
-        model_key (str): What the features depend on; features of another model are not reused.
-        unreadable (dict): Videos without features, and why.
-
-    Raises:
-        ValueError: Not as many ids as features, or an id twice.
-    """
-
-    def __init__(self, ids: Sequence[str], features: Tensor, model_key: str, unreadable: dict[str, str] | None = None):
-        if len(ids) != len(features):
-            raise ValueError(f'ids and features must be of the same number, got {len(ids)} and {len(features)}')
-        if len(set(ids)) < len(ids):
-            raise ValueError('ids must differ, got one twice')
-        self.ids, self.features, self.model_key = list(ids), features, model_key
-        self.unreadable = dict(unreadable or {})
-        self._searcher = None
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the index, whole or not at all."""
-        with whole_file(path, 'wb') as file:
-            torch.save(dict(ids=self.ids, features=self.features, model_key=self.model_key,
-                            unreadable=self.unreadable), file)  # fmt: skip
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> 'VideoIndex':
-        """Read an index.
-
-        Raises:
-            FileNotFoundError: There is none.
-            ValueError: The file is no index.
-        """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f'no index {path}; make one with: tools/search_videos.py index')
-        try:
-            return cls(**torch.load(path, weights_only=True))
-        except Exception as error:
-            raise ValueError(f'{path} is no video index ({error}); make it again') from error
-
-    def search(self, query: Tensor, count: int = 5) -> list[Hit]:
-        """Return the best videos, best first; equal scores in the order of ids.
-
-        Args:
-            query: (D,) feature of a sentence.
-            count: Answers, at most.
-
-        Raises:
-            ValueError: The query has another width, or the index is empty.
-        """
-        if not self.ids:
-            raise ValueError('the index is empty; no video of the folder could be read')
-        if query.shape != self.features.shape[1:]:
-            raise ValueError(f'query must have shape {tuple(self.features.shape[1:])}, got {tuple(query.shape)}')
-        count = min(count, len(self.ids))
-        scores, rows = self._best(F.normalize(query.detach().float().cpu(), dim=0), count)
-        order = sorted(zip(rows, scores), key=lambda pair: (-pair[1], pair[0]))
-        return [Hit(self.ids[row], score) for row, score in order]
-
-    def _best(self, query: Tensor, count: int) -> tuple[list[float], list[int]]:
-        if len(self.ids) >= FAISS_FROM:
-            try:
-                import faiss
-            except ModuleNotFoundError:
-                pass
-            else:
-                if self._searcher is None:
-                    self._searcher = faiss.IndexFlatIP(self.features.shape[1])
-                    self._searcher.add(self.features.numpy())
-                found = self._searcher.search(query[None].numpy(), count)
-                return found[0][0].tolist(), found[1][0].tolist()
-        scores, rows = (self.features @ query).topk(count)
-        return scores.tolist(), rows.tolist()
+# An index on the way is saved after each batch, or where that takes long, so that saving takes a tenth of the time.
+_QUICK = 0.05
 
 
 @torch.no_grad()
@@ -113,6 +32,7 @@ def build_index(
     previous: VideoIndex | None = None,
     batch_size: int = 8,
     say: Callable[[int, int], None] | None = None,
+    path: str | os.PathLike | None = None,
 ) -> VideoIndex:
     """Encode the videos of a folder, zip or LMDB.
 
@@ -121,62 +41,198 @@ def build_index(
         videos: What :func:`~clusterplug.datasets.video.open_store` takes.
         pipeline: Steps of a test pipeline from ``store`` and ``video_id`` to ``frames`` and ``frame_mask``.
         model_key: See :func:`model_key`.
-        previous: An index whose features are taken over where model and video are the same.
+        previous: An index whose features are taken over where the model and the content of the video are the same.
         batch_size: Videos at once.
         say: Called with videos done and videos in all.
+        path: File that the index is saved in: on the way, at the end, and when something stops it.
 
     Returns:
-        The index.
+        The index. What stops the work carries the index so far as its attribute ``index``.
 
     Raises:
-        ValueError: There is no video.
+        ValueError: There is no video, or ``batch_size`` is below 1.
     """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f'batch_size must be a whole number of at least 1, got {batch_size!r}')
     store = open_store(videos)
     ids = store.ids()
     if not ids:
         raise ValueError(f'{videos} holds no video')
-    known = {}
-    if previous is not None and previous.model_key == model_key:
-        known = dict(zip(previous.ids, previous.features))
-    features, problems = {}, {}
+    work = _Work(store, ids, model_key, previous, path)
+    training = model.training
     model.eval()
-    new = [video_id for video_id in ids if video_id not in known]
-    for first in range(0, len(new), batch_size):
-        batch = []
-        for video_id in new[first : first + batch_size]:
+    try:
+        for first in range(0, len(work.new), batch_size):
+            batch = []
+            for video_id in work.new[first : first + batch_size]:
+                try:
+                    batch.append((video_id, pipeline(dict(store=store, video_id=video_id, test_mode=True))))
+                except UnreadableVideo as error:
+                    work.problems[video_id] = str(error)
+            if batch:
+                work.add([video_id for video_id, _ in batch], _encode(model, [item for _, item in batch]))
+            work.save_if_quick()
+            if say is not None:
+                say(len(ids) - len(work.new) + min(first + batch_size, len(work.new)), len(ids))
+    except BaseException as error:
+        error.index = work.index()
+        with contextlib.suppress(OSError):  # what stopped the work is what is told
+            work.save()
+        raise
+    finally:
+        model.train(training)
+    work.save()
+    return work.index()
+
+
+class _Work:
+    """Features that are there, those that are new, and the file they are kept in."""
+
+    def __init__(self, store: VideoStore, ids: list[str], key: str, previous: VideoIndex | None, path):
+        self.ids, self.key, self.path, self.problems = ids, key, path, {}
+        known = {}
+        if previous is not None and previous.model_key == key:
+            known = dict(zip(previous.ids, previous.features))
+        self.stamp = store.stamp()
+        self.sources = self._sources(store, previous)
+        same = {} if previous is None else previous.sources
+        self.features = {
+            video_id: feature
+            for video_id, feature in known.items()
+            if video_id in self.sources and self.sources[video_id] == same.get(video_id)
+        }
+        self.new = [video_id for video_id in ids if video_id in self.sources and video_id not in self.features]
+        self._saved = -float('inf'), 0.0
+
+    def _sources(self, store: VideoStore, previous: VideoIndex | None) -> dict[str, str]:
+        # A store that is as it was need not be read as a whole again.
+        same = {} if previous is None or not self.stamp or previous.stamp != self.stamp else previous.sources
+        found = {}
+        for video_id in self.ids:
             try:
-                batch.append((video_id, pipeline(dict(store=store, video_id=video_id, test_mode=True))))
+                found[video_id] = same[video_id] if video_id in same else store.fingerprint(video_id)
             except UnreadableVideo as error:
-                problems[video_id] = str(error)
-        if batch:
-            encoded = _encode(model, [item for _, item in batch])
-            features |= dict(zip((video_id for video_id, _ in batch), encoded))
-        if say is not None:
-            say(len(ids) - len(new) + min(first + batch_size, len(new)), len(ids))
-    done = [video_id for video_id in ids if video_id in features or video_id in known]
-    rows = [features[video_id] if video_id in features else known[video_id] for video_id in done]
-    return VideoIndex(done, torch.stack(rows) if rows else torch.zeros(0, 0), model_key, problems)
+                self.problems[video_id] = str(error)
+        return found
+
+    def add(self, ids: list[str], features: Tensor) -> None:
+        for video_id, feature in zip(ids, F.normalize(features, dim=-1)):
+            if feature.isfinite().all():
+                self.features[video_id] = feature
+            else:
+                self.problems[video_id] = 'its features are not finite'
+
+    def index(self) -> VideoIndex:
+        done = [video_id for video_id in self.ids if video_id in self.features]
+        features = torch.stack([self.features[video_id] for video_id in done]) if done else torch.zeros(0, 0)
+        sources = {video_id: self.sources[video_id] for video_id in done}
+        return VideoIndex(done, features, self.key, self.problems, sources, self.stamp)
+
+    def save(self) -> None:
+        if self.path is not None:
+            self.index().save(self.path)
+
+    def save_if_quick(self) -> None:
+        ended, took = self._saved
+        start = time.monotonic()
+        if took < _QUICK or start - ended > 10 * took:
+            self.save()
+            self._saved = time.monotonic(), time.monotonic() - start
 
 
 @torch.no_grad()
 def encode_sentences(model: nn.Module, sentences: Sequence[str], tokenize: Callable[[dict], dict]) -> Tensor:
     """Features (N, D) of sentences, of length one.
 
+    Words that the vocabulary of ``tokenize.tokenizer`` lacks are named in a warning.
+
     Raises:
-        ValueError: A sentence is empty.
+        ValueError: A sentence is empty, or the vocabulary has none of its words.
     """
     if any(not sentence.strip() for sentence in sentences):
         raise ValueError('a query must have at least one word, got an empty one')
+    _check_words(sentences, getattr(tokenize, 'tokenizer', None))
+    training = model.training
     model.eval()
-    tokens = tokenize(dict(captions=list(sentences)))['tokens']
-    return F.normalize(model.encode_text(tokens.to(_device(model))).float(), dim=-1).cpu()
+    try:
+        tokens = tokenize(dict(captions=list(sentences)))['tokens']
+        return F.normalize(model.encode_text(tokens.to(_device(model))).float(), dim=-1).cpu()
+    finally:
+        model.train(training)
 
 
-def model_key(config: dict, checkpoint: str | os.PathLike | None) -> str:
-    """Name what features depend on: the settings of model and pipeline, and the checkpoint's size and time."""
-    file = Path(checkpoint).stat() if checkpoint else None
-    content = [config, None if file is None else [file.st_size, file.st_mtime_ns]]
+def _check_words(sentences: Sequence[str], tokenizer) -> None:
+    unknown_words = getattr(tokenizer, 'unknown_words', None)
+    if unknown_words is None:
+        return
+    from clusterplug.datasets.video.tokenizers import words_of
+
+    for sentence in sentences:
+        unknown = unknown_words(sentence)
+        if unknown and len(unknown) == len(words_of(sentence)):
+            raise ValueError(
+                f'a query must have words that the model knows, got {sentence!r}: none is in the vocabulary'
+            )
+        if unknown:
+            warnings.warn(f'not in the vocabulary of the model: {", ".join(sorted(set(unknown)))}', stacklevel=3)
+
+
+def untrained_parts(model: nn.Module) -> list[str]:
+    """Parts of a :class:`~clusterplug.retrieval.CenterCLIP` that hold random weights until a checkpoint is loaded.
+
+    Encoders without ``pretrained`` weights, and a head with parameters. Answers of such a model are random.
+    """
+    parts = [] if getattr(model.encoders, 'pretrained', False) else ['encoders']
+    return parts + (['head'] if any(True for _ in model.head.parameters()) else [])
+
+
+def model_key(config: dict, checkpoint: str | os.PathLike | None = None, model: nn.Module | None = None) -> str:
+    """Name what features depend on: the settings of model and pipeline, and the weights.
+
+    Args:
+        config: Settings.
+        checkpoint: File of the weights; its size and time count.
+        model: The model with its weights: their values count, wherever they came from. Then no file is needed.
+    """
+    content = [config, None]
+    if model is not None:
+        content[1] = _weights_digest(model)
+    elif checkpoint:
+        file = Path(checkpoint).stat()
+        content[1] = [file.st_size, file.st_mtime_ns]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def load_or_set_aside(path: str | os.PathLike, say: Callable[[str], None]) -> VideoIndex | None:
+    """Read an index; a file that is none is renamed, so that nothing is lost when the index is computed again.
+
+    Args:
+        path: The file; it need not exist.
+        say: Called with what was renamed, and why.
+
+    Returns:
+        The index, or None.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return None
+    try:
+        return VideoIndex.load(path)
+    except ValueError as error:
+        numbers = ('', *(f'.{number}' for number in range(1, 1000)))
+        aside = next(p for p in (path.with_name(f'{path.name}.unreadable{n}') for n in numbers) if not p.exists())
+        os.rename(path, aside)
+        say(f'{error}. It is computed again; the file is now {aside}')
+        return None
+
+
+def _weights_digest(model: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _encode(model: nn.Module, items: Iterable[dict]) -> Tensor:
