@@ -68,7 +68,7 @@ def clips(data: Path, number: int, size: int) -> torch.Tensor:
 
     files = sorted(file for file in (data / 'video' / 'clips').rglob('*') if file.suffix in ('.mp4', '.avi'))
     videos = [open_video(file) for file in files[:number]]
-    frames = [video.frames([len(video) // 2])[0] for video in videos]
+    frames = [video.frames([video.length // 2])[0] for video in videos]
     return torch.stack([square(Image.fromarray(np.asarray(frame)), size) for frame in frames])
 
 

@@ -95,3 +95,182 @@ def test_starts_of_a_plain_transformer():
 
     model = timm.create_model('vit_tiny_patch16_224', pretrained=False)
     assert tool.default_starts(tool.find_layout(model)) == [2, 4, 6]
+
+
+def segmenter(classes=5, size=32):
+    """A ViT with a class token and a head over its map."""
+    import timm
+
+    class Segmenter(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            sizes = dict(img_size=size, patch_size=8, embed_dim=32, depth=4, num_heads=2)
+            self.backbone = timm.create_model('vit_tiny_patch16_224', pretrained=False, **sizes)
+            self.head = torch.nn.Conv2d(32, classes, 1)
+
+        def forward(self, x):
+            features = self.backbone.forward_features(x)[:, 1:].mT.unflatten(2, (size // 8, size // 8))
+            return torch.nn.functional.interpolate(self.head(features), size=(8, 12))
+
+    torch.manual_seed(0)
+    return Segmenter().eval()
+
+
+def label_folder(tmp_path, number=2, highest=4, mode='L'):
+    from PIL import Image
+
+    folder = tmp_path / 'labels'
+    folder.mkdir()
+    for index in range(number):
+        values = torch.randint(0, highest + 1, (24, 36), generator=torch.Generator().manual_seed(index))
+        values[0, 0] = highest
+        Image.fromarray(values.byte().numpy()).convert(mode).save(folder / f'{index}.png')
+    return folder
+
+
+def run(tmp_path, *arguments, model='any'):
+    common = ['--size', '32', '--num-images', '2', '--repeats', '1', '--keeps', '0.5', '--starts', '1']
+    return tool.main([model, *common, '--methods', 'average', '--out', str(tmp_path / 'out'), *arguments])
+
+
+def table(tmp_path):
+    lines = (tmp_path / 'out' / 'pareto.csv').read_text().splitlines()
+    return [dict(zip(lines[0].split(','), line.split(','))) for line in lines[1:]]
+
+
+@torch.no_grad()
+def test_labels_of_a_segmenter_with_a_class_token(tmp_path, monkeypatch):
+    model = segmenter()
+    monkeypatch.setattr(tool, 'build', lambda *args: model)
+    folder = label_folder(tmp_path)
+    assert run(tmp_path, '--labels', str(folder)) == 0
+    import numpy as np
+    from PIL import Image
+
+    files = sorted(folder.iterdir())
+    labels = [np.asarray(Image.open(f).resize((12, 8), Image.Resampling.NEAREST)) for f in files]
+    labels = torch.from_numpy(np.stack(labels))
+    predicted = model(tool.pictures(None, 2, 32)).argmax(1)
+    values = [
+        float(((predicted == k) & (labels == k)).sum() / ((predicted == k) | (labels == k)).sum())
+        for k in labels.unique()
+    ]
+    rows = table(tmp_path)
+    assert float(rows[0]['miou']) == pytest.approx(sum(values) / len(values))
+    assert rows[1]['miou'] not in ('', 'nan')
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(number=1), 'a .png for each of the 2 pictures'),
+        (dict(highest=7), 'name class 7, and the output of the model has 5 channels'),
+        (dict(mode='RGB'), 'has mode RGB'),
+    ],
+)
+def test_labels_that_do_not_fit(change, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, 'build', lambda *args: segmenter())
+    with pytest.raises(SystemExit, match=message):
+        run(tmp_path, '--labels', str(label_folder(tmp_path, **change)))
+
+
+@pytest.mark.parametrize(
+    ('model', 'arguments', 'message'),
+    [
+        ('vit_tini_patch16_224', (), r'is no model of timm; did you mean vit_tiny_patch16_224'),
+        ('vit_tiny_patch16_224', ('--pretrained', 'nothing'), 'augreg'),
+        ('transformers/ViTModell', (), 'no model class.*did you mean ViTModel'),
+        ('transformers/ViTModel', ('--pretrained',), 'needs the name of weights'),
+        ('no_such_module:build', (), 'must be module:function'),
+        ('math:no_such_function', (), 'must be module:function'),
+        ('math:floor', ('--pretrained', 'x'), 'has no use for module:function'),
+    ],
+)
+def test_unknown_models_and_weights(model, arguments, message, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        run(tmp_path, *arguments, model=model)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('--starts', '4'), 'start and end must satisfy'),
+        (('--keeps', '1.5'), 'keep_ratio must lie'),
+        (('--device', 'nonsense'), 'device'),
+        (('--images', 'no_such_folder'), 'must be a folder'),
+    ],
+)
+def test_bad_options_end_in_a_sentence(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tool, 'build', lambda *args: segmenter())
+    try:
+        assert run(tmp_path, *arguments) == 1
+        text = capsys.readouterr().err
+    except SystemExit as stop:
+        text = str(stop)
+    assert message in text
+    with pytest.raises(SystemExit):
+        tool.parse(['any', '--methods', 'magic'])
+    with pytest.raises(SystemExit):
+        tool.parse(['any', '--repeats', '0'])
+    (tmp_path / 'file').write_text('x')
+    assert run(tmp_path, '--out', str(tmp_path / 'file')) == 1
+    assert str(tmp_path / 'file') in capsys.readouterr().err
+
+
+def test_a_setting_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tool, 'build', lambda *args: segmenter())
+    measure, calls = tool._measure, []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise RuntimeError('out of memory')
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    monkeypatch.setattr(tool, '_measure', failing)
+    assert run(tmp_path, '--keeps', '0.3', '0.5', '0.7', '0.9') == 130
+    assert [row['keep'] for row in table(tmp_path)] == ['1.0', '0.3', '0.7']
+    assert 'keep 0.5 is left out: RuntimeError: out of memory' in capsys.readouterr().out
+
+
+def test_a_run_without_a_wish_recommends_and_succeeds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tool, 'build', lambda *args: segmenter())
+    assert run(tmp_path, '--keeps', '1.0') == 0
+    assert 'no setting reaches' not in capsys.readouterr().out
+
+
+def test_tome_in_every_block_is_swept_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tool, 'build', lambda *args: segmenter())
+    assert run(tmp_path, '--methods', 'tome_every_block') == 0
+    assert 'every_block=True' in capsys.readouterr().out
+
+
+def test_pictures_are_normalized_as_the_model_says(tmp_path):
+    import timm
+    from PIL import Image
+
+    half = timm.create_model('vit_tiny_patch16_224.augreg_in21k', pretrained=False)
+    assert tool.normalization(torch.nn.Sequential(half)) == ((0.5,) * 3, (0.5,) * 3)
+    assert tool.normalization(torch.nn.Linear(2, 2)) == tool.IMAGENET
+    Image.new('RGB', (30, 20), (255, 255, 255)).save(tmp_path / 'white.png')
+    image = tool.pictures(str(tmp_path), 1, 16, ((0.5,) * 3, (0.5,) * 3))
+    torch.testing.assert_close(image, torch.ones(1, 3, 16, 16))
+
+
+def test_every_option_is_explained_with_its_default(monkeypatch):
+    import argparse
+
+    seen = []
+    add = argparse.ArgumentParser.add_argument
+
+    def noted(self, *names, **options):
+        seen.append((names, options))
+        return add(self, *names, **options)
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'add_argument', noted)
+    tool.parse(['any'])
+    options = [(names, each.get('help', '')) for names, each in seen if names[0].startswith('--')]
+    assert len(options) == 13
+    assert [names for names, text in options if 'default' not in text] == []

@@ -5,15 +5,18 @@
     python tools/analysis_tools/token_pareto.py transformers/Dinov2Model --size 224
     python tools/analysis_tools/token_pareto.py my_package.models:build_segmenter --size 640 --labels labels/
 
-MODEL is a name of timm, ``transformers/<class>`` (random weights of its default config; ``--pretrained NAME`` for
+MODEL is a name of timm, ``transformers/CLASS`` (random weights of its default config; ``--pretrained NAME`` for
 trained ones), or ``module:function`` that returns a model. Every setting of method, first reduced block and kept share
 is compared with the model itself: GFLOPs, latency (median and quartiles, interleaved with the model itself),
-throughput, cosine of features, agreement of the highest channel, and mIoU when labels are given.
+throughput, cosine of features, agreement of the highest channel, and mIoU when labels are given. Pictures are
+normalized as the model's own data config says. The table is written after every setting.
 """
 
 import argparse
 import csv
+import difflib
 import importlib
+import io
 import statistics
 import sys
 import time
@@ -25,6 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from clusterplug import patch
+from clusterplug.core.files import whole_file, write_bytes
 from clusterplug.patch._hosts import find_layout
 
 COLUMNS = (
@@ -33,29 +37,98 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def build(name: str, size: int, pretrained: str | None) -> torch.nn.Module:
-    """Return the model that MODEL names, ready for inference."""
-    if ':' in name:
-        module, function = name.split(':')
-        sys.path.insert(0, '.')
-        return getattr(importlib.import_module(module), function)().eval()
-    if name.startswith('transformers/'):
-        import transformers
+METHODS = {
+    'expedit': dict(method='expedit'),
+    'tome': dict(method='tome'),
+    'tome_every_block': dict(method='tome', every_block=True),
+    'average': dict(method='average'),
+}
+SPEEDUP = 1.4
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-        cls = getattr(transformers, name.split('/', 1)[1])
-        if pretrained:
-            return cls.from_pretrained(pretrained).eval()
-        config = cls.config_class()
-        if hasattr(config, 'image_size'):
-            config.image_size = size
-        return cls(config).eval()
+
+def build(name: str, size: int, pretrained: str | None) -> torch.nn.Module:
+    """Return the model that MODEL names, ready for inference.
+
+    Raises:
+        SystemExit: There is no such model, or no such weights.
+    """
+    if ':' in name:
+        return _from_function(name, pretrained)
+    if name.startswith('transformers/'):
+        return _from_transformers(name.split('/', 1)[1], size, pretrained)
     import timm
 
-    return timm.create_model(name, pretrained=pretrained is not None, img_size=size).eval()
+    base = name.split('.')[0]
+    if not timm.is_model(base):
+        raise SystemExit(f'MODEL {name!r} is no model of timm{_nearest(base, timm.list_models())}')
+    if pretrained and pretrained != 'default':
+        name = pretrained if pretrained.split('.')[0] == base else f'{base}.{pretrained}'
+        known = timm.list_models(f'{base}.*', pretrained=True)
+        if name not in known:
+            raise SystemExit(f'--pretrained {pretrained}: timm has {", ".join(known) or "no weights"} for {base}')
+    options = dict(pretrained=pretrained is not None)
+    try:
+        return timm.create_model(name, img_size=size, **options).eval()
+    except TypeError:  # a model for pictures of any size
+        return timm.create_model(name, **options).eval()
 
 
-def pictures(folder: str | None, number: int, size: int) -> torch.Tensor:
-    """Return (N, 3, size, size) normalised pictures: those of a folder, or smooth random ones with detail."""
+def _from_function(name: str, pretrained: str | None) -> torch.nn.Module:
+    if pretrained:
+        raise SystemExit('--pretrained has no use for module:function, whose function loads its own weights')
+    module, _, function = name.partition(':')
+    sys.path.insert(0, '.')
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        raise SystemExit(f'MODEL {name!r} must be module:function that can be imported from here: {error}') from None
+    model = found()
+    if not isinstance(model, torch.nn.Module):
+        raise SystemExit(f'MODEL {name!r} must return a torch.nn.Module, got {type(model).__name__}')
+    return model.eval()
+
+
+def _from_transformers(name: str, size: int, pretrained: str | None) -> torch.nn.Module:
+    import transformers
+
+    cls = getattr(transformers, name, None)
+    if getattr(cls, 'config_class', None) is None:
+        raise SystemExit(f'transformers has no model class {name!r}{_nearest(name, dir(transformers))}')
+    if pretrained == 'default':
+        raise SystemExit('--pretrained needs the name of weights for a class of transformers')
+    if pretrained:
+        return cls.from_pretrained(pretrained).eval()
+    config = cls.config_class()
+    if hasattr(config, 'image_size'):
+        config.image_size = size
+    return cls(config).eval()
+
+
+def _nearest(name: str, known) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f'; did you mean {", ".join(near)}?' if near else ''
+
+
+def normalization(model: torch.nn.Module, name: str = '', pretrained: str | None = None) -> tuple[tuple, tuple]:
+    """Return mean and deviation of the pictures that a model was made for: its own data config, or ImageNet's."""
+    for module in model.modules():
+        config = vars(module).get('pretrained_cfg') or vars(module).get('default_cfg') or {}
+        if 'mean' in config and 'std' in config:
+            return tuple(config['mean']), tuple(config['std'])
+    if name.startswith('transformers/') and pretrained:
+        from transformers import AutoImageProcessor
+
+        try:
+            processor = AutoImageProcessor.from_pretrained(pretrained)
+            return tuple(processor.image_mean), tuple(processor.image_std)
+        except (OSError, ValueError, AttributeError) as error:
+            print(f'no image processor for {pretrained}: normalized as ImageNet ({error})')
+    return IMAGENET
+
+
+def pictures(folder: str | None, number: int, size: int, scale: tuple[tuple, tuple] = IMAGENET) -> torch.Tensor:
+    """Return (N, 3, size, size) normalized pictures: those of a folder, or smooth random ones with detail."""
     if folder is None:
         generator = torch.Generator().manual_seed(0)
         coarse = torch.randn(number, 3, 12, 12, generator=generator)
@@ -64,10 +137,8 @@ def pictures(folder: str | None, number: int, size: int) -> torch.Tensor:
     import numpy as np
     from PIL import Image
 
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in ('.jpg', '.jpeg', '.png'))
-    if not files:
-        raise SystemExit(f'--images must be a folder with .jpg or .png files, {folder} has none')
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    files = _files(folder, '--images', ('.jpg', '.jpeg', '.png'))
+    mean, std = (torch.tensor(values) for values in scale)
     images = []
     for path in files[:number]:
         image = Image.open(path).convert('RGB').resize((size, size), Image.Resampling.BICUBIC)
@@ -75,8 +146,22 @@ def pictures(folder: str | None, number: int, size: int) -> torch.Tensor:
     return torch.stack(images)
 
 
+def _files(folder: str, option: str, suffixes: tuple[str, ...]) -> list[Path]:
+    if not Path(folder).is_dir():
+        raise SystemExit(f'{option} must be a folder, there is none at {folder}')
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in suffixes)
+    if not files:
+        raise SystemExit(f'{option} must be a folder with {", ".join(suffixes)} files, {folder} has none')
+    return files
+
+
 def output_of(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Return the dense output: features (B, N, C), or a map (B, C, H, W)."""
+    """Return the dense output (B, N, C): features, or the pixels of a map."""
+    return _dense(model, images)[0]
+
+
+def _dense(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int] | None]:
+    """Return the dense output (B, N, C), and (H, W) where it was a map and not a sequence with tokens in front."""
     output = model.forward_features(images) if hasattr(model, 'forward_features') else model(images)
     for name in ('logits', 'predicted_depth', 'last_hidden_state'):
         if hasattr(output, name):
@@ -86,8 +171,9 @@ def output_of(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
         output = output[0]
     if output.dim() == 4:
         channels_last = str(getattr(model, 'output_fmt', 'NCHW')).endswith('NHWC')  # timm's Swin
-        output = output.flatten(1, 2) if channels_last else output.flatten(2).mT
-    return output if output.dim() == 3 else output.flatten(1)[:, None]
+        size = tuple(output.shape[1:3] if channels_last else output.shape[2:])
+        return output.flatten(1, 2) if channels_last else output.flatten(2).mT, size
+    return output if output.dim() == 3 else output.flatten(1)[:, None], None
 
 
 def flops(model: torch.nn.Module, image: torch.Tensor) -> float:
@@ -123,44 +209,84 @@ def miou(scores: torch.Tensor, labels: torch.Tensor) -> float:
     return sum(values) / max(1, len(values))
 
 
-def read_labels(folder: str | None, images: torch.Tensor, num_tokens: int) -> torch.Tensor | None:
-    """Return (B, N) labels at the resolution of the output, from pictures of class numbers in a folder."""
+def read_labels(folder: str | None, number: int, size: tuple[int, int], num_classes: int) -> torch.Tensor | None:
+    """Return (B, N) labels at the resolution (H, W) of the output, from pictures of class numbers in a folder."""
     if folder is None:
         return None
     import numpy as np
     from PIL import Image
 
-    side = round(num_tokens**0.5)
-    files = sorted(Path(folder).glob('*.png'))[: len(images)]
-    maps = [Image.open(path).resize((side, side), Image.Resampling.NEAREST) for path in files]
-    return torch.stack([torch.from_numpy(np.array(each)).long().flatten() for each in maps])
+    files = _files(folder, '--labels', ('.png',))[:number]
+    if len(files) < number:
+        raise SystemExit(f'--labels must have a .png for each of the {number} pictures, {folder} has {len(files)}')
+    maps = []
+    for path in files:
+        image = Image.open(path)
+        if len(image.getbands()) != 1:
+            raise SystemExit(f'--labels must hold pictures of class numbers, {path.name} has mode {image.mode}')
+        maps.append(torch.from_numpy(np.array(image.resize(size[::-1], Image.Resampling.NEAREST))).long().flatten())
+    labels = torch.stack(maps)
+    highest = int(labels.masked_fill(labels == 255, 0).max())
+    if highest >= num_classes:
+        raise SystemExit(f'--labels name class {highest}, and the output of the model has {num_classes} channels')
+    return labels
 
 
 @torch.inference_mode()
-def sweep(model: torch.nn.Module, images: torch.Tensor, arguments: argparse.Namespace) -> list[dict]:
-    """Return one row for each setting, the model itself first."""
+def sweep(model: torch.nn.Module, images: torch.Tensor, arguments: argparse.Namespace, keep_rows=None) -> list[dict]:
+    """Return one row for each setting, the model itself first; ``keep_rows(rows)`` is called after each."""
     batch = images[:1].expand(arguments.batch, -1, -1, -1).contiguous()
     layout = find_layout(model)
-    reference = output_of(model, images)
-    labels = read_labels(arguments.labels, images, reference.shape[1] - layout.num_prefix)
+    settings = _settings(model, layout, arguments)
+    try:
+        reference, size = _dense(model, images)
+    except Exception as error:
+        raise SystemExit(f'{arguments.model} fails on pictures of {arguments.size} pixels: {error}') from error
+    # A sequence of tokens begins with those in front of the map; a map holds none.
+    front = layout.num_prefix if size is None else 0
+    if arguments.labels and size is None:
+        side = round((reference.shape[1] - front) ** 0.5)
+        size = (side, side)
+        if side * side + front != reference.shape[1] or side < 2:
+            raise SystemExit(f'--labels needs a model with a dense output, got {tuple(reference.shape)}')
+    labels = read_labels(arguments.labels, len(images), size, reference.shape[-1])
     base_flops = flops(model, images[:1])
     rows = [dict.fromkeys(COLUMNS, '') | dict(method='none', gflops=base_flops, ideal=1.0, cosine=1.0, speedup=1.0)]
     rows[0] |= dict(argmax_agreement=1.0, keep=1.0)
-    own = []
-    for method in arguments.methods:
-        if method == 'tome' and (layout.maps or layout.needs_grid):
-            print(f'tome is left out: the blocks of {layout.host} need a grid')
-            continue
-        for start in arguments.starts or default_starts(layout):
-            for keep in arguments.keeps:
-                row = _measure(model, images, batch, reference, labels, layout, method, start, keep, arguments, own)
-                rows.append(row | dict(ideal=base_flops / row['gflops']))
-                print(_line(rows[-1]), flush=True)
-    seconds = statistics.median(own)
-    rows[0] |= dict(median_ms=1e3 * seconds, images_per_s=arguments.batch / seconds)
     if labels is not None:
-        rows[0]['miou'] = miou(reference[:, layout.num_prefix :], labels)
+        labels = labels.to(images.device)
+        rows[0]['miou'] = miou(reference[:, front:], labels)
+    own = []
+    for method, start, keep in settings:
+        try:
+            row = _measure(model, images, batch, reference, labels, front, method, start, keep, arguments, own)
+        except Exception as error:
+            print(f'{method}, start {start}, keep {keep} is left out: {type(error).__name__}: {error}')
+            continue
+        rows.append(row | dict(ideal=base_flops / row['gflops']))
+        seconds = statistics.median(own)
+        rows[0] |= dict(median_ms=1e3 * seconds, images_per_s=arguments.batch / seconds)
+        print(_line(rows[-1]), flush=True)
+        if keep_rows is not None:
+            keep_rows(mark_pareto(rows))
     return mark_pareto(rows)
+
+
+def _settings(model: torch.nn.Module, layout, arguments: argparse.Namespace) -> list[tuple[str, int, float]]:
+    """Return (method, start, keep) of all settings, each tried on the model before the first is measured."""
+    found = []
+    for method in arguments.methods:
+        if method.startswith('tome') and (layout.maps or layout.needs_grid):
+            print(f'{method} is left out: the blocks of {layout.host} need a grid')
+            continue
+        for start in default_starts(layout) if arguments.starts is None else arguments.starts:
+            for keep in arguments.keeps:
+                patch.apply(model, **METHODS[method], start=start, keep_ratio=keep)
+                patch.remove(model)
+                found.append((method, start, keep))
+    if not found:
+        raise SystemExit('nothing to measure: choose --methods expedit or average for this model')
+    return found
 
 
 def default_starts(layout) -> list[int]:
@@ -172,9 +298,9 @@ def default_starts(layout) -> list[int]:
     return sorted({longest.start + part for part in (0, len(longest) // 3, len(longest) // 2)})
 
 
-def _measure(model, images, batch, reference, labels, layout, method, start, keep, arguments, own):
+def _measure(model, images, batch, reference, labels, front, method, start, keep, arguments, own):
     times, base = [], []
-    patch.apply(model, method, start=start, keep_ratio=keep)
+    patch.apply(model, **METHODS[method], start=start, keep_ratio=keep)
     try:
         output = output_of(model, images)
         gflops = flops(model, images[:1])
@@ -182,12 +308,16 @@ def _measure(model, images, batch, reference, labels, layout, method, start, kee
             mine = timed(model, batch)
             patch.remove(model)
             plain = timed(model, batch)
-            patch.apply(model, method, start=start, keep_ratio=keep)
+            patch.apply(model, **METHODS[method], start=start, keep_ratio=keep)
             if repeat:  # the first warms up
                 times.append(mine)
                 base.append(plain)
     finally:
         patch.remove(model)
+    if output.shape != reference.shape:
+        raise ValueError(
+            f'the output has shape {tuple(output.shape)}, that of the model itself {tuple(reference.shape)}'
+        )
     own.extend(base)
     quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
     same = output.argmax(-1) == reference.argmax(-1)
@@ -197,7 +327,7 @@ def _measure(model, images, batch, reference, labels, layout, method, start, kee
         images_per_s=arguments.batch / quartiles[1], speedup=statistics.median(base) / quartiles[1],
         cosine=float(F.cosine_similarity(output.float(), reference.float(), dim=-1).mean()),
         argmax_agreement=float(same.float().mean()),
-        miou='' if labels is None else miou(output[:, layout.num_prefix :], labels),
+        miou='' if labels is None else miou(output[:, front:], labels),
     )  # fmt: skip
 
 
@@ -222,15 +352,19 @@ def _line(row: dict) -> str:
     return '| ' + ' | '.join(cells) + ' |'
 
 
-def write(rows: list[dict], folder: Path, title: str) -> None:
-    """Write the table as CSV and Markdown, and the picture."""
+def write_table(rows: list[dict], folder: Path) -> None:
+    """Write the table as CSV and Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / 'pareto.csv', 'w', newline='') as file:
+    with whole_file(folder / 'pareto.csv', newline='') as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
     head = ['| ' + ' | '.join(COLUMNS) + ' |', '|' + '---|' * len(COLUMNS)]
-    (folder / 'pareto.md').write_text('\n'.join([*head, *map(_line, rows)]) + '\n')
+    write_bytes(folder / 'pareto.md', ('\n'.join([*head, *map(_line, rows)]) + '\n').encode())
+
+
+def draw(rows: list[dict], folder: Path, title: str) -> None:
+    """Write the picture."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -245,29 +379,45 @@ def write(rows: list[dict], folder: Path, title: str) -> None:
         axes.scatter([row['speedup'] for row in chosen], [row['cosine'] for row in chosen], label=method)
     front = sorted((row for row in rows if row['pareto']), key=lambda row: row['speedup'])
     axes.plot([row['speedup'] for row in front], [row['cosine'] for row in front], color='gray', label='Pareto front')
-    axes.set(xlabel='speed-up', ylabel='cosine with the model itself', title=title)
+    axes.set(xlabel='speed-up', ylabel='cosine with the model itself')
+    axes.set_title(title, parse_math=False)
     axes.legend()
     figure.tight_layout()
-    figure.savefig(folder / 'pareto.png', dpi=120)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120)
+    write_bytes(folder / 'pareto.png', content.getvalue())
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'must be at least 1, got {value}')
+    return value
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('model', help='timm name, transformers/<class>, or module:function')
-    parser.add_argument('--pretrained', nargs='?', const='default', help='trained weights (timm), or their name')
-    parser.add_argument('--size', type=int, default=224, help='side of the images in pixels')
-    parser.add_argument('--images', help='folder of pictures; random ones if not given')
-    parser.add_argument('--labels', help='folder of .png class maps in the same order, for mIoU')
-    parser.add_argument('--num-images', type=int, default=4)
-    parser.add_argument('--batch', type=int, default=1, help='images at a time while timing')
-    parser.add_argument('--methods', nargs='+', default=['expedit', 'tome', 'average'])
-    parser.add_argument('--starts', nargs='+', type=int, help='first reduced blocks; default 1/6, 1/3, 1/2 of all')
-    parser.add_argument('--keeps', nargs='+', type=float, default=[0.3, 0.5, 0.7], help='shares of tokens to keep')
-    parser.add_argument('--repeats', type=int, default=5)
-    parser.add_argument('--speedup', type=float, default=1.4, help='wished speed-up')
-    parser.add_argument('--device', default='cpu')
-    parser.add_argument('--out', default='work_dirs/token_pareto', help='folder for the table and the picture')
+    add = parser.add_argument
+    add('model', help='timm name, transformers/CLASS, or module:function')
+    add('--pretrained', nargs='?', const='default', metavar='NAME', help='trained weights: those of a timm model, of '
+        'a tag (timm) or name (transformers) if given (default: random weights)')  # fmt: skip
+    add('--size', type=_count, default=224, help='side of the pictures in pixels (default: 224)')
+    add('--images', help='folder of pictures, .jpg or .png (default: random ones)')
+    add('--labels', help='folder of .png class maps in the same order, 255 = ignored, for mIoU (default: no mIoU)')
+    add('--num-images', type=_count, default=4, help='pictures that agreement is measured on (default: 4)')
+    add('--batch', type=_count, default=1, help='pictures at a time while timing (default: 1)')
+    add('--methods', nargs='+', choices=list(METHODS), default=['expedit', 'tome', 'average'], help='methods to '
+        'compare (default: expedit tome average)')  # fmt: skip
+    add('--starts', nargs='+', type=int, help='first reduced blocks, from 0 (default: 1/6, 1/3 and 1/2 of all)')
+    add('--keeps', nargs='+', type=float, default=[0.3, 0.5, 0.7], help='shares of tokens to keep, above 0, at most 1 '
+        '(default: 0.3 0.5 0.7)')  # fmt: skip
+    add('--repeats', type=_count, default=5, help='timed calls of each setting (default: 5)')
+    add('--speedup', type=float, help=f'wished speed-up, times; exit code 1 if none reaches it (default: recommend '
+        f'for {SPEEDUP}, or the fastest)')  # fmt: skip
+    add('--device', default='cpu', help='cpu, cuda, cuda:1, ... (default: cpu)')
+    add('--out', default='work_dirs/token_pareto', help='folder for the table and the picture (default: '
+        'work_dirs/token_pareto)')  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -275,19 +425,42 @@ def main(argv: list[str] | None = None) -> int:
     """Run the sweep and say which setting to take."""
     arguments = parse(argv)
     torch.manual_seed(0)
-    model = build(arguments.model, arguments.size, arguments.pretrained).to(arguments.device)
-    images = pictures(arguments.images, arguments.num_images, arguments.size).to(arguments.device)
-    print('| ' + ' | '.join(COLUMNS) + ' |')
-    rows = sweep(model, images, arguments)
-    write(rows, Path(arguments.out), f'{arguments.model} at {arguments.size}, batch {arguments.batch}')
-    best = recommend(rows, arguments.speedup)
-    if best is None:
-        fastest = max(rows, key=lambda row: row['speedup'])
-        print(f'no setting reaches {arguments.speedup:.2f} x; the fastest: {fastest["speedup"]:.2f} x')
+    try:
+        folder = Path(arguments.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        device = torch.empty(1, device=arguments.device).device
+        model = build(arguments.model, arguments.size, arguments.pretrained).to(device)
+        scale = normalization(model, arguments.model, arguments.pretrained)
+        images = pictures(arguments.images, arguments.num_images, arguments.size, scale).to(device)
+        print('| ' + ' | '.join(COLUMNS) + ' |')
+        rows = sweep(model, images, arguments, lambda rows: write_table(rows, folder))
+        write_table(rows, folder)
+        draw(rows, folder, f'{arguments.model} at {arguments.size}, batch {arguments.batch}')
+    except KeyboardInterrupt:
+        print(f'stopped; what was measured is in {arguments.out}', file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError, AssertionError) as error:
+        print(f'token_pareto: {error}', file=sys.stderr)
         return 1
+    return _recommend(rows, arguments.speedup)
+
+
+def _recommend(rows: list[dict], speedup: float | None) -> int:
+    """Print the setting to take, and return the exit code."""
+    measured = [row for row in rows if row['method'] != 'none']
+    if not measured:
+        print('no setting could be measured')
+        return 1
+    best = recommend(measured, SPEEDUP if speedup is None else speedup)
+    if best is None:
+        best = max(measured, key=lambda row: row['speedup'])
+        if speedup is not None:
+            print(f'no setting reaches {speedup:.2f} x; the fastest: {best["speedup"]:.2f} x')
+            return 1
+    options = ''.join(f', {name}={value!r}' for name, value in METHODS[best['method']].items() if name != 'method')
     print(
-        f'for {arguments.speedup:.2f} x: patch.apply(model, {best["method"]!r}, start={best["start"]}, '
-        f'keep_ratio={best["keep"]}), {best["speedup"]:.2f} x at cosine {best["cosine"]:.4f}'
+        f'for {best["speedup"]:.2f} x at cosine {best["cosine"]:.4f}: patch.apply(model, '
+        f'{METHODS[best["method"]]["method"]!r}, start={best["start"]}, keep_ratio={best["keep"]}{options})'
     )
     return 0
 
