@@ -15,6 +15,7 @@ from pathlib import Path
 from clusterplug import compat
 from clusterplug.compat._accelerator import has_accelerator
 from clusterplug.compat.freed_memory import keep_freed_memory
+from clusterplug.core.config_options import ConfigOptions
 from clusterplug.core.outputs import locked_folder
 from clusterplug.user_errors import check_folder, check_packages, run_tool
 
@@ -172,15 +173,14 @@ def find_config(name: str) -> str:
 
 
 def _parser(description: str, program: str) -> argparse.ArgumentParser:
-    from mmengine.config import DictAction
-
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument('config', help='config file: a path, or package::path for one of an installed package')
     parser.add_argument('--work-dir', help='folder for logs, checkpoints and metrics')
     parser.add_argument('--ceph', action='store_true', help='read data from a Ceph store')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='replace values of the config: a.b=1 a.c=[1,2] a.d="[(1,2),(3,4)]", without blanks',
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
+        help='replace values of the config: a.b=1 a.c=[1,2] a.d="[(1,2),(3,4)]"; paths are taken as they are: '
+        "data_root='my data'",
     )  # fmt: skip
     parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='who started the ranks'

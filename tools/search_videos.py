@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from clusterplug.core.config_options import ConfigOptions
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Index, query or draw; returns the exit code."""
@@ -40,8 +42,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    from mmengine.config import DictAction
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = parser.add_subparsers(dest='task', required=True)
     common = argparse.ArgumentParser(add_help=False)
@@ -52,7 +52,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     common.add_argument('--index', type=Path, help='file with features (default: beside the videos)')
     common.add_argument('--device', default=None, help='cpu or cuda; by default cuda where there is one')
     common.add_argument('--batch-size', type=_positive, default=8, help='videos at once (default: %(default)s)')
-    common.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='replace values')
+    common.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='replace values')
     tasks.add_parser('index', parents=[common], help='encode the videos')
     query = tasks.add_parser('query', parents=[common], help='answer sentences')
     query.add_argument('sentences', nargs='+', help='what to look for; quote each sentence')

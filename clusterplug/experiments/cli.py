@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from clusterplug.cli import load_config
+from clusterplug.core.config_options import ConfigOptions
 from clusterplug.core.files import whole_file
 from clusterplug.core.outputs import locked_folder
 from clusterplug.experiments.compare import check_metrics, comparison_table
@@ -71,8 +72,6 @@ def _check_known_metrics(args: argparse.Namespace, configs: Iterable[str]) -> No
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    from mmengine.config import DictAction
-
     parser = argparse.ArgumentParser(
         prog='compare.py', description='Train a baseline and methods over seeds; mean, spread and a paired test.'
     )
@@ -85,7 +84,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--metrics', nargs='+', help='rows of the table; default: all')
     parser.add_argument('--factor', type=float, default=100.0, help='values are multiplied by this (default: 100)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', default={},
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', default={},
         help='replace values of all configs: a.b=1 a.c=[1,2], without blanks',
     )  # fmt: skip
     args = parser.parse_args(arguments)

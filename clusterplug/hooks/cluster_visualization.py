@@ -1,7 +1,11 @@
 """Pictures of the subclasses while a model is trained."""
 
+import random
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
@@ -16,17 +20,19 @@ class ClusterVisualizationHook(Hook):
 
     Files go to ``<work_dir>/<timestamp>/subclasses/``: ``epoch_3_subclass_sizes.png``, ``epoch_3_centers.png`` (their
     principal plane), ``drift.png`` (of the centers from one writing to the next, and the share of them that is used)
-    and, where the model can tell the subclasses of a scan, ``epoch_3_scan_0.png`` and ``.html``. Nothing is shown on a
-    display. Only the first rank draws.
+    and, for segmentors, ``epoch_3_scan_0.png`` and ``.html``. Nothing is shown on a display. Only the first rank draws,
+    and the training goes on as without it: its random numbers are put back, and a picture that fails is a warning.
 
     Args:
         interval (int): Epochs between two writings. Defaults to 1.
         stats_interval (int): Training steps between two points of the drift curve. Defaults to 50.
-        scans (int): Scans of the validation set to draw, the first so many. Defaults to 1.
+        scans (int, optional): Scans of the validation set to draw, the first so many. Defaults to 1, and to 0 for
+            detectors, which have no class of a point, and where there is no validation set.
         class_names (Sequence[str], optional): By default those of the data set.
 
     Raises:
-        ValueError: A bad number, or no clustering loss in the model.
+        ValueError: A bad number, or, before the training, no clustering loss in the model, or ``scans`` for a
+            detector or without a validation set.
 
     Example:
         ``custom_hooks = [dict(type='clusterplug.ClusterVisualizationHook')]``
@@ -35,8 +41,10 @@ class ClusterVisualizationHook(Hook):
     # after the others have changed what is drawn
     priority = 'LOW'
 
-    def __init__(self, interval: int = 1, stats_interval: int = 50, scans: int = 1, class_names=None):
+    def __init__(self, interval: int = 1, stats_interval: int = 50, scans: int | None = None, class_names=None):
         for name, value, low in (('interval', interval, 1), ('stats_interval', stats_interval, 1), ('scans', scans, 0)):
+            if name == 'scans' and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ValueError(f'{name} must be an int of at least {low}, got {value!r}')
         self.interval, self.stats_interval, self.scans = interval, stats_interval, scans
@@ -45,8 +53,28 @@ class ClusterVisualizationHook(Hook):
         self._curves = {}
 
     def before_train(self, runner) -> None:
-        """Look for the losses at once, and not only after the first interval."""
+        """Look for the losses, and for a reason why no scan can be drawn, at once and not after the first interval."""
         clustering_losses(runner.model, type(self).__name__)
+        if self.scans == 0:
+            return
+        reason = self._why_no_scan(runner)
+        if reason and self.scans is not None:
+            raise ValueError(f'{type(self).__name__} cannot draw {self.scans} scans: {reason}; set scans=0')
+        if reason:
+            runner.logger.info(f'{type(self).__name__} draws no scan: {reason}')
+        self.scans = 0 if reason else 1 if self.scans is None else self.scans
+
+    @staticmethod
+    def _why_no_scan(runner) -> str:
+        from clusterplug.segmentors import check_predictable
+
+        if runner.val_loop is None:
+            return 'the config has no val_dataloader'
+        try:
+            check_predictable(_unwrapped(runner.model))
+        except ValueError as error:
+            return str(error)
+        return ''
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Add a point to the curves."""
@@ -64,6 +92,16 @@ class ClusterVisualizationHook(Hook):
         """Draw."""
         if not self.every_n_epochs(runner, self.interval) or not is_main_process():
             return
+        try:
+            with _random_numbers_kept():
+                self._draw(runner)
+        except Exception as error:  # a full disk, a broken scan: the training is worth more than its pictures
+            runner.logger.warning(
+                f'{type(self).__name__} could not draw after epoch {runner.epoch + 1}, and the training goes on: '
+                f'{type(error).__name__}: {error}'
+            )
+
+    def _draw(self, runner) -> None:
         from clusterplug.visualization import save_curves
         from clusterplug.visualization.subclass_views import save_memory_views
 
@@ -78,20 +116,37 @@ class ClusterVisualizationHook(Hook):
 
     def _draw_scans(self, runner, folder: Path, names) -> None:
         from mmengine.dataset import pseudo_collate
-        from mmengine.model import is_model_wrapper
 
-        from clusterplug.segmentors import predict_subclasses
+        from clusterplug.segmentors import predict_subclasses, true_classes
         from clusterplug.visualization.subclass_views import save_scan_views, scan_colorings
 
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if not self.scans or not hasattr(model, 'clustering') or runner.val_loop is None:
+        if not self.scans or runner.val_loop is None:
             return
-        dataset = runner.val_loop.dataloader.dataset
+        model, dataset = _unwrapped(runner.model), runner.val_loop.dataloader.dataset
         for number in range(min(self.scans, len(dataset))):
             data = pseudo_collate([dataset[number]])
             (scan,) = predict_subclasses(model, data)
-            mask = getattr(data['data_samples'][0].gt_pts_seg, 'pts_semantic_mask', None)
+            mask = true_classes(data['data_samples'][0])
             truth = None if mask is None else mask.cpu().numpy()
             colorings = scan_colorings(scan, model.clustering.loss.memory.num_clusters, truth)
             points = scan.points.cpu().numpy()
             save_scan_views(folder, f'epoch_{runner.epoch + 1}_scan_{number}', points, colorings, names or ())
+
+
+def _unwrapped(model):
+    from mmengine.model import is_model_wrapper
+
+    return model.module if is_model_wrapper(model) else model
+
+
+@contextmanager
+def _random_numbers_kept():
+    """Rooms are cut into patches at random; the training must draw the same numbers as without pictures."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

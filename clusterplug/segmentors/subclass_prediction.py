@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterplug.segmentors.alignment import align
+from clusterplug.segmentors.taps import to_rows
 
 
 class ScanSubclasses(NamedTuple):
@@ -16,8 +17,8 @@ class ScanSubclasses(NamedTuple):
         points: (N, 3 or more) as the model got them.
         predictions: (N,) int64 predicted class.
         classes: (N,) int64 class within which the subclass was chosen.
-        subclasses: (N,) int64 nearest center within that class, -1 where the class has none.
-        features: (N, C) the tapped feature.
+        subclasses: (N,) int64 nearest center within that class, -1 where the class or the point has none.
+        features: (N, C) the tapped feature, NaN where a coarse layer has no voxel for the point.
     """
 
     points: Tensor
@@ -39,47 +40,140 @@ def nearest_subclass(embedded: Tensor, classes: Tensor, memory: nn.Module, rows:
     return torch.where(known & (memory.num_seeded[safe] > 0), best, -1)
 
 
-@torch.no_grad()
-def predict_subclasses(model: nn.Module, data: dict, use_labels: bool = False) -> list[ScanSubclasses]:
-    """Predict classes, and the subclass of each point within its class.
-
-    Args:
-        model: a voxel-based segmentor built by :func:`WithClustering`.
-        data: a batch as a data loader of mmengine gives it.
-        use_labels: choose the subclass within the true class (``gt_pts_seg.pts_semantic_mask``) instead of the
-            predicted one, to compare subclasses with other groupings of the same points.
-
-    Returns:
-        One :class:`ScanSubclasses` for each scan of the batch.
+def check_predictable(model: nn.Module) -> None:
+    """Raise unless :func:`predict_subclasses` can put subclasses on the points of this model.
 
     Raises:
-        ValueError: the model has no clustering loss.
+        ValueError: The model has no clustering loss, or is a detector, whose loss sees boxes and no class of a point.
     """
     branch = getattr(model, 'clustering', None)
     if branch is None:
         raise ValueError(
             f"{type(model).__name__} has no clustering loss; build it with type='clusterplug.WithClustering'"
         )
-    was_training = model.training
+    if branch.boxes is not None:
+        raise ValueError(
+            f'{type(model).__name__} is a detector: it predicts boxes and no class of a point, so that its scans '
+            'cannot be drawn by subclass; draw its boxes with tools/analysis_tools/draw_boxes.py (the hook: scans=0)'
+        )
+
+
+@torch.no_grad()
+def predict_subclasses(model: nn.Module, data: dict, use_labels: bool = False) -> list[ScanSubclasses]:
+    """Predict classes, and the subclass of each point within its class.
+
+    Args:
+        model: a segmentor of voxels, cylinders or points, built by :func:`WithClustering`.
+        data: a batch as a data loader of mmengine gives it.
+        use_labels: choose the subclass within the true class (:func:`true_classes`) instead of the predicted one,
+            to compare subclasses with other groupings of the same points.
+
+    Returns:
+        One :class:`ScanSubclasses` for each scan of the batch. Where a scene is cut into patches, the feature of a
+        point is the mean over those that contain it, as its logits are. A point whose voxel a coarse layer has dropped
+        has no subclass (-1), and NaN as its feature.
+
+    Raises:
+        ValueError: the model has no clustering loss or is a detector; the tapped layer has other rows than the scans;
+            ``use_labels`` without labels.
+    """
+    check_predictable(model)
+    branch = model.clustering
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         data = model.data_preprocessor(data, False)
-        with branch.watch():
+        with branch.watch(), _Patches(model, branch.embedding.path) as patches:
             results = model(**data, mode='predict')
-        rows = branch.embedding.take()
+            rows = branch.embedding.take()
     finally:
-        model.train(was_training)
-    coords = data['inputs']['voxels']['coors']
+        for module, mode in training.items():  # one by one: some are frozen
+            module.training = mode
+    points = data['inputs']['points']
+    if isinstance(data['inputs'].get('voxels'), dict):
+        features = _of_voxels(rows, data['inputs']['voxels'], results, branch)
+    else:
+        features = patches.features([len(scan) for scan in points])
+    scans = []
+    for scan, sample, feature in zip(points, results, features, strict=True):
+        predictions = sample.pred_pts_seg.pts_semantic_mask
+        classes = predictions
+        if use_labels:
+            classes = true_classes(sample)
+            if classes is None:
+                raise ValueError('use_labels needs the labels of the points, and this scan has no labels')
+        classes = classes.to(feature.device).long()
+        known = feature.isfinite().all(1)
+        embedded = F.normalize(branch.loss.projector(torch.where(known[:, None], feature, 0)), dim=1)
+        subclasses = nearest_subclass(embedded, classes, branch.loss.memory)
+        scans.append(ScanSubclasses(scan, predictions, classes, torch.where(known, subclasses, -1), feature))
+    return scans
+
+
+def true_classes(sample) -> Tensor | None:
+    """(N,) labels of the points of a data sample, None if it has none; test pipelines keep them for the evaluation."""
+    mask = getattr(getattr(sample, 'gt_pts_seg', None), 'pts_semantic_mask', None)
+    if mask is None:
+        mask = (getattr(sample, 'eval_ann_info', None) or {}).get('pts_semantic_mask')
+    return None if mask is None else torch.as_tensor(mask)
+
+
+def _of_voxels(rows, voxels: dict, results: list, branch: nn.Module) -> list[Tensor]:
+    """(N, C) feature of each point of each scan, through its voxel."""
+    # 'voxel_coors' is what Cylinder3D adds, whose 'coors' are those of the points
+    coords = voxels.get('voxel_coors', voxels['coors'])
     _, feature_rows = align(rows, {'voxel': coords[:, 0]}, coords, branch.embedding.path, branch.grid)
     features = rows.features.float()
     if feature_rows is not None:
-        features = features[feature_rows.clamp_min(0)]
-    embedded = F.normalize(branch.loss.projector(features), dim=1)
-    scans = []
-    for number, (points, sample) in enumerate(zip(data['inputs']['points'], results, strict=True)):
-        voxels = (coords[:, 0] == number).nonzero()[:, 0][sample.point2voxel_map]
-        predictions = sample.pred_pts_seg.pts_semantic_mask
-        classes = (sample.gt_pts_seg.pts_semantic_mask if use_labels else predictions).to(coords.device).long()
-        subclasses = nearest_subclass(embedded[voxels], classes, branch.loss.memory)
-        scans.append(ScanSubclasses(points, predictions, classes, subclasses, features[voxels]))
-    return scans
+        missing = (feature_rows < 0)[:, None]
+        features = features[feature_rows.clamp_min(0)].masked_fill(missing, torch.nan)
+    return [
+        features[(coords[:, 0] == number).nonzero()[:, 0][sample.point2voxel_map.long()]]
+        for number, sample in enumerate(results)
+    ]
+
+
+class _Patches:
+    """Collects the rows of a tap for every patch that a point-based model cuts from a scene, and their points."""
+
+    def __init__(self, model: nn.Module, path: str):
+        self.model, self.path = model, path
+        self.rows, self.indices = [], []
+
+    def __enter__(self):
+        name, _, side = self.path.partition(':')
+        layer = dict(self.model.named_modules())[name]
+
+        def keep(_, inputs, output):
+            self.rows.append(inputs[0] if side == 'input' else output)
+
+        self._handle = layer.register_forward_hook(keep)
+        self._host = getattr(self.model, '_sliding_patch_generation', None)
+        if self._host is not None:
+            self.model._sliding_patch_generation = self._generate
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._handle.remove()
+        if self._host is not None:
+            del self.model._sliding_patch_generation
+
+    def _generate(self, *args, **options):
+        points, indices = self._host(*args, **options)
+        self.indices.append(indices)
+        return points, indices
+
+    def features(self, counts: list[int]) -> list[Tensor]:
+        """(N, C) mean feature of each point of each scan of ``counts`` points."""
+        rows = torch.cat([to_rows(value, self.path).features.float() for value in self.rows])
+        indices = self.indices or [torch.arange(count, device=rows.device) for count in counts]
+        if sum(map(len, indices)) != len(rows) or len(indices) != len(counts):
+            raise ValueError(
+                f"the layer '{self.path}' has {len(rows)} rows for {sum(map(len, indices))} points in "
+                f'{len(counts)} scans; tap a layer with one row a point to draw subclasses'
+            )
+        features = []
+        for part, index, count in zip(rows.split([len(i) for i in indices]), indices, counts, strict=True):
+            total = rows.new_zeros(count, rows.shape[1]).index_add_(0, index, part)
+            features.append(total / torch.bincount(index, minlength=count)[:, None])
+        return features

@@ -46,3 +46,48 @@ def test_no_loss_to_look_at(tmp_path):
     runner = build_tiny_runner(tmp_path / 'w', data, hooks=[dict(type='clusterplug.ClusterVisualizationHook')])
     with pytest.raises(ValueError, match='ClusterVisualizationHook found no PointClusterLoss'):
         runner.train()
+
+
+def test_a_picture_that_fails_does_not_end_the_training(tmp_path, monkeypatch):
+    from clusterplug.visualization import subclass_views
+
+    def full(*_, **__):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(subclass_views, 'save_memory_views', full)
+    data = write_tiny_semantickitti(tmp_path / 'data')
+    runner = _train(tmp_path / 'w', data, [dict(type='clusterplug.ClusterVisualizationHook')])
+    assert runner.epoch == runner.max_epochs
+
+
+def test_random_numbers_are_put_back():
+    import random
+
+    import numpy as np
+
+    from clusterplug.hooks.cluster_visualization import _random_numbers_kept
+
+    draw = lambda: (random.random(), np.random.rand(), torch.rand(1).item())  # noqa: E731
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    expected = draw()
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    with pytest.raises(ZeroDivisionError), _random_numbers_kept():
+        draw()[0] / 0
+    assert draw() == expected
+
+
+def test_scans_that_cannot_be_drawn_are_refused_before_the_training(tmp_path, monkeypatch):
+    from clusterplug import segmentors
+
+    def refuse(model):
+        raise ValueError(f'{type(model).__name__} is a detector')
+
+    monkeypatch.setattr(segmentors, 'check_predictable', refuse)
+    data = write_tiny_semantickitti(tmp_path / 'data')
+    with pytest.raises(ValueError, match='cannot draw 2 scans: MinkUNet is a detector; set scans=0'):
+        _train(tmp_path / 'a', data, [dict(type='clusterplug.ClusterVisualizationHook', scans=2)])
+    assert not list((tmp_path / 'a').glob('*.pth'))
+    _train(tmp_path / 'b', data, [dict(type='clusterplug.ClusterVisualizationHook')])
+    (folder,) = (tmp_path / 'b').glob('*/subclasses')
+    assert not list(folder.glob('*scan*'))
+    assert list(folder.glob('*centers.png'))

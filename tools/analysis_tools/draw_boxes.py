@@ -12,22 +12,24 @@ from pickle import UnpicklingError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from clusterplug.core.config_options import ConfigOptions
+
 TRUTH = (60, 220, 60)
 COLORS = [(255, 90, 90), (90, 170, 255), (255, 190, 40), (220, 110, 255), (80, 230, 230)]
 
 
 def parse_arguments() -> argparse.Namespace:
     """Options of the command line."""
-    from mmengine.config import DictAction
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config of a detector on KITTI: a path, or package::path')
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file; without it the ground truth is drawn alone')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/boxes'), help='folder for the pictures')
-    parser.add_argument('--frames', type=int, nargs='+', help='numbers of frames of the validation set (default: all)')
-    parser.add_argument('--score', type=float, default=0.3, help='least score of a box (default: 0.3)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', default={},
+        '--out', type=Path, default=Path('work_dirs/boxes'), help='folder for the pictures (default: %(default)s)'
+    )
+    parser.add_argument('--frames', type=int, nargs='+', help='numbers of frames of the validation set (default: all)')
+    parser.add_argument('--score', type=float, default=0.3, help='least score of a box, 0 to 1 (default: %(default)s)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', default={},
         help='replace values of the config',
     )  # fmt: skip
     return parser.parse_args()
@@ -41,6 +43,8 @@ def main() -> int:
     from clusterplug.checkpoints import load_checkpoint_into
     from clusterplug.cli import build_runner, load_config
 
+    if args.out.exists() and not args.out.is_dir():
+        sys.exit(f'draw_boxes: --out must be a folder, got the file {args.out}')
     if args.checkpoint and not Path(args.checkpoint).is_file():
         sys.exit(f'draw_boxes: CHECKPOINT must be a file, got {args.checkpoint}, which does not exist')
     runner = build_runner(load_config(args.config, args.cfg_options, str(args.out / 'log')))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the subclasses that a trained model has found: ``view_subclasses.py CONFIG CHECKPOINT [--scans 0 1 2]``."""
+"""Draw the subclasses that a trained model has found: view_subclasses.py CONFIG CHECKPOINT [--scans 0 1 2]."""
 
 import argparse
 import sys
@@ -8,21 +8,27 @@ from pickle import UnpicklingError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from clusterplug.core.config_options import ConfigOptions
+
 
 def parse_arguments() -> argparse.Namespace:
-    from mmengine.config import DictAction
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config with WithClustering: a path, or package::path')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/subclasses'), help='folder for the files')
+    parser.add_argument(
+        '--out', type=Path, default=Path('work_dirs/subclasses'), help='folder for the files (default: %(default)s)'
+    )
     parser.add_argument('--scans', type=int, nargs='+', default=[0], help='numbers of validation scans (default: 0)')
     parser.add_argument(
-        '--true-classes', action='store_true', help='subclasses within the true, not the predicted class'
+        '--true-classes',
+        action='store_true',
+        help='subclasses within the true class of a point (default: the predicted one)',
     )
-    parser.add_argument('--rerun', action='store_true', help='also one recording for the rerun viewer, scans.rrd')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', default={},
+        '--rerun', action='store_true', help='also write one recording for the rerun viewer, scans.rrd (default: none)'
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', default={},
         help='replace values of the config',
     )  # fmt: skip
     return parser.parse_args()
@@ -34,18 +40,22 @@ def main() -> int:
 
     from clusterplug.checkpoints import load_checkpoint_into
     from clusterplug.cli import build_runner, load_config
-    from clusterplug.segmentors import predict_subclasses
+    from clusterplug.segmentors import check_predictable, predict_subclasses, true_classes
     from clusterplug.visualization import save_rerun
     from clusterplug.visualization.subclass_views import save_memory_views, save_scan_views, scan_colorings
 
+    if args.out.exists() and not args.out.is_dir():
+        sys.exit(f'view_subclasses: --out must be a folder, got the file {args.out}')
     if not Path(args.checkpoint).is_file():
         sys.exit(f'view_subclasses: CHECKPOINT must be a file, got {args.checkpoint}, which does not exist')
     runner = build_runner(load_config(args.config, args.cfg_options, str(args.out / 'log')))
     model = runner.model
-    if not hasattr(model, 'clustering'):
-        sys.exit(
-            f"view_subclasses: {args.config} has no clustering loss; its model needs type='clusterplug.WithClustering'"
-        )
+    try:
+        check_predictable(model)
+    except ValueError as error:
+        sys.exit(f'view_subclasses: {args.config}: {error}')
+    if runner.cfg.get('val_dataloader') is None:
+        sys.exit(f'view_subclasses: {args.config} has no val_dataloader, whose scans are drawn')
     try:
         load_checkpoint_into(model, args.checkpoint)
     except (OSError, ValueError, UnpicklingError) as error:
@@ -58,8 +68,10 @@ def main() -> int:
     files, recorded = save_memory_views(args.out, memory, known), []
     for number in args.scans:
         data = pseudo_collate([dataset[number]])
-        mask = getattr(data['data_samples'][0].gt_pts_seg, 'pts_semantic_mask', None)
+        mask = true_classes(data['data_samples'][0])
         truth = None if mask is None else mask.cpu().numpy()
+        if args.true_classes and truth is None:
+            sys.exit(f'view_subclasses: --true-classes needs labels, and scan {number} has none')
         (scan,) = predict_subclasses(model, data, use_labels=args.true_classes)
         colorings, points = scan_colorings(scan, memory.num_clusters, truth), scan.points.cpu().numpy()
         files += save_scan_views(args.out, f'scan_{number}', points, colorings, names)
