@@ -1,5 +1,7 @@
 """Batched spectral clustering with medoids: graph, leading eigenvectors, k-medoids on their rows."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from clusterplug.functional._affinity import affinity_matrix, normalized_adjacen
 from clusterplug.functional._leading_eigenvectors import leading_eigenvectors
 from clusterplug.functional._medoid_steps import KMedoidsResult, farthest_first, problems_at_once
 from clusterplug.functional._numerics import exact_products, working_dtype
+from clusterplug.functional._origin import power_of_two
 from clusterplug.functional._self_distances import check_square, self_distances
 from clusterplug.functional.kmedoids import alternate
 
@@ -24,7 +27,7 @@ def spectral_clustering(
     num_clusters: int,
     *,
     affinity: str = 'knn',
-    sigma: float | str = 2.0,
+    sigma: float | str = 'local',
     num_neighbors: int | None = None,
     solver: str = 'auto',
     sort: bool = True,
@@ -34,25 +37,30 @@ def spectral_clustering(
 
     .. math:: A = D^{-1/2} W D^{-1/2}, \quad A U = U \Lambda, \quad r_n = U_n / (\|U_n\| + 10^{-6})
 
-    with W the weights (one on the diagonal), D their row sums and U the eigenvectors of the K largest eigenvalues of
+    with W the weights, D their row sums and U the eigenvectors of the K largest eigenvalues of
     A, which are those of the K smallest of the Laplacian :math:`I - A`. :func:`kmedoids` on the rows r, started at
     the point of largest degree, gives labels and medoids. Flipping or rotating U changes no distance between rows,
     so the result does not depend on the signs that a solver happens to return.
 
-    Defined edges as in :func:`kmedoids`. A point without neighbours is a part of its own. If the graph has more
-    than K connected parts, the K largest eigenvalues are not unique and neither is the cut.
+    Defined edges as in :func:`kmedoids`. A point without neighbors is a part of its own. The eigenvectors are tested
+    against the gap that follows the K-th eigenvalue, and computed in float64 where fp32 does not resolve it. If the
+    graph has more than K connected parts, the K largest eigenvalues are not unique and neither is the cut: a warning
+    says so.
 
     Args:
         x: (..., N, D) points of any floating type, computed in fp32 at least; or (..., N, N) non-negative weights
-            with ``affinity='precomputed'``, of which the two triangles are averaged and the diagonal set to one.
+            with ``affinity='precomputed'``, of which the two triangles are averaged and the diagonal set to the
+            largest weight of its row; their unit does not matter.
         num_clusters: K, 1 <= K <= N.
         affinity: ``'knn'``: weights between nearest neighbours only; ``'heat'``: between all; ``'precomputed'``.
         sigma: Width of the weights ``exp(-d^2 / (2 sigma^2))``, in the unit of ``x``; ``inf`` gives weights 0 and 1.
-            ``'local'``: ``exp(-d^2 / (s_i s_j))`` with s the distance of a point to its seventh neighbour, which
-            suits any unit and density. In many dimensions a fixed width soon underflows: a warning says so.
+            ``'local'`` (the default): ``exp(-d^2 / (s_i s_j))`` with s the distance of a point to its seventh
+            neighbor, which suits any unit and density. In many dimensions a fixed width soon underflows: a warning
+            says so.
         num_neighbors: For ``'knn'``, the point itself counted; default 10, or N if that is smaller.
-        solver: ``'eigh'``, ``'subspace'`` (almost only products; approximate where no gap follows the K-th
-            eigenvalue) or ``'auto'``: ``'eigh'`` for N < 1,000 on a CPU or K above about N / 6, else ``'subspace'``.
+        solver: ``'eigh'``, ``'subspace'`` (iteration with almost only products; it warns where it does not converge)
+            or ``'auto'``: ``'eigh'`` for N < 1,000 on a CPU or K above about N / 6, else ``'subspace'``, and
+            ``'eigh'`` again for the problems where that does not converge.
         sort: Number the clusters in the order of their medoids.
         mask: (..., N) bool, True = valid.
 
@@ -109,18 +117,45 @@ def _weights(
     weights = self_distances(points, 'precomputed', mask)
     if bool((weights < 0).any()):
         raise ValueError("x must hold non-negative weights for affinity='precomputed', got negative ones")
-    weights.diagonal(dim1=-2, dim2=-1).fill_(1) if mask is None else weights.diagonal(dim1=-2, dim2=-1).copy_(mask)
+    # a cut does not depend on the unit of the weights, so nothing here may: not the loops, nor sums near overflow
+    largest = weights.amax((-2, -1), keepdim=True)
+    weights = weights.div_(power_of_two(torch.where(largest > 0, largest, 1.0)))
+    loops = weights.amax(-1)
+    loops = torch.where(loops > 0, loops, 1.0)
+    weights.diagonal(dim1=-2, dim2=-1).copy_(loops if mask is None else loops * mask)
     return weights
 
 
 def _cut(weights: Tensor, num_clusters: int, solver: str, sort: bool, mask: Tensor | None) -> tuple[Tensor, ...]:
-    adjacency, degree = normalized_adjacency(weights, mask)
-    vectors = leading_eigenvectors(adjacency, num_clusters, solver)
+    vectors, degree = _embedding(weights, num_clusters, solver, mask)
     rows = vectors / (vectors.norm(dim=-1, keepdim=True) + 1e-6)
     distances = self_distances(rows.to(working_dtype(rows.dtype)), 'euclidean', mask)
     distances.masked_fill_(distances < _SAME_ROW, 0)
     medoids = farthest_first(distances, degree, num_clusters, mask)
     return alternate(distances, medoids, 100, 1e-6, sort, mask)
+
+
+def _embedding(weights: Tensor, num_clusters: int, solver: str, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the leading eigenvectors (B, N, K) and the degrees (B, N)."""
+    adjacency, degree = normalized_adjacency(weights, mask)
+    vectors, good = leading_eigenvectors(adjacency, num_clusters, solver)
+    missed = (~good).nonzero().flatten()
+    if len(missed) and weights.dtype == torch.float32:
+        # a gap that drowns in the rounding of fp32: the degrees, too, have to be taken in float64
+        adjacency, _ = normalized_adjacency(weights[missed].double(), None if mask is None else mask[missed])
+        precise, good[missed] = leading_eigenvectors(adjacency, num_clusters, solver)
+        vectors[missed] = precise.to(vectors.dtype)
+    if mask is not None:  # with fewer valid points than clusters there is nothing to separate
+        good = good | (mask.sum(-1) <= num_clusters)
+    if not bool(good.all()):
+        warnings.warn(
+            f'the cut is not unique, or was not found, in {int((~good).sum())} of {len(good)} problems: the '
+            f'eigenvalues {num_clusters} and {num_clusters + 1} of the graph agree to rounding (more than '
+            f"{num_clusters} connected parts?), or solver='subspace' did not converge; ask for another number of "
+            f"clusters, more neighbors, or solver='eigh'",
+            stacklevel=4,
+        )
+    return vectors, degree
 
 
 def _check_options(x: Tensor, affinity: str, sigma: float | str, num_neighbors: int | None, solver: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clusterplug.functional._affinity import affinity_matrix, normalized_adjacency
-from clusterplug.functional._leading_eigenvectors import leading_eigenvectors
+from clusterplug.functional._leading_eigenvectors import choose_solver, leading_eigenvectors
 from clusterplug.functional._self_distances import self_distances
 from clusterplug.functional.spectral import spectral_clustering
 
@@ -119,10 +119,96 @@ def test_leading_eigenvectors_span_the_true_space(solver):
     )
     values, exact = np.linalg.eigh(adjacency[0].double().numpy())
     assert values[-5] - values[-6] > 0.01
-    found = leading_eigenvectors(adjacency, 5, solver)[0].double().numpy()
+    vectors, good = leading_eigenvectors(adjacency, 5, solver)
+    assert good.all()
+    found = vectors[0].double().numpy()
     np.testing.assert_allclose(found.T @ found, np.eye(5), atol=1e-4)
     cosines = np.linalg.svd(exact[:, -5:].T @ found, compute_uv=False)
     np.testing.assert_allclose(cosines, 1, atol=1e-4)
+
+
+def shape(kind, num_points, seed):
+    """Points (N, 2) and the curve (N,) each lies on."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num_points) % 2
+    place = (torch.arange(num_points) // 2 + 0.5) / (num_points / 2)
+    noise = torch.randn(num_points, 2, generator=generator)
+    if kind == 'spirals':
+        turn = place.sqrt() * 9 + 1.5
+        x = turn[:, None] * torch.stack([(turn + labels * torch.pi).cos(), (turn + labels * torch.pi).sin()], -1)
+        return x + 0.2 * noise, labels
+    angle = place * (torch.pi if kind == 'moons' else 2 * torch.pi)
+    x = torch.stack([angle.cos(), angle.sin()], -1)
+    if kind == 'moons':
+        x = torch.where(labels[:, None] == 1, torch.tensor([1.0, 0.5]) - x, x)
+    else:
+        x = x * torch.where(labels == 1, 0.5, 1.0)[:, None]
+    return x + 0.04 * noise, labels
+
+
+@pytest.mark.parametrize('kind', ['moons', 'circles', 'spirals'])
+@pytest.mark.parametrize(('num_points', 'dtype', 'solver'), [
+    (600, torch.float32, 'auto'), (600, torch.float32, 'subspace'), (1100, torch.float32, 'auto'),
+    (1500, torch.float64, 'auto'), (2500, torch.float32, 'auto'),
+])  # fmt: skip
+def test_small_gaps_are_resolved(kind, num_points, dtype, solver):
+    x, truth = shape(kind, num_points, num_points)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        labels = spectral_clustering(x.to(dtype), 2, solver=solver).labels
+    assert agreement(labels, truth) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['moons', 'circles', 'spirals'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_small_gaps_of_five_thousand_points(kind, dtype):
+    x, truth = shape(kind, 5000, 1)
+    assert agreement(spectral_clustering(x.to(dtype), 2).labels, truth) == 1
+
+
+@pytest.mark.parametrize('num_points', [60, 120, 300])
+@pytest.mark.parametrize('num_clusters', [2, 5])
+def test_the_branch_of_accelerators_equals_eigh_for_few_points(num_points, num_clusters):
+    assert choose_solver(num_points, num_clusters + 8, torch.device('cuda')) == 'subspace'
+    x, _ = blobs(num_clusters, 3, per_cluster=num_points // num_clusters, spread=1.5, seed=num_points)
+    x[0] = 200.0  # an outlier
+    exact, found = (spectral_clustering(x, num_clusters, solver=solver) for solver in ('eigh', 'subspace'))
+    assert agreement(found.labels, exact.labels) == 1
+
+
+def test_connected_parts_of_many_shapes():
+    parts = [shape(kind, 400, 3)[0] + offset for kind, offset in (('moons', 0.0), ('circles', 30.0), ('moons', 60.0))]
+    x = torch.cat([*parts, parts[0].mean(0, keepdim=True) - 5])
+    truth = torch.cat([2 * i + torch.arange(400) % 2 for i in range(3)])
+    labels = spectral_clustering(x, 7).labels[:1200]  # the far point has no neighbors: a part of its own
+    assert agreement(labels, truth) == 1
+
+
+def test_says_so_when_the_iteration_does_not_converge_or_no_gap_exists(monkeypatch):
+    x = torch.arange(4.0).repeat_interleave(40)[:, None] * 100 + torch.randn(
+        160, 3, generator=torch.Generator().manual_seed(1)
+    )  # four parts, cut into two
+    for solver in ('eigh', 'subspace'):
+        with pytest.warns(UserWarning, match='not unique'):
+            spectral_clustering(x, 2, solver=solver)
+    module = importlib.import_module('clusterplug.functional._leading_eigenvectors')
+    x, truth = shape('moons', 1200, 5)
+    monkeypatch.setattr(module, '_products_allowed', lambda *_: 0)
+    with pytest.warns(UserWarning, match='did not converge'):
+        spectral_clustering(x, 2, solver='subspace')
+    assert agreement(spectral_clustering(x, 2).labels, truth) == 1  # 'auto' falls back
+
+
+@pytest.mark.parametrize('scale', [1e-30, 1e-6, 1e-3, 1e6, 1e30])
+@pytest.mark.parametrize('num_points', [300, 1100])
+def test_unit_of_given_weights_does_not_matter(scale, num_points):
+    x, truth = shape('moons', num_points, 2)
+    weights = affinity_matrix(self_distances(x[None], 'euclidean'), 'knn', float('inf'), 10, None)[0]
+    labels = spectral_clustering(weights, 2, affinity='precomputed').labels
+    scaled = spectral_clustering(weights * scale, 2, affinity='precomputed').labels
+    assert agreement(scaled, labels) == 1
+    assert agreement(labels, truth) > 0.9
 
 
 def test_large_problem_takes_the_subspace():
@@ -152,7 +238,8 @@ def test_signs_and_rotations_of_the_eigenvectors_change_nothing(monkeypatch):
     rotation = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=x.dtype))[0]
 
     def rotated(matrix, count, solver):
-        return leading_eigenvectors(matrix, count, solver) @ rotation
+        vectors, good = leading_eigenvectors(matrix, count, solver)
+        return vectors @ rotation, good
 
     monkeypatch.setattr(module, 'leading_eigenvectors', rotated)
     result = spectral_clustering(x, 4, sigma='local')
