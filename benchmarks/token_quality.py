@@ -63,12 +63,12 @@ def square(image: Image.Image, size: int) -> torch.Tensor:
 
 
 def clips(data: Path, number: int, size: int) -> torch.Tensor:
-    """Return (N, 3, size, size), the middle frame of each of the clips."""
+    """Return (N, 3, size, size), frame 20 of each of the clips."""
     from clusterplug.datasets.video.decoding import open_video
 
     files = sorted(file for file in (data / 'video' / 'clips').rglob('*') if file.suffix in ('.mp4', '.avi'))
     videos = [open_video(file) for file in files[:number]]
-    frames = [video.frames([video.length // 2])[0] for video in videos]
+    frames = [video.frames([min(20, video.length - 1)])[0] for video in videos]
     return torch.stack([square(Image.fromarray(np.asarray(frame)), size) for frame in frames])
 
 

@@ -234,6 +234,50 @@ def test_bad_options(options, message):
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+def test_one_idea_has_one_word_and_the_names_of_the_docs_stay():
+    model, run = make('clip')
+    found = []
+    for options in (
+        dict(after_block=2, segments=3, clusters=5),
+        dict(start=2, num_segments=3, num_clusters=5),
+        dict(start=torch.tensor([2]).numpy()[0], segments=3, num_clusters=5),
+    ):
+        patch.apply(model, method='centerclip', **options)
+        with torch.no_grad():
+            found.append(run(model, videos()))
+        patch.remove(model)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_start_0_is_the_first_block_and_empty_is_refused():
+    model, run = make('clip')
+    patch.apply(model, method='centerclip', start=0, num_segments=3, num_clusters=5)
+    assert list(model._clusterplug_patch.stages) == [0]
+    with torch.no_grad():
+        assert run(model, videos()).shape[0] == 6
+    patch.remove(model)
+    for options in (dict(start=()), dict(start=4), dict(start=-1), dict(end=0), dict(keep_ratio=0), dict(taps=())):
+        with pytest.raises(ValueError, match=r'after_block|centerclip takes'):
+            patch.apply(model, method='centerclip', **options)
+    for options in (dict(start=1.5), dict(start=True), dict(start=1, num_segments='4'), dict(start=1, clusters=2.0)):
+        with pytest.raises(TypeError, match='must be an int'):
+            patch.apply(model, method='centerclip', **options)
+    with pytest.raises(ValueError, match='two names of one option'):
+        patch.apply(model, method='centerclip', start=1, after_block=1)
+    with pytest.raises(ValueError, match=r"num_segments, num_clusters, frames.*did you mean 'num_segments'"):
+        patch.apply(model, method='centerclip', num_segment=3)
+
+
+def test_counts_without_a_use_are_told():
+    model, _ = make('clip')
+    with pytest.warns(UserWarning, match=r'token_shift.*no use for start, num_clusters'):
+        patch.apply(model, method='centerclip', start=1, num_clusters=4, reduction='token_shift')
+    patch.remove(model)
+    with pytest.warns(UserWarning, match=r'pooling.*no use for num_clusters'):
+        patch.apply(model, method='centerclip', start=1, num_clusters=4, reduction='pooling')
+
+
 def test_bad_input():
     model, run = make('clip')
     with pytest.raises(ValueError, match='is not patched'), patch.frame_mask(model, None):

@@ -279,6 +279,15 @@ def test_a_host_of_ones_own():
         (dict(keep_ratio=0), ValueError, 'keep_ratio must lie above 0'),
         (dict(keep_ratio=1.5), ValueError, 'keep_ratio must lie above 0'),
         (dict(taps=[4]), ValueError, 'taps must be numbers of blocks'),
+        (dict(taps=3), TypeError, 'taps must be numbers of blocks, 0 to 3, got int'),
+        (dict(taps=[1.5]), TypeError, 'taps must be numbers of blocks'),
+        (dict(taps='12'), TypeError, 'taps must be numbers of blocks'),
+        (dict(num_prefix='1'), TypeError, 'num_prefix must be an int'),
+        (dict(num_prefix=True), TypeError, 'num_prefix must be an int'),
+        (dict(num_prefix=-27), ValueError, 'num_prefix must be at least 0'),
+        (dict(keepratio=0.5), ValueError, r"got keepratio \(did you mean 'keep_ratio'\?\)"),
+        (dict(ratio=0.5), ValueError, 'apply itself start, end, grid, keep_ratio, num_prefix, taps'),
+        (dict(method='tom'), ValueError, r"did you mean 'tome'\?"),
         (dict(windows=3), ValueError, "method 'expedit' has the options num_iters.*got windows"),
         (dict(window=4), ValueError, 'window must be odd'),
         (dict(search=4), ValueError, 'window must be odd'),
@@ -293,6 +302,16 @@ def test_bad_settings(change, error, message):
         patch.apply(model, **change)
     with pytest.raises(ValueError, match='is not patched'):
         patch.remove(model)
+
+
+@torch.no_grad()
+def test_numbers_of_numpy_are_numbers():
+    np = pytest.importorskip('numpy', reason='needs numpy')
+    model, image = models.make('plain'), models.picture(1)
+    expected = patch.apply(model, start=1, end=3, keep_ratio=0.5, taps=[1])(image)
+    patch.remove(model)
+    options = dict(start=np.int64(1), end=np.int32(3), keep_ratio=np.float32(0.5), taps=np.array([1]))
+    assert torch.equal(patch.apply(model, num_prefix=np.int64(1), **options)(image), expected)
 
 
 @torch.no_grad()
