@@ -8,6 +8,7 @@ import numpy as np
 
 from clusterplug.core.files import whole_file
 from clusterplug.visualization._page import to_base64, write_page
+from clusterplug.visualization._text import PLAIN, plain
 from clusterplug.visualization.cluster_views import ClusterView
 from clusterplug.visualization.colors import subclass_colors
 
@@ -120,7 +121,7 @@ def save_cluster_panels(
         axes.imshow(picture)
         if marks is not None:
             axes.plot(marks[:, 1], marks[:, 0], 'o', markersize=4, markerfacecolor='white', markeredgecolor='black')
-        axes.set_title(name, fontsize=9)
+        axes.set_title(plain(name), fontsize=9, **PLAIN)
         axes.set_axis_off()
     figure.tight_layout()
     Path(path).parent.mkdir(parents=True, exist_ok=True)

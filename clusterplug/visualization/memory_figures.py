@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clusterplug.core.files import whole_file
+from clusterplug.visualization._text import PLAIN, label, plain, plain_legend
 from clusterplug.visualization.colors import SEMANTICKITTI
 
 
@@ -35,7 +36,7 @@ def save_sizes(
             left += width
         if not used.any():
             axes.text(0.01, row, 'not seen yet', va='center', fontsize=8, color='gray')
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), [plain(name) for name in names], fontsize=8, **PLAIN)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel('share of the anchors of a class that each of its subclasses takes', fontsize=9)
@@ -71,11 +72,13 @@ def save_center_map(
     figure, axes = _figure(9, 7)
     for c in np.unique(classes):
         mine = classes == c
-        axes.scatter(*plane[mine].T, s=area[mine], color=_color(c), alpha=0.8, label=names[c], edgecolor='k', lw=0.3)
+        axes.scatter(
+            *plane[mine].T, s=area[mine], color=_color(c), alpha=0.8, label=label(names[c]), edgecolor='k', lw=0.3
+        )
     axes.set_xlabel(f'first principal component ({100 * explained[0]:.0f} % of the variance)', fontsize=9)
     axes.set_ylabel(f'second ({100 * explained[1]:.0f} %)', fontsize=9)
     if len(classes):
-        axes.legend(fontsize=8, loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False)
+        plain_legend(axes.legend(fontsize=8, loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False))
     _save(figure, path)
 
 
@@ -96,7 +99,7 @@ def save_curves(path: str | os.PathLike, curves: Mapping[str, tuple[Sequence[flo
         if len(steps) != len(values):
             raise ValueError(f"curve '{name}' has {len(steps)} steps but {len(values)} values")
         ax.plot(steps, values, color='#2563eb', lw=1.2)
-        ax.set_ylabel(name, fontsize=8)
+        ax.set_ylabel(plain(name), fontsize=8, **PLAIN)
         ax.tick_params(labelsize=7)
         ax.grid(alpha=0.3)
     np.atleast_1d(axes)[-1].set_xlabel('training step', fontsize=9)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clusterplug.core.files import whole_file
+from clusterplug.visualization._text import PLAIN, label, plain, plain_legend
 from clusterplug.visualization.birds_eye import birds_eye
 
 
@@ -51,13 +52,13 @@ def save_panels(
     for number, (title, colors) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.imshow(birds_eye(points, colors, size=size, radius=radius), extent=(radius, -radius, -radius, radius))
-        axes.set_title(title, fontsize=12)
+        axes.set_title(plain(title), fontsize=12, **PLAIN)
         axes.set_xlabel('y in m', fontsize=8)
         axes.set_ylabel('x in m', fontsize=8)
         axes.tick_params(labelsize=7)
     if legend:
-        handles = [Patch(color=np.asarray(color) / 255, label=name) for name, color in legend]
-        figure.legend(handles=handles, loc='lower center', ncols=10, fontsize=9, frameon=False)
+        handles = [Patch(color=np.asarray(color) / 255, label=label(name)) for name, color in legend]
+        plain_legend(figure.legend(handles=handles, loc='lower center', ncols=10, fontsize=9, frameon=False))
     figure.tight_layout(rect=(0, 0.9 / figure.get_figheight() if legend else 0, 1, 1))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, 'wb') as file:

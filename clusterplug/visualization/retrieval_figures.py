@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clusterplug.core.files import whole_file
+from clusterplug.visualization._text import PLAIN, plain
 
 
 def save_kept_tokens(
@@ -126,11 +127,13 @@ def save_contact_sheet(
             video_id, score, picture = found[column]
             axis.imshow(picture)
             hit = right is not None and video_id == right
-            axis.set_xlabel(f'{video_id[:18]}  {score:.3f}', fontsize=7.5, color='green' if hit else 'black')
+            axis.set_xlabel(
+                f'{plain(video_id, 18)}  {score:.3f}', fontsize=7.5, color='green' if hit else 'black', **PLAIN
+            )
             for spine in axis.spines.values():
                 spine.set_color('limegreen' if hit else '0.7')
                 spine.set_linewidth(4 if hit else 0.8)
-        axes[row][0].set_title(_short(query), fontsize=9, loc='left', pad=5)
+        axes[row][0].set_title(plain(query), fontsize=9, loc='left', pad=5, **PLAIN)
     _save(figure, path)
 
 
@@ -156,7 +159,8 @@ def save_similarity_map(
         raise ValueError(f'ranks must have shape ({len(scores)},), got {np.shape(ranks)}')
     figure, axes = _grid(1, 1 if ranks is None else 2, 5.2, 4.6, '')
     image = axes[0][0].imshow(scores, cmap='viridis', aspect='auto', interpolation='nearest')
-    axes[0][0].set(xlabel='video', ylabel='text', title=title)
+    axes[0][0].set(xlabel='video', ylabel='text')
+    axes[0][0].set_title(plain(title), **PLAIN)
     figure.colorbar(image, ax=axes[0][0], fraction=0.046)
     if ranks is not None:
         ranks = np.asarray(ranks)
@@ -180,10 +184,6 @@ def _check_frames(frames: np.ndarray) -> None:
         raise ValueError(f'frames must be uint8 of shape (T, H, W, 3), got {frames.dtype} {frames.shape}')
 
 
-def _short(text: str, length: int = 90) -> str:
-    return text if len(text) <= length else f'{text[: length - 1]}…'
-
-
 def _grid(rows: int, columns: int, width: float, height: float, title: str):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -192,7 +192,7 @@ def _grid(rows: int, columns: int, width: float, height: float, title: str):
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     if title:
-        figure.suptitle(_short(title), fontsize=10)
+        figure.suptitle(plain(title), fontsize=10, **PLAIN)
     return figure, axes
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from clusterplug.core.files import whole_file
+from clusterplug.visualization._text import PLAIN, plain
 
 EDGE = (255, 255, 0)
 
@@ -113,7 +114,7 @@ def save_token_panels(
     for number, (title, picture) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.imshow(picture, cmap='magma', vmin=0, vmax=1)
-        axes.set_title(title, fontsize=9)
+        axes.set_title(plain(title), fontsize=9, **PLAIN)
         axes.set_axis_off()
     figure.tight_layout(pad=0.4)
     kind = os.path.splitext(os.fspath(path))[1].lstrip('.') or 'png'
