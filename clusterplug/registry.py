@@ -7,7 +7,7 @@ swallows an ImportError that happens here and reports "X is not in the registry"
 Without mmengine the decorators do nothing, so losses and layers stay usable as plain ``nn.Module``.
 """
 
-__all__ = ['DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'TRANSFORMS']
+__all__ = ['DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'TRANSFORMS']
 
 
 class _PlainDecorator:
@@ -34,6 +34,7 @@ except ModuleNotFoundError:
     DATASETS = _PlainDecorator('datasets')
     TRANSFORMS = _PlainDecorator('transforms')
     METRICS = _PlainDecorator('metrics')
+    OPTIM_WRAPPER_CONSTRUCTORS = _PlainDecorator('optim wrapper constructors')
 else:
     from mmengine.config import utils as _config_utils
 
@@ -75,3 +76,9 @@ else:
         locations=['clusterplug.datasets.previous_scans', 'clusterplug.datasets.video.transforms'],
     )
     METRICS = _mm.Registry('metric', parent=_mm.METRICS, scope='clusterplug', locations=['clusterplug.evaluation'])
+    OPTIM_WRAPPER_CONSTRUCTORS = _mm.Registry(
+        'optimizer wrapper constructor',
+        parent=_mm.OPTIM_WRAPPER_CONSTRUCTORS,
+        scope='clusterplug',
+        locations=['clusterplug.retrieval.parameter_groups'],
+    )

@@ -6,9 +6,11 @@ from clusterplug.retrieval.data import VideoTextPreprocessor, VideoTextSample
 from clusterplug.retrieval.encoders import FeatureEncoders, OpenCLIPEncoders, TransformersEncoders
 from clusterplug.retrieval.heads import MeanPooling, SequenceTransformer, masked_mean
 from clusterplug.retrieval.openai_weights import clip_from_openai, read_state_dict
+from clusterplug.retrieval.parameter_groups import RetrievalOptimWrapperConstructor
 
 __all__ = [
-    'CenterCLIP', 'FeatureEncoders', 'MeanPooling', 'OpenCLIPEncoders', 'SequenceTransformer', 'TransformersEncoders',
+    'CenterCLIP', 'FeatureEncoders', 'MeanPooling', 'OpenCLIPEncoders',
+    'RetrievalOptimWrapperConstructor', 'SequenceTransformer', 'TransformersEncoders',
     'VideoTextPreprocessor', 'VideoTextSample', 'clip_from_openai', 'masked_mean', 'read_state_dict',
     'symmetric_contrast',
 ]  # fmt: skip

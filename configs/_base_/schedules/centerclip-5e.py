@@ -3,12 +3,9 @@
 max_epochs = 5
 optim_wrapper = dict(
     type='AmpOptimWrapper',
+    constructor='clusterplug.RetrievalOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=5e-6, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2),
-    paramwise_cfg=dict(
-        norm_decay_mult=0,
-        bias_decay_mult=0,
-        custom_keys={'head.': dict(lr_mult=1000), 'logit_scale': dict(decay_mult=0)},
-    ),
+    paramwise_cfg=dict(head_lr_mult=1000),
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = [
