@@ -9,7 +9,7 @@ from clusterplug.core.checks import check_count
 from clusterplug.functional._token_checks import check_grid
 from clusterplug.patch._hosts import find_layout
 from clusterplug.patch._methods import make_method
-from clusterplug.patch._own_class import give_own_class, take_own_class
+from clusterplug.patch._parts import check_one_transformer, check_tied
 from clusterplug.patch._session import Session
 
 _MARK = '_clusterplug_patch'
@@ -37,7 +37,10 @@ def apply(
     ``forward_intermediates``, backbones) have the full size. Positions that blocks apply themselves (rotary
     embeddings, relative positions, windows) are those of the reduced tokens.
 
-    Apply before ``torch.compile``. Gradients flow; gradient checkpointing is not supported.
+    Apply before ``torch.compile``. Gradients flow. Gradient checkpointing of the whole model gives the same
+    gradients, and so does that inside of blocks without windows and without ``size_bias``; what would give others is
+    refused by a RuntimeError. Any number of threads may call the model. Two transformers in one model are patched one
+    by one.
 
     Args:
         model: A timm, transformers or torchvision transformer, or a model with one inside; see
@@ -63,7 +66,8 @@ def apply(
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: The model is patched or compiled already or holds no known transformer; start, end, grid,
+        ValueError: The model is patched or compiled already, holds no known transformer or several, or has tied
+            blocks; start, end, grid,
             keep_ratio, method or an option is out of range. During a forward pass: the grid is larger than the map,
             the number of tokens in front is wrong, tokens are NaN or infinite (on the CPU).
 
@@ -86,8 +90,8 @@ def apply(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f'model must be a torch.nn.Module, got {type(model).__name__}')
-    if _find_patched(model) is not None:
-        raise ValueError('model is patched already; call clusterplug.patch.remove(model) first')
+    if _sessions(model):
+        raise ValueError('model is patched already, itself or a part of it; call clusterplug.patch.remove(model) first')
     layout = find_layout(model)
     _check_not_compiled(model, layout)
     if num_prefix is not None:
@@ -172,17 +176,27 @@ def _apply_to_videos(model: nn.Module, layout, start, refused: list[str], option
 
 
 def _attach(model: nn.Module, session) -> nn.Module:
-    session.attach()
-    give_own_class(session.layout.blocks[0])
-    setattr(model, _MARK, session)
+    layout = session.layout
+    check_one_transformer(model, layout.trunk)
+    check_tied(layout, session.indices)
+    try:
+        session.attach(model)
+    except BaseException:
+        session.detach()  # a model that is patched in part cannot be removed
+        raise
+    session.marked = [model, layout.trunk, *layout.blocks]
+    for module in session.marked:
+        setattr(module, _MARK, session)
     return model
 
 
 def remove(model: nn.Module) -> nn.Module:
     """Undo :func:`apply`: afterwards the model computes the same bits as before.
 
+    What others have set since stays: hooks, a ``forward``, parts that replaced patched ones.
+
     Args:
-        model: A patched model.
+        model: A patched model; one that holds several patched parts loses all patches.
 
     Returns:
         The model itself.
@@ -200,18 +214,19 @@ def remove(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f'model must be a torch.nn.Module, got {type(model).__name__}')
-    patched = _find_patched(model)
-    if patched is None:
+    sessions = _sessions(model)
+    if not sessions:
         raise ValueError(f'{type(model).__name__} is not patched; nothing to remove')
-    session = getattr(patched, _MARK)
-    session.detach()
-    take_own_class(session.layout.blocks[0])
-    delattr(patched, _MARK)
+    for session in sessions:
+        session.detach()
+        for module in session.marked:
+            vars(module).pop(_MARK, None)
     return model
 
 
-def _find_patched(model: nn.Module) -> nn.Module | None:
-    return next((module for module in model.modules() if _MARK in vars(module)), None)
+def _sessions(model: nn.Module) -> list:
+    found = (vars(module).get(_MARK) for module in model.modules())
+    return list({id(session): session for session in found if session is not None}.values())
 
 
 def _range(start: int | None, end: int | None, layout) -> tuple[int, int]:

@@ -29,9 +29,10 @@ class Layout:
             are matched.
         adapt (Callable, optional): ``adapt(block, args, kwargs, table)`` -> (args, kwargs) for reduced tokens:
             positions, resolutions.
-        resize (Windows, optional): ``resize.do(block, size, grid)`` changes a windowed block for maps of another size,
-            ``resize.undo(block)`` changes it back, both may be called more than once; ``resize.grid(block, size,
-            keep_ratio)`` is the grid whose windows need no padding.
+        resize (Windows, optional): ``resize.parts(block)`` -> the modules of a block that read other attributes in
+            reduced blocks, by name, each with the names of these attributes; ``resize.values(block, size, grid)`` ->
+            their values for a map of another size, by (module, attribute); ``resize.grid(block, size, keep_ratio)``
+            is the grid whose windows need no padding.
         stages (Sequence): Ranges of blocks over which a map keeps its size; none means one range over all. Tokens are
             reduced inside one range.
         knows_sizes (bool): Blocks call ``scaled_dot_product_attention``, so that reduced tokens can count by size.

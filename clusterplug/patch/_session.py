@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from clusterplug.functional._token_checks import check_grid
 from clusterplug.patch._geometry import SharedTable
 from clusterplug.patch._hosts import Layout
+from clusterplug.patch._own_class import give_own_class, take_own_class
+from clusterplug.patch._parts import Parts
 from clusterplug.patch._size_bias import Biased
-from clusterplug.patch._store import Store
+from clusterplug.patch._store import Store, autograd_state, backward_pass, checkpointing_message
 
 
 class Session:
@@ -29,13 +31,24 @@ class Session:
         self.layout, self.method, self.start, self.end = layout, method, start, end
         self.grid, self.keep_ratio = grid, keep_ratio
         self.taps = frozenset(taps) | frozenset(layout.taps)
-        self.store = Store()
+        self.store = Store(type(method).__name__.lower())
         self.every_block = getattr(method, 'every_block', False)
-        self.handles, self.undo = [], []
+        self.handles, self.undo, self.own = [], [], []
 
-    def attach(self) -> None:
-        """Register everything."""
+    @property
+    def indices(self) -> range:
+        """The blocks that have hooks."""
+        return range(self.start, self.end)
+
+    def attach(self, model: nn.Module) -> None:
+        """Register everything; ``model`` holds the transformer or is it."""
         layout = self.layout
+        self.parts = Parts(layout)
+        self._give_classes()
+        for module in model.modules():
+            if any(each is layout.trunk for each in module.modules()):
+                end = _EndHook(self.store, module is layout.trunk)
+                self.handles.append(module.register_forward_hook(end, always_call=True))
         self.handles.append(layout.projection.register_forward_hook(self._see_size))
         for number, scope in enumerate(layout.scopes):
             hook = _ScopeHook(self, first=number == 0)
@@ -47,32 +60,50 @@ class Session:
             # Before the hooks that others have put there to read the output.
             self.handles.append(block.register_forward_hook(after, prepend=True))
             if getattr(self.method, 'size_bias', False):
-                block.forward = Biased(block, self.store, layout.num_prefix)
-                self.undo.append((block, 'forward'))
+                self._replace(block, 'forward', Biased(block, self.store, layout.num_prefix))
         if layout.wraps is not None:
             for name, method in layout.wraps(self.store).items():
-                setattr(layout.trunk, name, method)
-                self.undo.append((layout.trunk, name))
+                self._replace(layout.trunk, name, method)
+
+    def _give_classes(self) -> None:
+        first = self.layout.blocks[0]  # reached by everything that was compiled for an unpatched model
+        given = {id(first): (first, 'block', ())}
+        for index in self.indices:
+            block = self.layout.blocks[index]
+            given[id(block)] = (block, 'block', ())
+            if self.layout.resize is not None:
+                for name, (module, names) in self.layout.resize.parts(block).items():
+                    given[id(module)] = (module, name, names)
+        self.own = [module for module, _, _ in given.values()]
+        for module, name, names in given.values():
+            give_own_class(module, self.store, name, names)
+
+    def _replace(self, module: nn.Module, name: str, value) -> None:
+        value.earlier = vars(module).get(name)
+        setattr(module, name, value)
+        self.undo.append((module, name, value))
 
     def detach(self) -> None:
-        """Take everything away."""
+        """Take everything away, but nothing that others have put there since."""
         for handle in self.handles:
             handle.remove()
-        if self.layout.resize is not None:
-            for block in self.layout.blocks:
-                self.layout.resize.undo(block)  # a forward pass that failed half-way
-        for module, name in self.undo:
-            earlier = getattr(vars(module)[name], 'earlier', None)
+        for module, name, value in self.undo:
+            if vars(module).get(name) is not value:
+                continue  # That of others calls ours, which does nothing more.
             delattr(module, name)
-            if earlier is not None:
-                setattr(module, name, earlier)
-        self.handles, self.undo = [], []
+            if value.earlier is not None:
+                setattr(module, name, value.earlier)
+        for module in self.own:
+            take_own_class(module)
+        self.store.drop()
+        self.handles, self.undo, self.own = [], [], []
 
     def _see_size(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         current = self.store.current
+        self.parts.check()
         wanted = current.wanted
         current.clear()
-        current.wanted = wanted
+        current.wanted, current.task = wanted, backward_pass()
         size = output.shape[1:3] if self.layout.projection_last else output.shape[-2:]
         # While torch.jit.trace runs, sizes are tensors.
         current.size = tuple(int(length) for length in size) if torch.jit.is_tracing() else tuple(size)
@@ -80,7 +111,9 @@ class Session:
     def before(self, index: int, block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Hook before a block: reduce, or take up the reduced tokens that were put aside for a reader."""
         current = self.store.current
-        current.running = block
+        if backward_pass() != (-1 if current.size is None else current.task):
+            raise RuntimeError(checkpointing_message(self.store.method))
+        current.running, current.windows, current.entry = block, None, autograd_state()
         tokens = args[0] if args else kwargs['hidden_states']
         if index == self.start:
             tokens = self._reduce(block, tokens, args, kwargs)
@@ -95,7 +128,7 @@ class Session:
         else:
             kwargs = {**kwargs, 'hidden_states': tokens}
         if self.layout.resize is not None:
-            self.layout.resize.do(block, current.table.size, current.table.grid)
+            current.windows = self.layout.resize.values(block, current.table.size, current.table.grid)
         if self.layout.adapt is not None:
             args, kwargs = self.layout.adapt(block, args, kwargs, current.table)
         return args, kwargs
@@ -105,8 +138,7 @@ class Session:
         current = self.store.current
         if current.restore is None:
             return None
-        if self.layout.resize is not None:
-            self.layout.resize.undo(block)
+        current.windows = None
         last = index == self.end - 1
         if not last and index not in self.taps and index not in current.wanted:
             return None
@@ -125,7 +157,7 @@ class Session:
         if size is None:
             raise RuntimeError(
                 f'the patch of {layout.host} saw tokens but not the image they come from; call the model with an '
-                f'image, and switch gradient checkpointing off'
+                f'image, and apply again where its patch projection was replaced after apply'
             )
         if layout.size is not None:
             size = layout.size(args, kwargs)
@@ -221,6 +253,23 @@ class _BlockHook:
         if self.when == 'before':
             return self.session.before(self.index, block, args, last)
         return self.session.after(self.index, block, last)
+
+
+class _EndHook:
+    """Drops what a failed call of the model holds; says when a call ended before its tokens were full again."""
+
+    def __init__(self, store: Store, trunk: bool):
+        self.store, self.trunk = store, trunk
+
+    def __call__(self, module: nn.Module, args: tuple, output) -> None:
+        if output is None:
+            self.store.drop()
+        elif self.trunk and self.store.current.restore is not None:
+            self.store.drop()
+            raise RuntimeError(
+                'the last block of the patch did not run, so that the tokens of this pass are still reduced; call '
+                'clusterplug.patch.remove(model), then apply with an end that the model reaches'
+            )
 
 
 class _ScopeHook:

@@ -22,10 +22,12 @@ class SizeBias(TorchFunctionMode):
     Args:
         sizes: (B, M).
         num_prefix: Tokens in front, of size one.
+        store: The passes, to see that a block is not checkpointed, as its recomputation would not have the sizes.
     """
 
-    def __init__(self, sizes: Tensor, num_prefix: int):
+    def __init__(self, sizes: Tensor, num_prefix: int, store: Store | None = None):
         super().__init__()
+        self.store = store
         self.sizes = F.pad(sizes, (num_prefix, 0), value=1.0)
         self.uses = 0
 
@@ -49,7 +51,7 @@ class SizeBias(TorchFunctionMode):
         # A causal order has no meaning between tokens of an image: left alone, and reported as not seen.
         if key.dim() != 4 or not self._fits(key.shape[0], key.shape[2]) or given.get('is_causal'):
             return func(**given)
-        self.uses += 1
+        self._use()
         mask = given.get('attn_mask')
         if mask is not None:
             return func(**given | dict(attn_mask=self._with_bias(mask, given['query'].dtype)))
@@ -63,7 +65,7 @@ class SizeBias(TorchFunctionMode):
         scores = given['input']
         if scores.dim() != 4 or given.get('dim') not in (-1, 3) or not self._fits(scores.shape[0], scores.shape[3]):
             return func(*args, **kwargs)
-        self.uses += 1
+        self._use()
         scores = scores.to(given.get('dtype') or scores.dtype)
         return torch.softmax(scores + self._bias(scores.dtype)[:, None, None], -1)
 
@@ -72,7 +74,7 @@ class SizeBias(TorchFunctionMode):
         key = args[1] if len(args) > 1 else kwargs['key']
         if key.dim() != 3 or not self._fits(key.shape[1], key.shape[0]) or len(args) > 14:
             return func(*args, **kwargs)
-        self.uses += 1
+        self._use()
         mask, bias = kwargs.get('key_padding_mask'), self._bias(key.dtype)
         if mask is not None:
             bias = bias.masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else bias + mask
@@ -80,6 +82,11 @@ class SizeBias(TorchFunctionMode):
         if mask is not None and mask.dtype == torch.bool:
             kwargs = kwargs | dict(attn_mask=torch.zeros_like(mask, dtype=key.dtype).masked_fill(mask, -torch.inf))
         return func(*args, **kwargs | dict(key_padding_mask=bias))
+
+    def _use(self) -> None:
+        self.uses += 1
+        if self.store is not None:
+            self.store.refuse_checkpointing()
 
     def _fits(self, batch: int, tokens: int) -> bool:
         return (batch, tokens) == tuple(self.sizes.shape)
@@ -99,14 +106,14 @@ class Biased:
 
     def __init__(self, block: nn.Module, store: Store, num_prefix: int):
         self.block, self.store, self.num_prefix = block, store, num_prefix
-        self.earlier = vars(block).get('forward')  # of others, such as hooks that move weights
+        self.earlier = None  # of others, such as hooks that move weights
 
     def __call__(self, *args, **kwargs):
         """Run the block, with sizes where tokens are reduced."""
         sizes = self.store.current.sizes
         if sizes is None:
             return self._run(*args, **kwargs)
-        mode = SizeBias(sizes, self.num_prefix)
+        mode = SizeBias(sizes, self.num_prefix, self.store)
         with mode:
             output = self._run(*args, **kwargs)
         if mode.uses == 0:

@@ -1,6 +1,7 @@
 """Windows that shrink with the map, so that each covers the part of the image that it covered before.
 
-Blocks are changed for the length of one call, by exchanging attributes, and get back the very objects that they had.
+Modules are shared by all threads, so nothing is set on them: what a block is to read during one call instead of its
+own attributes, parameters and buffers belongs to the pass (:mod:`clusterplug.patch._own_class`).
 """
 
 import functools
@@ -9,8 +10,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-_SWAPPED = '_clusterplug_swapped'
-_ABSENT = object()
+_NAMES = (
+    'window_size', 'window_area', 'shift_size', 'dynamic_mask', 'set_shift_and_window_size', 'relative_position_index',
+    'relative_position_bias_table', 'relative_coords_table',
+)  # fmt: skip
 
 
 class Windows:
@@ -29,21 +32,16 @@ class Windows:
         """Return the module that cuts the windows."""
         return block
 
-    def do(self, block: nn.Module, size: tuple[int, int], grid: tuple[int, int]) -> None:
-        """Set the window for a map that was reduced from ``size`` to ``grid``: as many windows as before."""
-        self.undo(block)
-        holder = self.holder(block)
-        old = holder.window_size
-        if any(pair(old)):
-            swap(block, holder, 'window_size', like(old, window_for(old, size, grid)))
+    def parts(self, block: nn.Module) -> dict[str, tuple[nn.Module, tuple[str, ...]]]:
+        """Return the modules that read other values in reduced blocks, by name, and which values."""
+        return {'holder': (block, ('window_size',))}
 
-    def undo(self, block: nn.Module) -> None:
-        """Set everything back."""
-        for store, name, value in reversed(vars(block).pop(_SWAPPED, ())):
-            if value is _ABSENT:
-                del store[name]
-            else:
-                store[name] = value
+    def values(self, block: nn.Module, size: tuple[int, int], grid: tuple[int, int]) -> dict[tuple[str, str], object]:
+        """Return the values (part, name) for a map that was reduced from ``size`` to ``grid``: as many windows."""
+        old = self.holder(block).window_size
+        if not any(pair(old)):
+            return {}
+        return {('holder', 'window_size'): like(old, window_for(old, size, grid))}
 
 
 class ShiftedWindows(Windows):
@@ -53,45 +51,49 @@ class ShiftedWindows(Windows):
         """Return the module that cuts and shifts the windows."""
         return next(module for module in block.modules() if hasattr(module, 'shift_size'))
 
-    def do(self, block: nn.Module, size: tuple[int, int], grid: tuple[int, int]) -> None:
-        """Set window, shift and biases for a map that was reduced from ``size`` to ``grid``."""
-        self.undo(block)
-        holder = self.holder(block)
-        table = next(module for module in block.modules() if hasattr(module, 'relative_position_index'))
-        old = pair(table.window_size)
+    def parts(self, block: nn.Module) -> dict[str, tuple[nn.Module, tuple[str, ...]]]:
+        """Return the block, the module that cuts the windows and that with the table; one may be another."""
+        found = {}
+        for name, module in (('block', block), ('holder', self.holder(block)), ('table', _table(block))):
+            if all(module is not known for known, _ in found.values()):
+                found[name] = (module, tuple(each for each in _NAMES if hasattr(module, each)))
+        return found
+
+    def values(self, block: nn.Module, size: tuple[int, int], grid: tuple[int, int]) -> dict[tuple[str, str], object]:
+        """Return window, shift and biases for a map that was reduced from ``size`` to ``grid``."""
+        holder, table = self.holder(block), _table(block)
+        names = {id(module): name for name, (module, _) in self.parts(block).items()}
+        at_holder, at_table = names[id(holder)], names[id(table)]
         window = window_for(holder.window_size, size, grid)
+        shift = tuple(new // 2 if was else 0 for new, was in zip(window, pair(holder.shift_size)))
+        values = {(at_holder, 'shift_size'): like(holder.shift_size, shift)}
         if hasattr(block, 'set_shift_and_window_size'):
             # It would shrink the window again where the map is small.
-            swap(block, block, 'set_shift_and_window_size', _nothing)
-        shift = tuple(new // 2 if was else 0 for new, was in zip(window, pair(holder.shift_size)))
-        swap(block, holder, 'shift_size', like(holder.shift_size, shift))
-        for module in (holder, table) if holder is not table else (holder,):
-            swap(block, module, 'window_size', like(module.window_size, window))
+            values['block', 'set_shift_and_window_size'] = _nothing
+        for module, name in ((holder, at_holder), (table, at_table)):
+            values[name, 'window_size'] = like(module.window_size, window)
             if hasattr(module, 'window_area'):
-                swap(block, module, 'window_area', window[0] * window[1])
+                values[name, 'window_area'] = window[0] * window[1]
         if hasattr(holder, 'dynamic_mask'):
-            swap(block, holder, 'dynamic_mask', True)
+            values[at_holder, 'dynamic_mask'] = True
         step = (size[0] / grid[0], size[1] / grid[1])
         index = table.relative_position_index
         new_index = position_index(window, index.device)
-        swap(block, table, 'relative_position_index', new_index.flatten() if index.dim() == 1 else new_index)
+        values[at_table, 'relative_position_index'] = new_index.flatten() if index.dim() == 1 else new_index
         if hasattr(table, 'relative_position_bias_table'):
-            bias = biases_at(table.relative_position_bias_table, old, window, step)
-            swap(block, table, 'relative_position_bias_table', bias)
+            bias = biases_at(table.relative_position_bias_table, pair(table.window_size), window, step)
+            values[at_table, 'relative_position_bias_table'] = bias
         else:
-            swap(block, table, 'relative_coords_table', coordinates_at(table.relative_coords_table, window, step))
+            values[at_table, 'relative_coords_table'] = coordinates_at(table.relative_coords_table, window, step)
+        return values
+
+
+def _table(block: nn.Module) -> nn.Module:
+    return next(module for module in block.modules() if hasattr(module, 'relative_position_index'))
 
 
 def _nothing(*args) -> None:
     """Stand in for a method that must not run."""
-
-
-def swap(block: nn.Module, module: nn.Module, name: str, value) -> None:
-    """Give ``module`` another attribute, parameter or buffer until :meth:`Windows.undo` of ``block``."""
-    stores = (module._parameters, module._buffers, vars(module))
-    store = next((each for each in stores if name in each), vars(module))
-    vars(block).setdefault(_SWAPPED, []).append((store, name, store.get(name, _ABSENT)))
-    store[name] = value
 
 
 def pair(value) -> tuple[int, int]:

@@ -12,7 +12,9 @@ from clusterplug.layers import SegmentTokenClustering, SegmentTokens
 from clusterplug.layers.segment_token_clustering import SHIFTS
 from clusterplug.patch._hosts import Layout, own
 from clusterplug.patch._methods import unknown_options
-from clusterplug.patch._store import Store
+from clusterplug.patch._own_class import give_own_class, take_own_class
+from clusterplug.patch._parts import Parts
+from clusterplug.patch._store import Store, backward_pass, checkpointing_message
 from clusterplug.patch.transformers_vit import _without_mask
 
 _IMAGES = ('pixel_values', 'x', 'image', 'images', 'input')
@@ -68,7 +70,7 @@ class VideoSession:
         **settings,
     ):
         _check_host(layout)
-        self.layout, self.mask = layout, None
+        self.layout = layout
         self.frames = None if frames is None else _check_frames(frames)
         self.shifts = reduction in SHIFTS
         _warn_unused(reduction, dict(start=start, num_segments=num_segments, num_clusters=num_clusters))
@@ -81,10 +83,19 @@ class VideoSession:
             start, num_segments = 6 if start is None else start, 4 if num_segments is None else num_segments
             num_clusters = 49 if num_clusters is None else num_clusters
             self.stages = _make_stages(start, num_segments, num_clusters, settings, layout, reduction)
-        self.store, self.handles = Store(), []
+        self.store, self.handles, self.own = Store('centerclip'), [], []
 
-    def attach(self) -> None:
-        """Register everything."""
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The blocks that have hooks."""
+        return tuple(self.stages)
+
+    def attach(self, model: nn.Module) -> None:
+        """Register everything; ``model`` holds the tower or is it."""
+        self.parts = Parts(self.layout)
+        self.own = [self.layout.blocks[index] for index in sorted({0, *self.indices})]
+        for block in self.own:
+            give_own_class(block, self.store)
         hook = _Hook(self, 'enter')
         self.handles.append(self.layout.trunk.register_forward_pre_hook(hook, with_kwargs=True))
         for index in self.stages:
@@ -98,7 +109,10 @@ class VideoSession:
         """Take everything away."""
         for handle in self.handles:
             handle.remove()
-        self.handles = []
+        for module in self.own:
+            take_own_class(module)
+        self.store.drop()
+        self.handles, self.own = [], []
 
     @property
     def results(self) -> list[SegmentTokens]:
@@ -107,7 +121,10 @@ class VideoSession:
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Hook before the tower: note the number of frames, put the frames of all videos into one batch."""
+        self.parts.check()
         current = self.store.current
+        current.task = backward_pass()
+        self._check_replica(module)
         name = None if args else next((name for name in _IMAGES if name in kwargs), None)
         images = args[0] if args else kwargs.get(name)
         if not isinstance(images, Tensor) or images.dim() not in (4, 5):
@@ -125,9 +142,9 @@ class VideoSession:
             raise ValueError(
                 f'a batch must hold whole videos of {current.frames} frames, got {len(images)} images; check frames'
             )
-        current.mask = self.mask
+        current.mask = self.store.masks[-1] if self.store.masks else None
         if not torch.compiler.is_compiling():
-            current.results, current.given = [], {}
+            current.results = []
         if images.dim() == 4:
             return None
         images = images.flatten(0, 1)
@@ -138,28 +155,65 @@ class VideoSession:
         current = self.store.current
         name = None if args else next(name for name in ('hidden_states', 'x', 'q_x') if name in kwargs)
         tokens = args[0] if args else kwargs[name]
-        frames, mask, again = current.frames, current.mask, False
-        if not torch.compiler.is_compiling():
-            # Gradient checkpointing runs a block again, backwards: each remembers what it was given.
-            again = index in current.given
-            frames, mask = current.given.setdefault(index, (frames, mask))
+        frames, mask, again = self._frames(index, tokens)
         result = self.stages[index].layer.select(tokens.unflatten(0, (-1, frames)), mask)
-        if not self.shifts and not again:
+        if not self.shifts:
+            frames, mask = result.tokens.shape[1], result.segment_mask
+        if again:
+            current.again = (backward_pass(), index, frames, mask)
+        elif not self.shifts:
             if not torch.compiler.is_compiling():
                 current.results.append(result._replace(tokens=None))
-            current.frames, current.mask = result.tokens.shape[1], result.segment_mask
+            current.frames, current.mask = frames, mask
         tokens = result.tokens.flatten(0, 1)
         if self.shifts:
-            current.block_input = tokens
+            current.block_input = tokens, frames
         return ((tokens, *args[1:]), kwargs) if args else (args, {**kwargs, name: tokens})
+
+    def _frames(self, index: int, tokens: Tensor) -> tuple[int, Tensor | None, bool]:
+        """Return frames and mask of a block's input, and whether it is computed again in a backward pass."""
+        current, store = self.store.current, self.store
+        if torch.compiler.is_compiling():
+            return current.frames, current.mask, False
+        task = backward_pass()
+        if task == current.task:
+            store.remember(index, tokens, (current.frames, current.mask))
+            return current.frames, current.mask, False
+        given = store.recall(index, tokens)
+        if given is not None and tokens.grad_fn is None:
+            return *given, True  # the input that reentrant checkpointing kept
+        # Blocks that are checkpointed together: only the first one's input was kept.
+        behind = current.again if current.again and current.again[0] == task and current.again[1] < index else None
+        if given is None:
+            given = behind and behind[2:]
+        if given is None or (behind and not _same(given, behind[2:])):
+            raise RuntimeError(checkpointing_message(store.method))
+        return *given, True
+
+    def _check_replica(self, module: nn.Module) -> None:
+        if module is not self.layout.trunk and self.store.masked:
+            raise RuntimeError(
+                'frame_mask does not reach the copies that DataParallel makes; use DistributedDataParallel, or call '
+                'the model itself'
+            )
 
     def shift_again(self, index: int, output):
         """Hook behind the attention of a block: shift the sum of input and attention, which the block makes next."""
         current = self.store.current
+        if current.block_input is None:  # the attention alone is computed again
+            raise RuntimeError(checkpointing_message(self.store.method))
         attended = output[0] if isinstance(output, tuple) else output
-        total = (current.block_input + attended).unflatten(0, (-1, current.frames))
-        change = self.stages[index].layer(total).flatten(0, 1) - current.block_input
+        (block_input, frames), current.block_input = current.block_input, None
+        total = (block_input + attended).unflatten(0, (-1, frames))
+        change = self.stages[index].layer(total).flatten(0, 1) - block_input
         return (change, *output[1:]) if isinstance(output, tuple) else change
+
+
+def _same(given: tuple, other: tuple) -> bool:
+    (frames, mask), (other_frames, other_mask) = given, other
+    if mask is None or other_mask is None:
+        return frames == other_frames and mask is other_mask
+    return frames == other_frames and torch.equal(mask, other_mask)
 
 
 class _Plain:
@@ -278,8 +332,11 @@ def frame_mask(model: nn.Module, mask: Tensor | None) -> Iterator[VideoSession]:
         raise ValueError(f"{type(model).__name__} is not patched; call patch.apply(model, method='centerclip') first")
     if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool):
         raise TypeError(f'mask must be a bool tensor (True = real frame), got {getattr(mask, "dtype", type(mask))}')
-    session.mask = mask
+    masks, masked = session.store.masks, session.store.masked
+    masks.append(mask)
+    masked.append(True)
     try:
         yield session
     finally:
-        session.mask = None
+        masks.pop()
+        masked.pop()

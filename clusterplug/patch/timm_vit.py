@@ -1,5 +1,6 @@
 """timm's VisionTransformer family: ViT, DeiT, DINOv2 and v3, CLIP, SigLIP, and Eva with rotary embeddings."""
 
+import functools
 import math
 
 import torch
@@ -32,8 +33,12 @@ def find(module: nn.Module) -> Layout | None:
         module.num_prefix_tokens,
         norm=first_norm,
         adapt=None if rope is None else Rotary(module),
-        wraps=lambda store: {'forward_intermediates': Intermediates(module, store)},
+        wraps=functools.partial(_wraps, module),
     )
+
+
+def _wraps(module: nn.Module, store: Store) -> dict:
+    return {'forward_intermediates': Intermediates(module, store)}
 
 
 class Rotary:
@@ -84,6 +89,7 @@ class Intermediates:
 
     def __init__(self, module: nn.Module, store: Store):
         self.module, self.store = module, store
+        self.earlier = None  # that of others on this module
 
     def __call__(self, x, indices=None, *args, **kwargs):
         """As timm's, with features of full size."""
@@ -95,6 +101,9 @@ class Intermediates:
         else:
             wanted = [index % number for index in indices]
         self.store.current.wanted = tuple(wanted)
-        result = type(self.module).forward_intermediates(self.module, x, indices, *args, **kwargs)
-        self.store.current.clear()
-        return result
+        forward = self.earlier or functools.partial(type(self.module).forward_intermediates, self.module)
+        try:
+            return forward(x, indices, *args, **kwargs)
+        finally:
+            # Also where blocks after the last one that was asked for did not run.
+            self.store.current.clear()

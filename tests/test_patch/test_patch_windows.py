@@ -57,36 +57,45 @@ def test_the_index_is_that_of_the_host(name):
 def test_windows_for_the_same_size_change_nothing(name):
     model, image = models.make(name), models.picture(2)
     plain = models.tensors(model(image))
-    layout = find_layout(model)
-    resize = ShiftedWindows()
     before = everything(model)
-    for block in layout.blocks[:4]:
-        resize.do(block, (8, 8), (8, 8))
-        resize.do(block, (8, 8), (8, 8))
-    assert everything(model) != before
+    patch.apply(model, start=0, end=4, keep_ratio=1.0)
+    session = model._clusterplug_patch
+    for block in session.layout.blocks[:4]:
+        resize, current = session.layout.resize, session.store.current
+        values = resize.values(block, (8, 8), (8, 8))
+        assert any(name == 'relative_position_index' for _, name in values)
+
+        def use(block, args, values=values, current=current):
+            current.windows = values
+
+        block.register_forward_pre_hook(use)
     for a, b in zip(plain, models.tensors(model(image))):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    for block in layout.blocks[:4]:
-        resize.undo(block)
-        resize.undo(block)
+    patch.remove(model)
     assert everything(model) == before
     assert all(torch.equal(a, b) for a, b in zip(plain, models.tensors(model(image))))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize('name', SWINS)
-def test_inside_a_pass_windows_are_small_and_afterwards_as_before(name):
+def test_inside_a_pass_windows_are_small_and_the_modules_stay_as_they_are(name):
     model = models.make(name)
     layout = find_layout(model)
-    seen = []
+    seen, inside = [], []
     model(models.picture(1))  # one host sets windows of small maps in its first pass
     before = everything(model)
     patch.apply(model, start=1, end=4, grid=(6, 6))
     for block in layout.blocks[:4]:
         holder = ShiftedWindows().holder(block)
-        position_holder(block).register_forward_pre_hook(lambda *_, holder=holder: seen.append(holder.window_size))
+
+        def look(*_, holder=holder):
+            seen.append(holder.window_size)
+            inside.append(everything(model) == before)
+
+        position_holder(block).register_forward_pre_hook(look)
     model(models.picture(1))
     assert [pair(size) for size in seen] == [(4, 4)] + 3 * [(3, 3)]
+    assert all(inside)
     assert everything(model) == before
 
 
