@@ -42,7 +42,7 @@ def main() -> int:
     )
     parser.add_argument('--lmdb', type=Path, help='also put the files into this LMDB')
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, _stop)  # so that workers end and temporary files go
+    before = signal.signal(signal.SIGTERM, _stop)  # so that workers end and temporary files go
     try:
         if args.lmdb:
             refuse_source_targets(args.source, [args.lmdb])
@@ -53,6 +53,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print('stopped; the same command goes on', file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _whole(low: int, high: int):

@@ -86,7 +86,8 @@ def map_in_processes(
     this process, and when the iterator is closed.
 
     Args:
-        function: Picklable, or any function where processes are forked.
+        function: Picklable. Where this process has several threads, workers are started anew rather than forked; a
+            script then needs the guard ``if __name__ == '__main__'``.
         items: Picklable arguments, one a call.
         workers: Processes. By default :func:`available_cpus`.
         attempts: How often an item whose worker died is started in total.
@@ -144,15 +145,24 @@ def _map(function, left: deque, workers: int, attempts: int):
             worker.kill()
 
 
+def _context():
+    """Return a way to start processes that is safe: a fork of several threads takes over locks that nobody opens."""
+    method = multiprocessing.get_start_method()
+    if method == 'fork' and os.path.isdir('/proc/self/task') and len(os.listdir('/proc/self/task')) > 1:
+        method = 'forkserver'
+    return multiprocessing.get_context(method)
+
+
 class _Worker:
     """One process that gets items over a pipe of its own, so that its death is seen at the pipe."""
 
     def __init__(self, function: Callable):
-        self.connection, theirs = multiprocessing.Pipe()
-        parent = None if multiprocessing.get_start_method() == 'forkserver' else os.getpid()
-        self._process = multiprocessing.Process(
-            target=_work, args=(function, theirs, self.connection, parent), daemon=True
-        )
+        context = _context()
+        # The server imports what the workers need, once.
+        context.set_forkserver_preload([getattr(function, 'func', function).__module__])
+        self.connection, theirs = context.Pipe()
+        parent = None if context.get_start_method() == 'forkserver' else os.getpid()
+        self._process = context.Process(target=_work, args=(function, theirs, self.connection, parent), daemon=True)
         self._process.start()
         theirs.close()
 

@@ -532,6 +532,17 @@ class TestCache:
             LoadVideoFrames(cache_bytes=-1)
 
 
+def test_a_picture_that_the_decoder_drops_is_the_one_before(tmp_path):
+    from clusterplug.datasets.video.decoding import _PyAV, read_facts
+
+    write(tmp_path / 'a.mp4', list(range(10)), bf='0')
+    facts = read_facts(tmp_path / 'a.mp4')
+    pts = [*facts.pts[:4], facts.pts[3] + 1, *facts.pts[4:]]
+    video = _PyAV(tmp_path / 'a.mp4', facts._replace(pts=pts, times=np.arange(11) / 25))
+    found = video.frames([3, 4, 5, 10]).mean((1, 2, 3)) / 4
+    assert found.round().tolist() == [3, 3, 4, 9]
+
+
 def test_bad_indices(tmp_path):
     write(tmp_path / 'a.mp4', [1, 2, 3])
     for backend in BACKENDS:

@@ -51,7 +51,7 @@ class Facts(NamedTuple):
         stream: Number of the stream in the file.
         matrix: (a, b, c, d), each -1, 0 or 1: a stored position (x, y) is shown at (a x + c y, b x + d y).
         size: Width and height as they are stored.
-        pts: Time stamps of the pictures in the order of display, None if some picture has none.
+        pts: Time stamps of the pictures in the order of display, None where they are not exact.
         times: Seconds of the pictures from the start of the container.
         rate: Average frames per second, 0 where none is known.
         plain: Whether every decoder reads it alike: one video stream, upright, with exact times.
@@ -152,8 +152,9 @@ def _merit(stream):
 
 
 def start_of(container) -> float | None:
-    """Seconds at which the container starts; None where it says nothing."""
-    return None if container.start_time is None else container.start_time / 1e6
+    """Seconds at which the container starts; None where it says nothing: the first picture is the start then."""
+    # AVI counts pictures in the order of storage, so that the first one shown may have number 1.
+    return None if container.start_time is None or container.format.name == 'avi' else container.start_time / 1e6
 
 
 def read_facts(source: str | os.PathLike | bytes) -> Facts:
@@ -162,7 +163,7 @@ def read_facts(source: str | os.PathLike | bytes) -> Facts:
     Raises:
         UnreadableVideo: There is no picture that can be decoded.
     """
-    first, packets, discards, extra = None, [], False, 0
+    first, packets, discards = None, [], False
     with open_container(source) as container:
         stream = best_stream(container)
         try:
@@ -170,24 +171,25 @@ def read_facts(source: str | os.PathLike | bytes) -> Facts:
                 if packet.size and not packet.is_discard:
                     packets.append(packet.pts)
                 discards |= packet.is_discard
-                extra += 1
                 first = first or _first_picture(packet)
         except Exception as error:
             raise UnreadableVideo(reason(error)) from error
         if first is None:
             raise UnreadableVideo('no frame can be decoded')
         rate, streams = float(stream.average_rate or 0), len(container.streams.video)
-        exact = None not in packets and first.pts is not None and len(set(packets)) == len(packets)
-        if exact:  # pictures before the first that can be decoded (a cut inside of a group) are lost for all
+        name, matrix = container_of(source), matrix_of(first)
+        timed = name != 'avi' and None not in packets and first.pts is not None and len(set(packets)) == len(packets)
+        if timed:  # pictures before the first that can be decoded (a cut inside of a group) are lost for all
             packets = sorted(pts for pts in packets if pts >= first.pts)
             seconds = np.array(packets, dtype=np.float64) * float(stream.time_base)
             times = seconds - min(seconds[0], start_of(container) if start_of(container) is not None else seconds[0])
         else:
             times = np.arange(len(packets)) / (rate or 25)
-    name, matrix = container_of(source), matrix_of(first)
-    plain = name in ('mov', 'matroska') and streams == 1 and matrix == UPRIGHT and exact and not discards
-    pts = packets if exact else None
-    return Facts(name, stream.index, matrix, (first.width, first.height), pts, times, rate, plain)
+    # Elsewhere packets and pictures need not have the same time stamps: pictures are counted.
+    exact = timed and name in ('mov', 'matroska')
+    plain = exact and streams == 1 and matrix == UPRIGHT and not discards
+    size = first.width, first.height
+    return Facts(name, stream.index, matrix, size, packets if exact else None, times, rate, plain)
 
 
 def _first_picture(packet):

@@ -202,7 +202,8 @@ class _PyAV(Video):
         try:
             for number, frame in self._numbered():
                 while wanted and wanted[0] < number:
-                    found[wanted[0]] = self._still_shown(wanted.pop(0), *shown)
+                    skipped = wanted.pop(0)
+                    found[skipped] = self._still_shown(skipped, *shown)
                 if not wanted:
                     break
                 shown = number, frame
