@@ -39,6 +39,7 @@ def main() -> int:
         help='view of the camera in pixels for data without image_2 (default: %(default)s)',
     )  # fmt: skip
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be UTF-8
     out = args.out or args.root
     if min(args.image_size) < 1:
         parser.error(f'--image-size must be two positive numbers of pixels, got {args.image_size}')

@@ -28,6 +28,7 @@ def main() -> int:
         '--seed', type=int, default=0, help='a number; another one is another set (default: %(default)s)'
     )
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be UTF-8
     counts = {'train': args.train, 'test': args.test}
     try:
         for split, done, total in generate_moving_sprites(

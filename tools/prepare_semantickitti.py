@@ -28,6 +28,7 @@ OFFICIAL = {
 def main() -> int:
     """Write one info file per split that was asked for; returns the exit code."""
     args = _parser().parse_args()
+    sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be UTF-8
     out = args.out or args.data_root
     chosen = {split: getattr(args, split) for split in OFFICIAL if getattr(args, split)}
     try:

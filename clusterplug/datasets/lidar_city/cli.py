@@ -36,5 +36,5 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print('\nprepare_lidar_city: interrupted; run the same command again to go on', file=sys.stderr)
         return 130
-    print(f'The LiDAR city is in {out_dir}')
+    print(f'The LiDAR city is in {ascii(str(out_dir)) if not str(out_dir).isprintable() else out_dir}')
     return 0
