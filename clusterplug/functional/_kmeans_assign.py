@@ -147,8 +147,8 @@ def nearest(points: Tensor, centers: Tensor) -> Tensor:
 def squared_distances_to(points: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
     """Return |x - c_label|^2 (B, N), from differences: exact 0 for a point on its center."""
     batch, num_points, dim = points.shape
-    if num_points == 0:
-        return points.new_empty(batch, 0)
+    if batch * num_points == 0:
+        return points.new_empty(batch, num_points)
     offset = torch.arange(batch, device=points.device).unsqueeze(-1) * centers.shape[-2]
     table, rows, flat = centers.reshape(-1, dim), (labels + offset).reshape(-1), points.flatten(0, 1)
     parts = []

@@ -30,7 +30,7 @@ class KMedoidsResult(NamedTuple):
 def problems_at_once(num_problems: int, num_points: int, device: torch.device) -> int:
     """Return how many problems of N x N distances to hold at once."""
     budget = _ELEMENTS_ON_CPU if device.type == 'cpu' else _ELEMENTS_ELSEWHERE
-    return min(num_problems, max(1, budget // num_points**2))
+    return max(1, min(num_problems, budget // num_points**2))
 
 
 def rows(distances: Tensor, index: Tensor) -> Tensor:

@@ -40,9 +40,9 @@ class _BankContrast(torch.autograd.Function):
     @staticmethod
     def forward(ctx, anchors, ids, bank, empty, temperature):
         slots = arange(bank.shape[1], ids.device)
-        keys = bank.view(-1, bank.shape[2])
+        keys = bank.flatten(0, 1)
         absent = absent_logit(temperature) - 1 / temperature
-        bias = constant(-1 / temperature, anchors.dtype, anchors.device).masked_fill(empty.view(-1), absent)
+        bias = constant(-1 / temperature, anchors.dtype, anchors.device).masked_fill(empty.flatten(), absent)
         rows = max(1, _MAX_BYTES // (keys.shape[0] * anchors.element_size()))
         if anchors.shape[0] <= rows:
             values, count, grad = _one_pass(anchors, ids, keys, bias, slots, temperature, absent)
@@ -76,7 +76,7 @@ def bank_contrast_terms(
     Args:
         anchors: (A, D) unit rows, fp32 or fp64.
         ids: (A,) int64 subclass of each anchor; anchors of no subclass name one whose slots are all empty.
-        bank: (S, T, D) unit rows, contiguous, same dtype; gets no gradient.
+        bank: (S, T, D) unit rows, same dtype; gets no gradient.
         empty: (S, T) bool, True = the slot holds no vector.
         temperature: divides the dot products; from 0.025 on for full accuracy in fp32.
 

@@ -97,7 +97,7 @@ def kmeans(
     fixed = tol is None or tol == 0
     _check(x, num_clusters, init, num_iters, tol, mask)
     lead, (num_points, dim) = x.shape[:-2], x.shape[-2:]
-    flat, batch = x.detach().reshape(-1, num_points, dim), math.prod(lead)
+    flat, batch = x.detach().reshape(math.prod(lead), num_points, dim), math.prod(lead)
     weight = flat_weights(x, mask, weights)
     valid = None if mask is None else mask.reshape(batch, num_points)
     if not fixed and x.device.type != 'cpu' and not torch.compiler.is_compiling():
@@ -107,6 +107,10 @@ def kmeans(
         start = init.detach().expand(*lead, num_clusters, dim).reshape(batch, num_clusters, dim)
     elif init == 'k-means++':
         draws = random_draws(batch, num_clusters, x, generator)
+    if batch == 0:
+        shapes, wide = ((*lead, num_points), (*lead, num_clusters, dim)), working_dtype(x.dtype)
+        labels, used = x.new_empty(shapes[0], dtype=torch.int64), x.new_empty(lead, dtype=torch.int64)
+        return KMeansResult(labels, x.new_empty(shapes[1]), x.new_empty(lead, dtype=wide), used)
     groups = problem_groups(flat, num_clusters) if host_checks_allowed(x) else [slice(0, batch)]
     options = (num_clusters, init, num_iters, 0.0 if fixed else float(tol))
     with torch.no_grad(), exact_products(x):

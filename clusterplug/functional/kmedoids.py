@@ -1,5 +1,7 @@
 """Batched k-medoids: deterministic start, alternating assignment and update."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -98,13 +100,13 @@ def kmedoids(
         check_finite(x, mask=mask)
         check_indices(init, mask, num_points=x.shape[-2])
     batch_shape, num_points = x.shape[:-2], x.shape[-2]
-    points = x.reshape(-1, *x.shape[-2:])
-    masks = None if mask is None else mask.reshape(-1, num_points)
+    points = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+    masks = None if mask is None else mask.reshape(len(points), num_points)
     starts = None if isinstance(init, str) else init.reshape(-1, num_clusters)
     step = problems_at_once(len(points), num_points, x.device)
     parts = []
     with exact_products(x):
-        for first in range(0, len(points), step):
+        for first in range(0, max(1, len(points)), step):  # an empty batch, too, is one part
             part = slice(first, first + step)
             part_mask = None if masks is None else masks[part]
             distances = self_distances(points[part], metric, part_mask)
@@ -123,8 +125,8 @@ def start_scores(points: Tensor, distances: Tensor, metric: str, mask: Tensor | 
     if metric == 'precomputed':
         return distances.sum(-1)
     # A few problems at a time: the scaled copy of all would be larger than the distances.
-    block = max(1, _SCALED_AT_ONCE // points[0].numel()) if points.device.type == 'cpu' else len(points)
-    masks = [None] * len(points) if mask is None else mask.split(block)
+    block = max(1, _SCALED_AT_ONCE // points.shape[1:].numel()) if points.device.type == 'cpu' else max(1, len(points))
+    masks = [None] * max(1, len(points)) if mask is None else mask.split(block)
     return torch.cat([_norms(part, part_mask) for part, part_mask in zip(points.split(block), masks)])
 
 

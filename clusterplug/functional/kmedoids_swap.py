@@ -1,5 +1,7 @@
 """Batched k-medoids by swaps: the quality of PAM, a block of candidates at a time."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -85,13 +87,13 @@ def kmedoids_swap(
     check_finite(x, mask=mask)
     check_indices(init, mask, num_points=x.shape[-2])
     batch_shape, num_points = x.shape[:-2], x.shape[-2]
-    points = x.reshape(-1, *x.shape[-2:])
-    masks = None if mask is None else mask.reshape(-1, num_points)
+    points = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+    masks = None if mask is None else mask.reshape(len(points), num_points)
     starts = None if isinstance(init, str) else init.reshape(-1, num_clusters)
     step = problems_at_once(len(points), num_points, x.device)
     parts = []
     with exact_products(x):
-        for first in range(0, len(points), step):
+        for first in range(0, max(1, len(points)), step):  # an empty batch, too, is one part
             part = slice(first, first + step)
             part_mask = None if masks is None else masks[part]
             distances = self_distances(points[part], metric, part_mask)

@@ -1,5 +1,6 @@
 """Batched agglomerative clustering for small N: the tree of merges, and cuts through it."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -84,14 +85,14 @@ def linkage(
     check_mask(mask, x.shape[:-1], x.device)
     check_finite(x, mask=mask)
     batch_shape, num_points = x.shape[:-2], x.shape[-2]
-    points = x.reshape(-1, *x.shape[-2:])
-    flat_mask = None if mask is None else mask.reshape(-1, num_points)
+    points = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+    flat_mask = None if mask is None else mask.reshape(len(points), num_points)
     if mask is None:
         mask = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
     step = problems_at_once(len(points), num_points, x.device)
     chunks = []
     with exact_products(x):
-        for start in range(0, len(points), step):
+        for start in range(0, max(1, len(points)), step):  # an empty batch, too, is one part
             part = slice(start, start + step)
             part_mask = None if flat_mask is None else flat_mask[part]
             distances = self_distances(points[part], metric, part_mask)
@@ -189,7 +190,7 @@ def cut_linkage_at(tree: LinkageTree, height: float) -> Tensor:
 def _label(tree: LinkageTree, done: Tensor) -> Tensor:
     """Label the parts that the merges with ``done`` (..., N - 1) leave."""
     batch_shape, num_points = tree.mask.shape[:-1], tree.mask.shape[-1]
-    mask = tree.mask.reshape(-1, num_points)
+    mask = tree.mask.reshape(math.prod(batch_shape), num_points)
     done = done.reshape(len(mask), num_points - 1)
     children = tree.children.reshape(len(mask), num_points - 1, 2)
     num_nodes = 2 * num_points - 1

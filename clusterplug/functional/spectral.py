@@ -1,5 +1,6 @@
 """Batched spectral clustering with medoids: graph, leading eigenvectors, k-medoids on their rows."""
 
+import math
 import warnings
 
 import torch
@@ -96,12 +97,12 @@ def spectral_clustering(
     check_num_clusters(num_clusters, x.shape[-2])
     check_finite(x, mask=mask)
     batch_shape, num_points = x.shape[:-2], x.shape[-2]
-    points = x.reshape(-1, *x.shape[-2:])
-    masks = None if mask is None else mask.reshape(-1, num_points)
+    points = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+    masks = None if mask is None else mask.reshape(len(points), num_points)
     step = problems_at_once(len(points), num_points, x.device)
     parts = []
     with exact_products(x):
-        for first in range(0, len(points), step):
+        for first in range(0, max(1, len(points)), step):  # an empty batch, too, is one part
             part_mask = None if masks is None else masks[first : first + step]
             weights = _weights(points[first : first + step], affinity, sigma, num_neighbors, part_mask)
             parts.append(_cut(weights, num_clusters, solver, sort, part_mask))

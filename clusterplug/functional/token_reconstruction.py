@@ -122,8 +122,8 @@ def combine_tokens(clustered: Tensor, neighbors: TokenNeighbors) -> Tensor:
         return clustered.new_zeros((0, *neighbors.size, channels))
     table = clustered.flatten(0, 2).to(working_dtype(clustered.dtype))
     offset = torch.arange(batch, device=table.device)[:, None, None] * (table.shape[0] // batch)
-    indices = (neighbors.indices + offset).view(-1, count)
-    weights = neighbors.weights.view(-1, count).to(table.dtype)
+    indices = (neighbors.indices + offset).reshape(-1, count)
+    weights = neighbors.weights.reshape(-1, count).to(table.dtype)
     # One fused gather and sum: 30 times faster on a CPU than picking the k rows of all tokens first.
     rebuilt = F.embedding_bag(indices, table, per_sample_weights=weights, mode='sum')
     return rebuilt.to(clustered.dtype).view(batch, *neighbors.size, channels)

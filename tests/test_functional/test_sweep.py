@@ -1,0 +1,251 @@
+"""Every public function on inputs of every stride, and on what one odd row may do to the others."""
+
+import inspect
+import warnings
+
+import pytest
+import torch
+
+import clusterplug.functional as functional
+from clusterplug.functional import (
+    bipartite_matching,
+    cluster_pool,
+    cluster_tokens,
+    kmeans,
+    linkage,
+    minibatch_kmeans_start,
+    nearest_center,
+    point_cells,
+    token_neighbors,
+)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def unit(*shape, seed=0):
+    return torch.nn.functional.normalize(randn(*shape, seed=seed), dim=-1)
+
+
+def ids(*shape, most=3, seed=0):
+    return torch.randint(0, most, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded():
+    return {'generator': torch.Generator().manual_seed(0)}
+
+
+X, MASK = randn(2, 14, 5), torch.rand(2, 14, generator=torch.Generator().manual_seed(1)) > 0.2
+WEIGHTS = torch.rand(2, 14, generator=torch.Generator().manual_seed(2))
+ROWS, COLUMNS = torch.full((2, 14), 1 / 14), torch.full((2, 5), 0.2)
+MAPS = randn(2, 6, 6, 8)
+CELLS = point_cells(torch.stack([ids(20, most=2), ids(20, most=4, seed=1), ids(20, most=4, seed=2), ids(20)], -1))
+FEATURES = randn(2, 9, 4), randn(2, 9, 3, seed=1), randn(2, 3, 4, seed=2), randn(2, 3, 3, seed=3)
+ENCODED = {'mask': MASK[:, :9], 'center_mask': torch.tensor([[True, True, False], [True, True, True]])}
+NO_KEY = torch.zeros(3, 6, dtype=torch.bool)
+VALID = torch.ones(3, 7, dtype=torch.bool).index_fill(1, torch.tensor(6), False)
+
+# name -> arguments and options; a tensor anywhere in them is given in other strides
+CALLS = {
+    'adjusted_rand_index': lambda: ((ids(30), ids(30, seed=1)), {}),
+    'assign_subclasses': lambda: (
+        (unit(3, 7, 4), unit(3, 3, 4, seed=1)), {'valid': VALID, 'num_active': torch.tensor([2, 1, 0])}),
+    'bank_contrast_terms': lambda: (
+        (unit(6, 4), ids(6), unit(3, 5, 4, seed=1), ids(3, 5, most=2) > 0), {'temperature': 0.1}),
+    'bipartite_matching': lambda: ((X, 3), {}),
+    'cell_means': lambda: ((randn(20, 5), CELLS), {}),
+    'cluster_encode': lambda: (FEATURES, ENCODED),
+    'cluster_labels': lambda: ((cluster_tokens(MAPS, (2, 2)),), {}),
+    'cluster_points': lambda: ((randn(20, 2, 4), randn(20, 2, 3, seed=1), CELLS), {}),
+    'cluster_pool': lambda: (FEATURES, ENCODED),
+    'cluster_tokens': lambda: ((MAPS, (2, 2)), {'mask': ids(2, 6, 6, most=5) > 0}),
+    'clustering_accuracy': lambda: ((ids(30), ids(30, seed=1)), {}),
+    'combine_tokens': lambda: (
+        (randn(2, 2, 2, 8), token_neighbors(cluster_tokens(MAPS, (2, 2)), num_neighbors=3)), {}),
+    'compose_labels': lambda: (([ids(2, 9, most=4), ids(2, 4, seed=1)],), {}),
+    'cut_linkage': lambda: ((linkage(X, mask=MASK), 3), {}),
+    'cut_linkage_at': lambda: ((linkage(X, mask=MASK), 1.5), {}),
+    'gather_ranks': lambda: ((X,), {}),
+    'kkz': lambda: ((X, 3), {'mask': MASK}),
+    'kmeans': lambda: ((X + 9, 3), {'init': X[:, :3] + 9, 'mask': MASK, 'weights': WEIGHTS}),
+    'kmeans_plus_plus': lambda: ((X, 3), {'mask': MASK, 'weights': WEIGHTS, **seeded()}),
+    'kmedoids': lambda: ((X, 3), {'mask': MASK}),
+    'kmedoids_swap': lambda: ((X, 3), {'mask': MASK}),
+    'linkage': lambda: ((X, ), {'mask': MASK}),
+    'merge_tokens': lambda: ((X, 3), {'metric': randn(2, 14, 3), 'sizes': WEIGHTS[..., None] + 1}),
+    'merge_tokens_to': lambda: ((X, 9), {'metric': randn(2, 14, 3), 'sizes': WEIGHTS[..., None] + 1}),
+    'minibatch_kmeans_start': lambda: ((X, 3), {'init': X[:, :3], 'mask': MASK, 'weights': WEIGHTS}),
+    'minibatch_kmeans_update': lambda: (
+        (minibatch_kmeans_start(X, 3, init='kkz'), X), {'mask': MASK, 'weights': WEIGHTS}),
+    'nearest_center': lambda: ((X + 9, randn(2, 3, 5, seed=1) + 9), {'mask': MASK}),
+    'normalized_mutual_info': lambda: ((ids(30), ids(30, seed=1)), {}),
+    'pair_contrast_terms': lambda: (
+        (unit(3, 4, 5), ids(3, 4) + 3 * torch.arange(3)[:, None], unit(3, 6, 5, seed=1),
+         ids(3, 6, seed=1) + 3 * torch.arange(3)[:, None], NO_KEY), {'temperature': 0.1}),
+    'pairwise_distances': lambda: ((X + 9, randn(2, 7, 5, seed=1) + 9), {}),
+    'partial_transport': lambda: (
+        (X,), {'epsilon': 0.3, 'num_iters': 20, 'mass': 0.5, 'row_marginals': ROWS, 'col_marginals': COLUMNS}),
+    'point_cells': lambda: ((torch.stack([ids(20, most=2), *(ids(20, most=4, seed=s) for s in range(3))], -1),), {}),
+    'reconstruct_tokens': lambda: ((randn(2, 2, 2, 8), cluster_tokens(MAPS, (2, 2))), {'num_neighbors': 3}),
+    'sample_anchors': lambda: (
+        (ids(40), ids(40, seed=1)), {'num_classes': 3, 'num_anchors_per_class': 4, **seeded()}),
+    'sinkhorn': lambda: (
+        (X,), {'epsilon': 0.3, 'num_iters': 20, 'row_marginals': ROWS, 'col_marginals': COLUMNS}),
+    'sinkhorn_log_plan': lambda: (
+        (X,), {'epsilon': 0.3, 'num_iters': 20, 'row_marginals': ROWS, 'col_marginals': COLUMNS}),
+    'size_biased_attention': lambda: (
+        (randn(2, 3, 6, 4), randn(2, 3, 6, 4, seed=1), randn(2, 3, 6, 4, seed=2), WEIGHTS[:, :6] + 1), {}),
+    'soft_cluster_encode': lambda: (FEATURES, ENCODED),
+    'spectral_clustering': lambda: ((X, 3), {'mask': MASK}),
+    'spread_clusters': lambda: ((functional.cluster_points(randn(20, 2, 4), randn(20, 2, 3, seed=1), CELLS),), {}),
+    'subclass_contrast': lambda: ((unit(6, 4), ids(6), unit(8, 4, seed=1), ids(8, seed=1)), {'temperature': 0.1}),
+    'subclass_contrast_terms': lambda: (
+        (unit(6, 4), ids(6), unit(8, 4, seed=1), ids(8, seed=1), torch.zeros(8, dtype=torch.bool)),
+        {'temperature': 0.1}),
+    'token_neighbors': lambda: ((cluster_tokens(MAPS, (2, 2)),), {'num_neighbors': 3}),
+    'token_spread': lambda: ((MAPS, (2, 2)), {'mask': ids(2, 6, 6, most=5) > 0}),
+    'unbalanced_transport': lambda: (
+        (X,), {'epsilon': 0.3, 'num_iters': 20, 'row_marginals': ROWS, 'col_marginals': COLUMNS}),
+}  # fmt: skip
+
+
+def transposed(x):
+    return x.mT.contiguous().mT if x.dim() > 1 else sliced(x)
+
+
+def permuted(x):
+    order = list(range(x.dim()))[::-1]
+    return x.permute(order).contiguous().permute(order)
+
+
+def sliced(x):
+    wide = x.new_zeros(*x.shape[:-1], 2 * x.shape[-1] + 1) if x.dim() else x
+    if x.dim():
+        wide[..., 1::2] = x
+        return wide[..., 1::2]
+    return x
+
+
+def overlapping(x):
+    """Strides of a batch dimension that shares its memory, where the entries are made equal."""
+    return x[:1].expand_as(x) if x.dim() > 2 else x
+
+
+def everywhere(value, change):
+    """Apply ``change`` to all tensors in nested tuples, lists, dicts and named tuples."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: everywhere(each, change) for key, each in value.items()}
+    if isinstance(value, tuple) and hasattr(value, '_fields'):
+        return type(value)(*(everywhere(each, change) for each in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(everywhere(each, change) for each in value)
+    return value
+
+
+def tensors(value):
+    found = []
+    everywhere(value, lambda x: found.append(x) or x)
+    return found
+
+
+def run(name, change):
+    """Return results and gradients of the first floating argument and all others that take part."""
+    args, options = everywhere(CALLS[name](), lambda x: x.detach().clone())
+    leaves = [x for x in args if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    for x in leaves:
+        x.requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        result = getattr(functional, name)(*everywhere(args, change), **everywhere(options, change))
+    outputs = tensors(result) if not isinstance(result, float) else [torch.tensor(result)]
+    loss = sum((x.double().square().sum() for x in outputs if x.requires_grad), torch.zeros(()))
+    grads = []
+    if loss.requires_grad:
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return [x.detach() for x in outputs], [x for x in grads if x is not None]
+
+
+def test_every_public_function_has_a_row():
+    functions = {name for name in functional.__all__ if not inspect.isclass(getattr(functional, name))}
+    assert functions == set(CALLS)
+
+
+@pytest.mark.parametrize('change', [transposed, permuted, sliced])
+@pytest.mark.parametrize('name', CALLS)
+def test_strides_change_nothing(name, change):
+    for got, expected in zip(run(name, change), run(name, torch.Tensor.contiguous), strict=True):
+        assert len(got) == len(expected)
+        for one, other in zip(got, expected):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', [
+    'kkz', 'kmedoids', 'kmedoids_swap', 'linkage', 'nearest_center', 'pairwise_distances', 'spectral_clustering',
+    'sinkhorn', 'bipartite_matching', 'cluster_tokens', 'merge_tokens', 'token_spread', 'cluster_pool',
+])  # fmt: skip
+def test_expanded_batches(name):
+    got, gradients = run(name, overlapping)
+    expected, others = run(name, lambda x: overlapping(x).contiguous())
+    for one, other in zip([*got, *gradients], [*expected, *others], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def hard_points(kind):
+    generator = torch.Generator().manual_seed(3)
+    if kind == 'duplicates':
+        return torch.rand(8, 3, generator=generator)[torch.randint(0, 8, (2, 300), generator=generator)]
+    if kind == 'all equal':
+        return torch.full((2, 40, 3), 0.1)
+    if kind == 'offset':
+        return torch.randn(2, 200, 6, generator=generator) + 3000
+    x = torch.randn(2, 200, 6, generator=generator)
+    x[:, 5] = 1e6
+    return x
+
+
+@pytest.mark.parametrize('kind', ['duplicates', 'all equal', 'offset', 'outlier'])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize('options', [{}, {'tol': None, 'num_iters': 20}, {'init': 'kkz'}, 'weights', 'mask'])
+@pytest.mark.parametrize('form', ['cpu', 'device'])
+def test_labels_and_inertia_belong_to_the_centers(kind, dtype, options, form, monkeypatch):
+    import importlib
+
+    if form == 'device':
+        for name in ('kmeans', 'kmeans_init', '_kmeans_assign', '_kmeans_points'):
+            module = importlib.import_module(f'clusterplug.functional.{name}')
+            monkeypatch.setattr(module, 'host_checks_allowed', lambda tensor: False)
+    x = hard_points(kind)
+    x = (x.clamp(-6e4, 6e4) if dtype == torch.float16 else x).to(dtype)
+    extra = torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(4))
+    if isinstance(options, str):
+        options = {options: extra > 0.2 if options == 'mask' else extra}
+    result = kmeans(x, 20, generator=torch.Generator().manual_seed(0), **options)
+    valid = options.get('mask', torch.ones(x.shape[:2], dtype=torch.bool))
+    squared = torch.cdist(x.double(), result.centers.double(), compute_mode='donot_use_mm_for_euclid_dist').square()
+    own = squared.gather(-1, result.labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    rounding = 1e-9 if dtype == torch.float64 else 1e-4
+    assert (own <= squared.amin(-1) * (1 + rounding) + 1e-6 * x.double().square().mean().clamp(max=1.0))[valid].all()
+    weights = options.get('weights', torch.ones(x.shape[:2])).double() * valid
+    expected = (own * weights).sum(-1)
+    torch.testing.assert_close(result.inertia.double(), expected, rtol=1e-3, atol=1e-5)
+    labels, _ = nearest_center(x, result.centers, mask=options.get('mask'))
+    again = squared.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(again[valid], own[valid], rtol=1e-3, atol=1e-5)
+    if kind in ('duplicates', 'all equal') and 'tol' not in options:
+        assert result.num_iters.max() <= 25
+        if dtype == torch.float32:
+            assert result.inertia.max() < 1e-6
+
+
+def test_a_matching_is_made_of_its_own_rows():
+    x = randn(1, 12, 4)
+    other = torch.cat([x, torch.full((1, 12, 4), float('nan'))])
+    assert torch.equal(bipartite_matching(other, 3).target[0], bipartite_matching(x, 3).target[0])
+    pooled, odd = (
+        cluster_pool(*(torch.cat([each, fill(each)]) for each in (f[:1] for f in FEATURES)))
+        for fill in (torch.zeros_like, lambda t: torch.full_like(t, float('nan')))
+    )
+    torch.testing.assert_close(pooled.representatives[0], odd.representatives[0])
