@@ -231,11 +231,15 @@ class Session:
                     f'got {tuple(tokens.shape)}'
                 )
         elif tokens.shape[1] != self.layout.num_prefix + size[0] * size[1]:
+            others = tokens.shape[1] - size[0] * size[1]
+            hint = (
+                f'pass num_prefix={others} to apply() if the others are class, register or distillation tokens'
+                if others >= 0
+                else 'something else drops tokens of the map, which a patch cannot follow'
+            )
             raise ValueError(
                 f'{self.layout.host} must have {self.layout.num_prefix} tokens in front of a map of {size[0]} x '
-                f'{size[1]} tokens, got {tokens.shape[1]} tokens in all: pass num_prefix='
-                f'{tokens.shape[1] - size[0] * size[1]} to apply() if the others are class, register or distillation '
-                f'tokens'
+                f'{size[1]} tokens, got {tokens.shape[1]} tokens in all: {hint}'
             )
 
 

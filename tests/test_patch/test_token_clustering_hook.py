@@ -82,6 +82,28 @@ def test_hook_applies_for_the_test_only():
         assert torch.equal(model(image)[1], plain[1])
 
 
+@torch.no_grad()
+def test_a_validation_that_failed_does_not_stop_the_next_ones():
+    hook = TokenClusteringHook(start=1, grid=(4, 4))
+    model, image = VisionTransformer().eval(), torch.randn(1, 3, 64, 64)
+    runner, plain = types.SimpleNamespace(model=model), model(image)[1]
+    hook.before_val(runner)  # the validation fails here, so that no hook comes after it
+    hook.before_val(runner)
+    reduced = model(image)[1]
+    hook.before_test(runner)  # a test inside the validation
+    hook.after_test(runner)
+    assert torch.equal(model(image)[1], reduced)
+    hook.after_val(runner)
+    assert torch.equal(model(image)[1], plain)
+    hook.before_test(runner)
+    hook.before_train_iter(runner, 0)
+    assert torch.equal(model(image)[1], plain)
+    hook.before_val(runner)
+    patch.remove(model)
+    hook.after_val(runner)
+    assert torch.equal(model(image)[1], plain)
+
+
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_configs_hold_a_base_and_the_hook(path):
     content = {}
