@@ -13,7 +13,7 @@ from clusterplug.retrieval.data import VideoTextSample
 class CenterCLIP(BaseModel):
     """Text-video retrieval with CLIP, whose image tower runs on segments of clustered tokens from one block on.
 
-    Without ``clustering`` in the encoders this is CLIP4Clip.
+    Without ``clustering`` in the encoders this is the model of CLIP4Clip, with the test frames of CenterCLIP.
 
     Args:
         encoders (dict): Config of :class:`~clusterplug.retrieval.TransformersEncoders` or another.
