@@ -295,7 +295,12 @@ def build_runner(config):
 
     if not has_accelerator():
         keep_freed_memory()
-    return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    from clusterplug.hooks.label_check import LabelCheckHook
+
+    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    if not any(isinstance(hook, LabelCheckHook) for hook in runner.hooks):
+        runner.register_hook(LabelCheckHook())
+    return runner
 
 
 def _report_stop(work_dir: str) -> int:

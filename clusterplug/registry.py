@@ -67,7 +67,11 @@ else:
         'dataset',
         parent=_mm.DATASETS,
         scope='clusterplug',
-        locations=['clusterplug.datasets.semantickitti_multiscan', 'clusterplug.datasets.video.dataset'],
+        locations=[
+            'clusterplug.datasets.semantickitti_multiscan',
+            'clusterplug.datasets.own_scans',
+            'clusterplug.datasets.video.dataset',
+        ],
     )
     TRANSFORMS = _mm.Registry(
         'transform',

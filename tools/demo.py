@@ -7,6 +7,7 @@ done is skipped when the demo is started again; an interrupted training goes on 
 import argparse
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -53,25 +54,28 @@ def runs_of(args) -> dict:
     }
 
 
-def load_trained(name: str, args):
-    """The trained model and its validation loader."""
+def load_trained(name: str, args, weights: str | None = None):
+    """The trained model and its validation loader; ``weights``: of which training, by default its own."""
     from clusterplug.checkpoints import load_checkpoint_into, newest_readable
     from clusterplug.cli import build_runner, load_config
 
     run = runs_of(args)[name]
     config = load_config(run.config, run.options, str(args.out / name / 'reading'))
-    config.visualizer.name, config.log_level = f'reading {name}', 'WARNING'  # a console without mmengine's long lists
+    config.visualizer.name, config.log_level = f'reading {name}', 'ERROR'  # a console without mmengine's long lists
     runner = build_runner(config)
-    checkpoint, _ = newest_readable(args.out / name)
-    load_checkpoint_into(runner.model, checkpoint)
+    checkpoint, _ = newest_readable(args.out / (weights or name))
+    with warnings.catch_warnings():
+        if weights:  # of a model without the loss: only the loss is missing, which predictions do not use
+            warnings.filterwarnings('ignore', message='.*does not fit the model.*missing in the file: clustering')
+        load_checkpoint_into(runner.model, checkpoint, partial=weights is not None)
     return runner.model.eval(), runner.build_dataloader(config.val_dataloader), runner
 
 
 def discovered(args) -> tuple[dict, list]:
     """Agreement of the discovered subclasses with the hidden sub-types, and the pictures' scans.
 
-    Compared with k-means, with as many clusters for each class, on the same feature of the network that was trained
-    without the loss.
+    Compared with k-means, with as many clusters for each class, on the feature of the same layer in the network that
+    was trained without the loss.
     """
     import torch
 
@@ -81,25 +85,22 @@ def discovered(args) -> tuple[dict, list]:
 
     clustered, loader, _ = load_trained('clustering', args)
     memory = clustered.clustering.loss.memory
-    plain, _, _ = load_trained('baseline', args)
-    tapped = {}
-    plain.decode_head.conv_seg.register_forward_pre_hook(lambda _, inputs: tapped.update(feature=inputs[0]))
+    # the same taps around the weights of the other training
+    plain, _, _ = load_trained('clustering', args, weights='baseline')
     columns = {key: [] for key in ('classes', 'subclasses', 'subtypes', 'features')}
     scenes = []
     for data in loader:
         (scan,) = predict_subclasses(clustered, data, use_labels=True)
-        with torch.no_grad():
-            (result,) = plain.test_step(data)
-        sample = data['data_samples'][0]
+        (without,) = predict_subclasses(plain, data, use_labels=True)
         columns['classes'].append(scan.classes)
         columns['subclasses'].append(scan.subclasses)
-        columns['subtypes'].append(torch.from_numpy(load_subtypes(label_file(sample))))
-        columns['features'].append(tapped['feature'][result.point2voxel_map])
+        columns['subtypes'].append(torch.from_numpy(load_subtypes(label_file(data['data_samples'][0]))))
+        columns['features'].append(without.features)
         if len(scenes) < 3:
             scenes.append(
                 dict(
                     points=scan.points.numpy(), truth=scan.classes.numpy(), clustering=scan.predictions.numpy(),
-                    baseline=result.pred_pts_seg.pts_semantic_mask.numpy(), subclasses=scan.subclasses.numpy(),
+                    baseline=without.predictions.numpy(), subclasses=scan.subclasses.numpy(),
                 )
             )  # fmt: skip
     table = {key: torch.cat(values) for key, values in columns.items()}
@@ -153,8 +154,8 @@ def table(results: dict, agreement: dict, cost) -> str:
         lines.append(f'| {label} | {without:.1f} | {found:.1f} | {found - without:+.1f} |')
     without, found = agreement['baseline'].mean, agreement['clustering'].mean
     lines += [
-        f'| NMI of subclasses with hidden sub-types (without: k-means) | {without:.3f} | {found:.3f} | '
-        f'{found - without:+.3f} |',
+        f'| NMI of subclasses with hidden sub-types (without: k-means on the same layer) | {without:.3f} | '
+        f'{found:.3f} | {found - without:+.3f} |',
         f'| seconds per step in training, side by side | {results["baseline"]["seconds_per_step"]:.3f} | '
         f'{results["clustering"]["seconds_per_step"]:.3f} | |',
         f'| seconds per step, in turn on one batch | {cost.plain:.3f} | {cost.clustered:.3f} | '
@@ -163,10 +164,30 @@ def table(results: dict, agreement: dict, cost) -> str:
     return '\n'.join(lines)
 
 
+def quiet_hosts() -> None:
+    """Leave warnings of other packages that this demo's user can do nothing about off its console."""
+    for message, reason in FOREIGN_WARNINGS.items():
+        warnings.filterwarnings('ignore', message=message)
+        assert reason
+
+
+FOREIGN_WARNINGS = {}
+
+
 def main() -> int:
     args = parse_arguments()
-    args.out.mkdir(parents=True, exist_ok=True)
+    quiet_hosts()
     begin = time.time()
+    from clusterplug.cli import check_folder
+    from clusterplug.core.outputs import locked_folder
+
+    check_folder(args.out, '--out')
+    with locked_folder(args.out):
+        return demo(args, begin)
+
+
+def demo(args, begin: float) -> int:
+    """Generate, train both, read what they have learned, draw and compare."""
     from clusterplug import compat
     from clusterplug.datasets.lidar_city import generate_lidar_city
     from clusterplug.experiments import RunFailed, run_all
@@ -195,4 +216,8 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from clusterplug.cli import run_tool
+
+    sys.exit(run_tool(main, 'demo'))

@@ -40,7 +40,8 @@ def patch(module):
     host_parse, host_transform = Seg3DDataset.parse_data_info, PointSegClassMapping.transform
 
     def get_seg_label_mapping(self, metainfo):
-        table = np.full(metainfo['max_label'] + 1, self.ignore_index, dtype=np.int64)
+        largest = max([metainfo.get('max_label', 0), *metainfo['seg_label_mapping']])
+        table = np.full(largest + 1, self.ignore_index, dtype=np.int64)
         self.known_labels = np.zeros(len(table), dtype=bool)
         for raw, label in metainfo['seg_label_mapping'].items():
             table[raw], self.known_labels[raw] = label, True

@@ -3,10 +3,17 @@
 from clusterplug.hooks.cluster_schedule import ClusterScheduleHook
 from clusterplug.hooks.cluster_stats import ClusterStatsHook, subclass_stats
 from clusterplug.hooks.cluster_visualization import ClusterVisualizationHook
+from clusterplug.hooks.label_check import LabelCheckHook, label_faults
 from clusterplug.hooks.token_clustering import TokenClusteringHook
 from clusterplug.hooks.unreadable_videos import UnreadableVideosHook
 
 __all__ = [
-    'ClusterScheduleHook', 'ClusterStatsHook', 'ClusterVisualizationHook', 'TokenClusteringHook',
-    'UnreadableVideosHook', 'subclass_stats',
+    'ClusterScheduleHook',
+    'ClusterStatsHook',
+    'ClusterVisualizationHook',
+    'LabelCheckHook',
+    'TokenClusteringHook',
+    'UnreadableVideosHook',
+    'label_faults',
+    'subclass_stats',
 ]  # fmt: skip
