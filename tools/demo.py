@@ -5,6 +5,7 @@ done is skipped when the demo is started again; an interrupted training goes on 
 """
 
 import argparse
+import logging
 import sys
 import time
 import warnings
@@ -61,7 +62,11 @@ def load_trained(name: str, args, weights: str | None = None):
 
     run = runs_of(args)[name]
     config = load_config(run.config, run.options, str(args.out / name / 'reading'))
-    config.visualizer.name, config.log_level = f'reading {name}', 'ERROR'  # a console without mmengine's long lists
+    # mmengine keeps one visualizer of a name in a process, and prints long lists
+    config.visualizer.name, config.log_level = (
+        f'reading {name} {time.monotonic_ns()}',
+        'ERROR',
+    )  # a console without mmengine's long lists
     runner = build_runner(config)
     checkpoint, _ = newest_readable(args.out / (weights or name))
     with warnings.catch_warnings():
@@ -104,6 +109,10 @@ def discovered(args) -> tuple[dict, list]:
                 )
             )  # fmt: skip
     table = {key: torch.cat(values) for key, values in columns.items()}
+    # Both are compared on the same points: a few have no feature at a coarse layer.
+    featured = torch.isfinite(table['features']).all(1)
+    table['classes'] = torch.where(featured, table['classes'], -1)
+    table['features'] = table['features'].nan_to_num()
     by_kmeans = kmeans_within_classes(table['features'], table['classes'], memory.num_classes, memory.num_clusters)
     agree = [
         subclass_agreement(table['classes'], ids, table['subtypes'], memory.num_classes)
@@ -164,14 +173,19 @@ def table(results: dict, agreement: dict, cost) -> str:
     return '\n'.join(lines)
 
 
+# Of other packages, about things that a user of the demo can do nothing about.
+FOREIGN_LOGGERS = {
+    'torch.fx._symbolic_trace': 'said once when code asks torch whether it is traced; nothing is traced here'
+}
+FOREIGN_WARNINGS = {'invalid value encountered in .*divide': 'mmdet3d: classes of which no scan has a point are NaN'}
+
+
 def quiet_hosts() -> None:
-    """Leave warnings of other packages that this demo's user can do nothing about off its console."""
-    for message, reason in FOREIGN_WARNINGS.items():
-        warnings.filterwarnings('ignore', message=message)
-        assert reason
-
-
-FOREIGN_WARNINGS = {}
+    """Leave these messages off the console of this process; the logs of the trainings have them."""
+    for name in FOREIGN_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in FOREIGN_WARNINGS:
+        warnings.filterwarnings('ignore', message=message, category=RuntimeWarning)
 
 
 def main() -> int:

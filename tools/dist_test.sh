@@ -2,6 +2,7 @@
 # Test on several processes of one or more machines:  tools/dist_test.sh CONFIG CKPT NUM_PROCESSES [options of test.py]
 # A process is a GPU; without CUDA the processes share the CPU (backend gloo).
 # Several machines: the same line on each, with NNODES, NODE_RANK and MASTER_ADDR set.
+# The launcher's store listens at PORT (29500) on all interfaces, whatever MASTER_ADDR is: docs/security.md.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     sed -n '2,4s/^# //p' "$0" >&2

@@ -2,6 +2,7 @@
 # Train on several processes of one or more machines:  tools/dist_train.sh CONFIG NUM_PROCESSES [options of train.py]
 # A process is a GPU; without CUDA the processes share the CPU (backend gloo).
 # Several machines: the same line on each, with NNODES, NODE_RANK and MASTER_ADDR set.
+# The launcher's store listens at PORT (29500) on all interfaces, whatever MASTER_ADDR is: docs/security.md.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     sed -n '2,4s/^# //p' "$0" >&2

@@ -31,6 +31,7 @@ _NAMES = (
     'missing_files',
     'mmcv_sparse_conv',
     'mmpretrain_multimodal',
+    'own_config_scope',
     'points_in_boxes',
     'roi_pooling',
     'show_dir',

@@ -40,6 +40,11 @@ def label_faults(model: torch.nn.Module, dataset) -> list[str]:
             faults.append(f'{held}, and {path} has num_classes={wanted}')
         if _is_number(theirs) and _is_number(ignored) and theirs != ignored:
             faults.append(f'the data set {name} has ignore_index={ignored}, and {path} has ignore_index={theirs}')
+        weights = getattr(getattr(head, 'loss_decode', None), 'class_weight', None)
+        if isinstance(weights, list | tuple) and len(weights) != wanted:
+            faults.append(
+                f'{path} has num_classes={wanted}, and its loss_decode {len(weights)} numbers in class_weight'
+            )
     loss = getattr(getattr(model, 'clustering', None), 'loss', None)
     if loss is not None and hasattr(model, 'decode_head'):
         if getattr(loss, 'num_classes', count) != count:

@@ -127,3 +127,12 @@ def test_numbers_that_do_not_agree(case, words):
     assert len(faults) == len(words)
     for fault, word in zip(faults, words):
         assert re.search(word, fault)
+
+
+def test_weights_of_other_classes():
+    whole = model()
+    whole.decode_head.loss_decode = SimpleNamespace(class_weight=[1.0] * 19)
+    (fault,) = label_faults(whole, data())
+    assert '19 numbers in class_weight' in fault
+    whole.decode_head.loss_decode.class_weight = [1.0] * 5
+    assert label_faults(whole, data()) == []
