@@ -334,7 +334,7 @@ def test_a_killed_worker_is_named_with_its_scan(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='looks into /proc')
-@pytest.mark.parametrize('signal', ['kill', 'terminate'])
+@pytest.mark.parametrize('signal', ['kill', pytest.param('terminate', marks=pytest.mark.slow)])
 def test_workers_end_with_their_parent(tmp_path, signal):
     code = (
         'from clusterplug.datasets.lidar_city import generate, workers; start = workers._start\n'
