@@ -66,8 +66,8 @@ def clips(data: Path, number: int, size: int) -> torch.Tensor:
     """Return (N, 3, size, size), frame 20 of each of the clips."""
     from clusterplug.datasets.video.decoding import open_video
 
-    files = sorted(file for file in (data / 'video' / 'clips').rglob('*') if file.suffix in ('.mp4', '.avi'))
-    videos = [open_video(file) for file in files[:number]]
+    files = sorted((data / 'video' / 'clips').rglob('*.mp4'))[:number]
+    videos = [open_video(file) for file in files]
     frames = [video.frames([min(20, video.length - 1)])[0] for video in videos]
     return torch.stack([square(Image.fromarray(np.asarray(frame)), size) for frame in frames])
 

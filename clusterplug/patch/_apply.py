@@ -37,18 +37,20 @@ def apply(
     ``forward_intermediates``, backbones) have the full size. Positions that blocks apply themselves (rotary
     embeddings, relative positions, windows) are those of the reduced tokens.
 
-    Apply before ``torch.compile``. Gradients flow. Gradient checkpointing of the whole model gives the same
-    gradients, and so does that inside of blocks without windows and without ``size_bias``; what would give others is
-    refused by a RuntimeError. Any number of threads may call the model. Two transformers in one model are patched one
-    by one.
+    Apply before ``torch.compile``. A transformer is found by parts of its own: in models that hold it and in wrappers
+    around it, not where a wrapper stands for one of its parts. Gradients flow. Gradient checkpointing of the whole
+    model gives the same gradients, and so does that inside of blocks without windows and without ``size_bias``; what
+    would give others is refused by a RuntimeError. Any number of threads may call the model. Two transformers in one
+    model are patched one by one.
 
     Args:
         model: A timm, transformers or torchvision transformer, or a model with one inside; see
             :func:`~clusterplug.patch.hosts`.
-        method: ``'expedit'`` (local soft k-means, keeps a grid), ``'tome'`` (bipartite matching) or ``'average'``
-            (pooling, the baseline). ``'centerclip'`` is for videos and never brings tokens back: it takes none of
-            the arguments up to ``taps`` but ``num_prefix``, see the options.
-        start: Blocks that run on all tokens first. Defaults to 0.4 of all.
+        method: ``'expedit'`` (local soft k-means, keeps a grid), ``'tome'`` (bipartite matching, at once or in every
+            block) or ``'average'`` (pooling, the baseline). ``'centerclip'`` is for videos and never brings tokens
+            back: of the arguments up to ``taps`` it takes ``start`` and ``num_prefix``, see the options.
+        start: First block that sees fewer tokens. Defaults to 0.4 of all, to 1 for tome in every block, to 6 for
+            centerclip, which takes several for several stages.
         end: Block before which the tokens are brought back. Defaults to after the last, or after the last of the stage.
         grid: (h, w) reduced tokens; must fit every image.
         keep_ratio: Share of the tokens to keep, above 0 and at most 1, where ``grid`` is not given. Defaults to 0.5.
@@ -56,28 +58,34 @@ def apply(
         num_prefix: Tokens in front of the map, if the model has others than clusterplug finds.
         taps: Blocks whose output must be of full size because something outside the model reads it (a hook).
         **options: Settings of the method: for expedit ``num_iters``, ``temperature`` or ``sharpness``, ``window``,
-            ``num_neighbors``, ``norm``, ``search``, ``residual``; for tome ``compare``, ``residual``; for average
-            ``residual``; for centerclip ``after_block`` (6), ``segments`` (4), ``clusters`` (49), ``frames`` where
-            images come as (videos * frames, 3, H, W), ``reduction`` (``'kmedoids'``) and further settings of
-            :class:`~clusterplug.layers.SegmentTokenClustering`. Features are then those of (videos * segments).
+            ``num_neighbors``, ``norm``, ``search``, ``residual``, ``size_bias`` (attention counts a cluster as often
+            as the tokens in it, default False); for tome ``compare``, ``residual``, ``size_bias`` (default True),
+            ``every_block`` (merge some tokens in front of each block instead of all at ``start``),
+            ``tokens_per_block`` (how many, instead of ``grid`` or ``keep_ratio``, which say what the last block
+            sees); for average ``residual``; for centerclip ``num_segments`` (4), ``num_clusters`` (49), ``frames``
+            where images come as (videos * frames, 3, H, W), ``reduction`` (``'kmedoids'``), ``aggregation``,
+            ``metric``, ``pre_norm`` and ``options`` of :class:`~clusterplug.layers.SegmentTokenClustering`;
+            ``after_block``, ``segments`` and ``clusters`` are other names of ``start``, ``num_segments`` and
+            ``num_clusters``. Features are then those of (videos * segments).
 
     Returns:
         The model itself.
 
     Raises:
-        TypeError: ``model`` is no module.
-        ValueError: The model is patched or compiled already, holds no known transformer or several, or has tied
-            blocks; start, end, grid,
-            keep_ratio, method or an option is out of range. During a forward pass: the grid is larger than the map,
-            the number of tokens in front is wrong, tokens are NaN or infinite (on the CPU).
+        TypeError: ``model`` is no module, a number has the wrong type.
+        ValueError: The model is patched or compiled already, holds no known transformer or several, one with wrapped
+            blocks, or has tied blocks; start, end, grid, keep_ratio, method or an option is unknown or out of range.
+            During a forward pass: the grid is larger than the map, the number of tokens in front is wrong, tokens are
+            NaN or infinite (on the CPU), ``size_bias`` has no effect on the attention of a block.
 
     Source:
         Liang et al., NeurIPS 2022 (expedit); Bolya et al., ICLR 2023 (tome); Zhao et al., SIGIR 2022 (centerclip).
 
         **Differs from the authors' code**: the temperature follows the spread of the tokens; the change of the
         clusters is carried back to the tokens (``residual``); reconstruction searches near clusters only; windows
-        are clustered as one map, so no padding enters. ``temperature=50, residual=False, search=None, norm='l2'`` is
-        the published form. Tome merges once, before block ``start``, and undoes it at ``end``.
+        are clustered as one map, so no padding enters. ``residual=False, search=None, norm='l2'`` with the model's
+        own ``temperature`` (50 for Segmenter) is the published layer, here in front of the final norm. Tome merges
+        in front of a block, by its normalized input; theirs merges between attention and MLP, by the keys.
 
     Example:
         >>> import timm, torch
