@@ -1,36 +1,37 @@
 """Input validation of the kernels: each check says the name, what is allowed, what came, what to do next."""
 
 import difflib
+import math
+import numbers
 import operator
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def check_points(x: Tensor, name: str = 'x', *, allow_empty: bool = False) -> None:
-    """Raise unless ``x`` is a floating tensor (..., N, D) with N >= 1 and D >= 1."""
+    """Raise unless ``x`` is a floating tensor (..., N, D) with N >= 1 and D >= 1; a batch of no problems is fine."""
     if not isinstance(x, Tensor):
         raise TypeError(f'{name} must be a torch.Tensor, got {type(x).__name__}; convert it with torch.as_tensor')
     if not x.is_floating_point():
         raise TypeError(f'{name} must have a floating dtype, got {x.dtype}; convert it with {name}.float()')
     if x.dim() < 2:
         raise ValueError(f'{name} must have shape (..., N, D), got {tuple(x.shape)}; add the missing dimension')
-    if not allow_empty and 0 in x.shape:
+    if not allow_empty and 0 in x.shape[-2:]:
         raise ValueError(f'{name} must hold at least one point of at least one dimension, got shape {tuple(x.shape)}')
 
 
-def check_num_clusters(num_clusters: int, num_points: int | None = None) -> None:
-    """Raise unless ``1 <= num_clusters`` (``<= num_points`` when that is given)."""
-    if isinstance(num_clusters, bool) or not isinstance(num_clusters, int):
-        raise TypeError(f'num_clusters must be an int, got {type(num_clusters).__name__} ({num_clusters!r})')
-    if num_clusters < 1:
-        raise ValueError(f'num_clusters must be at least 1, got {num_clusters}')
-    if num_points is not None and num_clusters > num_points:
+def check_num_clusters(num_clusters: int, num_points: int | None = None) -> int:
+    """Return ``num_clusters`` as int; raise unless ``1 <= num_clusters`` (``<= num_points`` when that is given)."""
+    number = check_count(num_clusters, 'num_clusters', 1)
+    if num_points is not None and number > num_points:
         raise ValueError(
-            f'num_clusters must not exceed the number of points, got {num_clusters} clusters for {num_points} points; '
+            f'num_clusters must not exceed the number of points, got {number} clusters for {num_points} points; '
             f'ask for at most {num_points} clusters'
         )
+    return number
 
 
 def check_count(value: int, name: str, least: int = 0, most: int | None = None) -> int:
@@ -46,6 +47,58 @@ def check_count(value: int, name: str, least: int = 0, most: int | None = None) 
         allowed = f'at least {least}' if most is None else f'between {least} and {most}'
         raise ValueError(f'{name} must be {allowed}, got {number}')
     return number
+
+
+def check_number(
+    value: float,
+    name: str,
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    above: float | None = None,
+    finite: bool = True,
+    hint: str = '',
+) -> float:
+    """Return ``value``, a Python or NumPy number, as float; raise unless it lies in ``least`` .. ``most``.
+
+    Args:
+        value: What came. Never NaN; infinite only with ``finite=False``.
+        name: Name of the argument.
+        least: Smallest value allowed.
+        most: Largest value allowed.
+        above: The value must be larger than this.
+        finite: Refuse infinity.
+        hint: What to do next, added to the message.
+
+    Example:
+        >>> import numpy as np
+        >>> check_number(np.float32(0.5), 'epsilon', above=0)
+        0.5
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+    try:
+        number = float(value) if is_number else math.nan
+    except OverflowError:  # a Python integer beyond fp64
+        number = math.inf if value > 0 else -math.inf
+    low = least if above is None else above
+    inside = least <= number <= most and (above is None or number > above) and not (finite and math.isinf(number))
+    if inside:
+        return number
+    bounds = [f'{">" if above is not None else ">="} {low:g}'] if low > -math.inf else []
+    bounds += [f'<= {most:g}'] if most < math.inf else []
+    allowed = ' '.join([f'a {"finite " if finite else ""}number', ' and '.join(bounds)]).strip()
+    message = f'{name} must be {allowed}, got {value!r}' + (f'; {hint}' if hint else '')
+    raise ValueError(message) if is_number else TypeError(message)
+
+
+def check_choice(value: str, name: str, allowed: Iterable[str], more: str = '') -> str:
+    """Return ``value``; raise unless it is one of the names ``allowed`` (``more`` says what else would be)."""
+    known = list(allowed)
+    if isinstance(value, str) and value in known:
+        return value
+    names = ', '.join(repr(each) for each in known)
+    near = nearest_name(value, known) if isinstance(value, str) else ''
+    raise ValueError(f'{name} must be one of {names}{more}, got {value!r}{near}')
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:

@@ -33,7 +33,7 @@ def problem_groups(points: Tensor, num_clusters: int) -> list[slice]:
     size = num_points * (4 if points.element_size() < 4 else points.element_size())
     by_cache = CPU_GROUP_BYTES // (size * (dim + num_clusters))
     step = max(1, min(by_cache, CPU_BLOCK_BYTES // (size * num_clusters)))
-    return [slice(start, start + step) for start in range(0, batch, step)]
+    return [slice(start, start + step) for start in range(0, max(batch, 1), step)]
 
 
 def center_norms(centers: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class CpuAssigner:
         torch.amax(scores, 1, keepdim=True, out=highest)
         torch.eq(scores, highest, out=equal)
         torch.bmm(self.readout, equal, out=readout)
-        if readout[:, 1].amax().item() > 1.0:
+        if len(readout) and readout[:, 1].amax().item() > 1.0:
             labels.copy_(scores.argmax(1))
         else:
             labels.copy_(readout[:, 0])
@@ -155,4 +155,4 @@ def squared_distances_to(points: Tensor, centers: Tensor, labels: Tensor) -> Ten
     for part in blocks(len(flat), 2 * dim * points.element_size(), points.device):
         own = table.index_select(0, rows[part])
         parts.append(torch.linalg.vector_norm(own.sub_(flat[part]), dim=-1).square_())
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(batch, num_points)
+    return (parts[0] if len(parts) == 1 else torch.cat([flat.new_empty(0), *parts])).view(batch, num_points)

@@ -1,30 +1,28 @@
-"""Checks at the door of every transport kernel."""
-
-import math
+"""Input validation of every transport kernel."""
 
 import torch
 from torch import Tensor
 
-from clusterplug.core.checks import check_device
+from clusterplug.core.checks import check_count, check_device, check_number
 from clusterplug.functional._numerics import host_checks_allowed, working_dtype
 
 # Relative difference of two marginal sums that is taken for rounding.
 MASS_TOLERANCE = 1e-3
 
 
-def check_options(scores: Tensor, epsilon: float, num_iters: int, group) -> None:
+def check_options(scores: Tensor, epsilon: float, num_iters: int, group) -> tuple[float, int]:
+    """Return ``epsilon`` and ``num_iters`` as Python numbers; raise unless all four are what the kernels take."""
     if not isinstance(scores, Tensor):
         raise TypeError(f'scores must be a torch.Tensor, got {type(scores).__name__}; convert it with torch.as_tensor')
     if not scores.is_floating_point():
         raise TypeError(f'scores must have a floating dtype, got {scores.dtype}; convert it with scores.float()')
     if scores.dim() < 2 or scores.shape[-1] == 0 or (scores.shape[-2] == 0 and group is None):
         raise ValueError(f'scores must have shape (..., N, K) with N, K >= 1, got {tuple(scores.shape)}')
-    if not (isinstance(epsilon, (int, float)) and math.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f'epsilon must be a finite number > 0, got {epsilon!r}; usual values are 0.01 to 0.1')
-    if isinstance(num_iters, bool) or not isinstance(num_iters, int) or num_iters < 1:
-        raise ValueError(f'num_iters must be an int >= 1, got {num_iters!r}')
+    epsilon = check_number(epsilon, 'epsilon', above=0, hint='usual values are 0.01 to 0.1')
+    num_iters = check_count(num_iters, 'num_iters', 1)
     if group is not None and scores.requires_grad and torch.is_grad_enabled():
         raise ValueError('scores must not require a gradient when group is given; call sinkhorn under torch.no_grad()')
+    return epsilon, num_iters
 
 
 def expand_marginals(marginals: Tensor | None, shape: tuple, scores: Tensor, name: str) -> Tensor | None:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clusterplug.functional._alternate_log_softmax import alternate_log_softmax, normalise_columns
-from clusterplug.functional._sinkhorn_problem import Problem, largest_score, max_over_ranks
+from clusterplug.functional._sinkhorn_problem import Problem, finite_log, largest_score, max_over_ranks
 
 
 def solve_log(problem: Problem, epsilon: float, num_iters: int) -> Tensor:
@@ -89,8 +89,3 @@ def _log_masses(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
     if problem.col_mass is not None:
         log_cols = F.pad(finite_log(problem.col_mass), (0, 1)).unsqueeze(-2)
     return log_rows, log_cols
-
-
-def finite_log(mass: Tensor) -> Tensor:
-    """Return log(mass), and 0 where the mass is 0."""
-    return torch.where(mass > 0, mass, 1.0).log()

@@ -76,3 +76,8 @@ def col_masses(problem: Problem) -> Tensor | float:
         return 1.0 / problem.scores.shape[-1]
     members = problem.cols.unsqueeze(-2).to(problem.scores.dtype)
     return members / members.sum(-1, keepdim=True).clamp(min=1.0)
+
+
+def finite_log(mass: Tensor) -> Tensor:
+    """Return log(mass), and 0 where the mass is 0."""
+    return torch.where(mass > 0, mass, 1.0).log()

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from clusterplug.core.checks import (
+    check_count,
     check_device,
     check_finite,
     check_mask,
     check_num_clusters,
+    check_number,
     check_points,
 )
 from clusterplug.functional._kmeans_assign import nearest, problem_groups, squared_distances_to
@@ -213,10 +215,9 @@ def _check(x, num_clusters, init, num_iters, tol, mask) -> None:
     check_points(x)
     check_num_clusters(num_clusters, x.shape[-2])
     check_mask(mask, x.shape[:-1], x.device)
-    if isinstance(num_iters, bool) or not isinstance(num_iters, int) or num_iters < 1:
-        raise ValueError(f'num_iters must be an int >= 1, got {num_iters!r}')
-    if tol is not None and not (isinstance(tol, (int, float)) and 0 <= tol < math.inf):
-        raise ValueError(f'tol must be a number >= 0 or None, got {tol!r}; 0 runs all iterations')
+    check_count(num_iters, 'num_iters', 1)
+    if tol is not None:
+        check_number(tol, 'tol', 0, hint='0 runs all iterations')
     if not isinstance(init, Tensor):
         if init not in ('k-means++', 'kkz'):
             raise ValueError(f"init must be 'k-means++', 'kkz' or a tensor of centers, got {init!r}")

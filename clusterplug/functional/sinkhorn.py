@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from clusterplug.core.checks import check_mask
+from clusterplug.core.checks import check_choice, check_mask
 from clusterplug.functional._numerics import host_checks_allowed, no_autocast, working_dtype
 from clusterplug.functional._sinkhorn_checks import check_equal_mass, check_options, expand_marginals
 from clusterplug.functional._sinkhorn_log import solve_log
-from clusterplug.functional._sinkhorn_problem import Problem, resolve_masks, row_masses, sum_over_ranks
+from clusterplug.functional._sinkhorn_problem import Problem, finite_log, resolve_masks, row_masses, sum_over_ranks
 from clusterplug.functional._sinkhorn_scaling import pays_in_blocks, safe_peak, solve_scaling, solve_scaling_in_blocks
 
 __all__ = ['sinkhorn', 'sinkhorn_log_plan']
@@ -80,9 +80,9 @@ def sinkhorn(
         >>> plan.sum(0)
         tensor([0.5000, 0.5000])
     """
-    problem = _problem(scores, epsilon, num_iters, row_marginals, col_marginals, mask, group)
-    if form not in _FORMS:
-        raise ValueError(f'form must be one of {", ".join(_FORMS)}, got {form!r}')
+    epsilon, num_iters = check_options(scores, epsilon, num_iters, group)
+    check_choice(form, 'form', _FORMS)
+    problem = _problem(scores, row_marginals, col_marginals, mask, group)
     with no_autocast(scores):
         recorded = torch.is_grad_enabled() and problem.scores.requires_grad
         peak = None if form == 'log' else safe_peak(problem, epsilon)
@@ -120,16 +120,20 @@ def sinkhorn_log_plan(
         >>> sinkhorn_log_plan(scores, epsilon=0.001, num_iters=50).argmax(-1)
         tensor([0, 0, 1, 1])
     """
-    problem = _problem(scores, epsilon, num_iters, row_marginals, col_marginals, mask, group)
+    epsilon, num_iters = check_options(scores, epsilon, num_iters, group)
+    problem = _problem(scores, row_marginals, col_marginals, mask, group)
     with no_autocast(scores):
         masses = row_masses(problem)
-        log_masses = math.log(masses) if isinstance(masses, float) else masses.log()
-        return (solve_log(problem, epsilon, num_iters) + log_masses).to(scores.dtype)
+        log_plan = solve_log(problem, epsilon, num_iters)
+        if isinstance(masses, float):
+            log_plan = log_plan + math.log(masses)
+        else:  # where, not log(0): its gradient would be NaN
+            log_plan = torch.where(masses > 0, log_plan + finite_log(masses), -torch.inf)
+        return log_plan.to(scores.dtype)
 
 
-def _problem(scores, epsilon, num_iters, row_marginals, col_marginals, mask, group) -> Problem:
+def _problem(scores, row_marginals, col_marginals, mask, group) -> Problem:
     """Return the checked problem in the working type."""
-    check_options(scores, epsilon, num_iters, group)
     lead, (num_rows, num_cols) = scores.shape[:-2], scores.shape[-2:]
     check_mask(mask, (*lead, num_rows), scores.device)
     row_mass = expand_marginals(row_marginals, (*lead, num_rows), scores, 'row_marginals')

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from clusterplug.core.checks import check_mask
+from clusterplug.core.checks import check_mask, check_number
 from clusterplug.functional._numerics import host_checks_allowed, no_autocast, working_dtype
 from clusterplug.functional._sinkhorn_checks import check_options, expand_marginals
-from clusterplug.functional._sinkhorn_problem import largest_score
+from clusterplug.functional._sinkhorn_problem import finite_log, largest_score
 
 __all__ = ['partial_transport', 'unbalanced_transport']
 
@@ -59,12 +59,15 @@ def partial_transport(
         >>> [round(row, 3) for row in plan.sum(-1).tolist()]  # the undecided row stays
         [0.25, 0.25, 0.0]
     """
-    logits, log_rows, log_cols = _logits_and_masses(scores, epsilon, num_iters, row_marginals, col_marginals, mask)
+    epsilon, num_iters = check_options(scores, epsilon, num_iters, None)
+    logits, log_rows, log_cols = _logits_and_masses(scores, epsilon, row_marginals, col_marginals, mask)
     with no_autocast(scores):
         log_mass = _log_mass(mass, log_rows, log_cols)
-        logits = logits - logits.detach().amax((-2, -1), keepdim=True)  # a constant only changes w
+        # The largest score is made 0 for the digits. The mass of the kernel then undoes any constant, after 1
+        # iteration as after 1,000, so the derivative needs no term for it.
+        logits = logits - logits.detach().amax((-2, -1), keepdim=True)
         right = _neutral(log_cols)
-        total = torch.zeros_like(log_mass)
+        total = log_mass - _logsumexp(logits + (_neutral(log_rows) + right), (-2, -1))
         for _ in range(num_iters):
             left = (log_rows - _logsumexp(logits + (right + total), -1)).clamp(max=0.0)
             right = (log_cols - _logsumexp(logits + (left + total), -2)).clamp(max=0.0)
@@ -122,7 +125,8 @@ def unbalanced_transport(
         tensor([0.6830, 0.3170])
         tensor([0.5002, 0.4998])
     """
-    logits, log_rows, log_cols = _logits_and_masses(scores, epsilon, num_iters, row_marginals, col_marginals, mask)
+    epsilon, num_iters = check_options(scores, epsilon, num_iters, None)
+    logits, log_rows, log_cols = _logits_and_masses(scores, epsilon, row_marginals, col_marginals, mask)
     row_power, col_power = _power(row_penalty, epsilon, 'row_penalty'), _power(col_penalty, epsilon, 'col_penalty')
     with no_autocast(scores):
         left = _neutral(log_rows)
@@ -136,9 +140,8 @@ def unbalanced_transport(
         return ((shifted - sums) + log_row_sums.clamp(max=LARGEST_LOG_MASS)).exp().to(scores.dtype)
 
 
-def _logits_and_masses(scores, epsilon, num_iters, row_marginals, col_marginals, mask):
+def _logits_and_masses(scores, epsilon, row_marginals, col_marginals, mask):
     """Return scores / epsilon (..., N, K), log row masses (..., N, 1) and log column masses (..., 1, K)."""
-    check_options(scores, epsilon, num_iters, None)
     lead, (num_rows, num_cols) = scores.shape[:-2], scores.shape[-2:]
     check_mask(mask, (*lead, num_rows), scores.device)
     dtype = working_dtype(scores.dtype)
@@ -149,7 +152,7 @@ def _logits_and_masses(scores, epsilon, num_iters, row_marginals, col_marginals,
         logits = scores.to(dtype).clamp(-bound, bound) / epsilon
         # where, not arithmetic: what lies in rows without mass may be NaN
         logits = torch.where((rows > 0).unsqueeze(-1), logits, 0.0)
-    return logits, rows.log().unsqueeze(-1), cols.log().unsqueeze(-2)
+    return logits, _log(rows).unsqueeze(-1), _log(cols).unsqueeze(-2)
 
 
 def _masses(marginals: Tensor | None, shape: tuple, scores: Tensor, name: str, mask: Tensor | None) -> Tensor:
@@ -165,6 +168,8 @@ def _masses(marginals: Tensor | None, shape: tuple, scores: Tensor, name: str, m
 def _log_mass(mass: float | Tensor, log_rows: Tensor, log_cols: Tensor) -> Tensor:
     """Return log(mass) as (..., 1, 1), held to what the marginals can move."""
     available = torch.minimum(log_rows.exp().sum((-2, -1), True), log_cols.exp().sum((-2, -1), True))
+    if not isinstance(mass, Tensor):
+        mass = check_number(mass, 'mass', above=0)
     mass = torch.as_tensor(mass, dtype=log_rows.dtype, device=log_rows.device)
     mass = mass.reshape(*mass.shape, 1, 1)
     if host_checks_allowed(log_rows):
@@ -179,14 +184,18 @@ def _log_mass(mass: float | Tensor, log_rows: Tensor, log_cols: Tensor) -> Tenso
     return torch.minimum(mass, available).log()
 
 
+def _log(masses: Tensor) -> Tensor:
+    """Return log(masses), -inf where there is none, with a gradient of 0 there."""
+    return torch.where(masses > 0, finite_log(masses), -torch.inf)
+
+
 def _neutral(log_masses: Tensor) -> Tensor:
     """Return potentials to start from: 0, and -inf where there is no mass."""
     return torch.where(torch.isfinite(log_masses), 0.0, log_masses)
 
 
 def _power(penalty: float, epsilon: float, name: str) -> float:
-    if not isinstance(penalty, (int, float)) or math.isnan(penalty) or penalty <= 0:
-        raise ValueError(f'{name} must be a number > 0 or math.inf, got {penalty!r}')
+    penalty = check_number(penalty, name, above=0, finite=False, hint='math.inf means that the marginal is met')
     return 1.0 if math.isinf(penalty) else penalty / (penalty + epsilon)
 
 

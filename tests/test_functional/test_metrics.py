@@ -111,3 +111,48 @@ def test_bad_options():
         normalized_mutual_info(torch.arange(3), torch.arange(3), average='mean')
     with pytest.raises(ValueError, match='at least one point'):
         clustering_accuracy(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+
+
+@pytest.mark.parametrize('dtype', [torch.bool, torch.uint8, torch.int8, torch.int32, torch.uint16, torch.uint64])
+def test_every_integer_type(dtype):
+    sklearn = pytest.importorskip('sklearn.metrics')
+    true = torch.tensor([0, 1, 1, 0, 1, 1, 0])
+    pred = torch.tensor([3, 1, 3, 3, 7, 7, 1])
+    assert clustering_accuracy(true.to(dtype), pred) == 4 / 7
+    oracle = sklearn.normalized_mutual_info_score(true, pred)
+    assert normalized_mutual_info(true.to(dtype), pred) == pytest.approx(oracle, abs=1e-14)
+    assert adjusted_rand_index(pred, true.to(dtype)) == pytest.approx(sklearn.adjusted_rand_score(true, pred))
+
+
+def test_huge_and_negative_values_are_only_names():
+    true = torch.tensor([2**63 - 1, -(2**63), 2**63 - 1, 0, -1])
+    pred = torch.tensor([-5, 2**40, -5, 2**40, 2**62])
+    small = torch.tensor([0, 1, 0, 2, 3]), torch.tensor([0, 1, 0, 1, 2])
+    for score in (clustering_accuracy, adjusted_rand_index, normalized_mutual_info):
+        assert score(true, pred) == pytest.approx(score(*small), abs=1e-14)
+
+
+@pytest.mark.parametrize('has_scipy', [True, False])
+def test_the_three_forms_of_the_matching_agree(has_scipy, monkeypatch):
+    if has_scipy:
+        pytest.importorskip('scipy')
+    else:
+        monkeypatch.setitem(sys.modules, 'scipy.sparse.csgraph', None)
+        monkeypatch.setitem(sys.modules, 'scipy.optimize', None)
+    generator = torch.Generator().manual_seed(1)
+    for num_points, num_labels in ((1, 1), (30, 4), (40, 25), (60, 300)):
+        true, pred = torch.randint(num_labels, (2, num_points), generator=generator)
+        whole = clustering_accuracy(true, pred)
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics, '_DENSE_ENTRIES', 0)
+            assert clustering_accuracy(true, pred) == whole
+
+
+def test_memory_follows_the_pairs_that_occur():
+    # A table of these labels would hold 4e9 entries: 32 GB.
+    generator = torch.Generator().manual_seed(0)
+    true, other = torch.randperm(200_000, generator=generator), torch.randint(20_000, (200_000,), generator=generator)
+    assert normalized_mutual_info(true, true) == pytest.approx(1.0, abs=1e-12)
+    assert adjusted_rand_index(true, other) == 0.0
+    # Every class is one point: each cluster can match one of its points.
+    assert clustering_accuracy(true, other) == len(other.unique()) / 200_000

@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from clusterplug.functional.sinkhorn import sinkhorn
+from clusterplug.functional.sinkhorn import sinkhorn, sinkhorn_log_plan
 from clusterplug.functional.transport import partial_transport, unbalanced_transport
 
 
@@ -110,7 +111,7 @@ def test_gradcheck_and_compile(solve):
 
 def test_bad_input():
     scores = rand(5, 3)
-    with pytest.raises(ValueError, match='mass must be finite and > 0'):
+    with pytest.raises(ValueError, match=r'mass must be a finite number > 0, got 0\.0'):
         partial_transport(scores, epsilon=0.1, num_iters=3, mass=0.0)
     with pytest.raises(ValueError, match=r'got 1.5 for 1'):
         partial_transport(scores, epsilon=0.1, num_iters=3, mass=1.5)
@@ -122,3 +123,67 @@ def test_bad_input():
         unbalanced_transport(scores, epsilon=-1.0, num_iters=3)
     with pytest.raises(ValueError, match='non-negative'):
         unbalanced_transport(scores, epsilon=0.1, num_iters=3, row_marginals=-torch.ones(5))
+
+
+# Weights that differ for each entry: an error of the derivative cannot cancel in a sum.
+GRADIENT_CASES = [
+    (solve, options, iterations, case)
+    for solve, options in (
+        (sinkhorn, {'form': 'log'}), (sinkhorn, {'form': 'scaling'}), (sinkhorn_log_plan, {}),
+        (partial_transport, {'mass': 0.45}), (unbalanced_transport, {'row_penalty': 0.7, 'col_penalty': 0.4}),
+        (unbalanced_transport, {}),
+    )
+    for iterations in (1, 2, 5)
+    for case in ('uniform', 'marginals', 'zeros')
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('solve', 'options', 'iterations', 'case'), GRADIENT_CASES)
+def test_gradient_is_that_of_what_is_computed(solve, options, iterations, case):
+    scores = (3 * rand(4, 3, seed=5) - 1).requires_grad_()
+    options = {'epsilon': 0.4, 'num_iters': iterations, **options}
+    rows, cols = rand(4, seed=6) + 0.2, rand(3, seed=7) + 0.2
+    if case == 'zeros':
+        rows[2], cols[1] = 0, 0
+    rows, cols = ((each / each.sum()).requires_grad_() for each in (rows, cols))
+
+    def compute(scores, rows=None, cols=None):
+        # The plan of balanced transport depends on proportions, and its marginals must have equal sums.
+        if rows is not None and solve in (sinkhorn, sinkhorn_log_plan):
+            rows, cols = rows / rows.sum(), cols / cols.sum()
+        plan = solve(scores, row_marginals=rows, col_marginals=cols, **options)
+        return plan.exp() if solve is sinkhorn_log_plan else plan
+
+    if case == 'uniform':
+        assert torch.autograd.gradcheck(compute, scores)
+    elif case == 'marginals':
+        assert torch.autograd.gradcheck(compute, (scores, rows, cols))
+    else:  # at a marginal of 0 only the one-sided derivative exists; nothing may become NaN
+        assert torch.autograd.gradcheck(lambda s: compute(s, rows.detach(), cols.detach()), scores)
+        for gradient in torch.autograd.grad(compute(scores, rows, cols).square().sum(), (scores, rows, cols)):
+            assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize('iterations', [1, 2, 50])
+def test_a_constant_changes_nothing_in_partial_transport(iterations):
+    scores = rand(6, 4)
+    one, other = (
+        partial_transport(shifted, epsilon=0.2, num_iters=iterations, mass=0.5) for shifted in (scores, scores + 7.0)
+    )
+    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-13)
+    assert one.sum().item() == pytest.approx(0.5, rel=1e-12)
+
+
+def test_numbers_of_numpy_and_bad_ones():
+    scores = rand(5, 3)
+    expected = partial_transport(scores, epsilon=0.5, num_iters=3, mass=0.25)
+    options = {'epsilon': np.float32(0.5), 'num_iters': np.int16(3), 'mass': np.float64(0.25)}
+    assert torch.equal(partial_transport(scores, **options), expected)
+    for solve in (sinkhorn, sinkhorn_log_plan, unbalanced_transport):
+        solve(scores, epsilon=np.float16(0.5), num_iters=np.uint8(3))
+        for change, kind, words in (
+            ({'epsilon': True}, TypeError, 'epsilon'), ({'epsilon': math.nan}, ValueError, 'epsilon'),
+            ({'num_iters': 2.0}, TypeError, 'num_iters'), ({'num_iters': 0}, ValueError, 'num_iters'),
+        ):  # fmt: skip
+            with pytest.raises(kind, match=words):
+                solve(scores, **{'epsilon': 0.5, 'num_iters': 3, **change})
