@@ -28,21 +28,34 @@ def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', help='folder with the shards')
     parser.add_argument('out', help='folder for the result and the checkpoints')
-    parser.add_argument('--num-clusters', type=int, required=True)
-    parser.add_argument('--algorithm', choices=ALGORITHMS, default='lloyd')
-    parser.add_argument('--engine', choices=('torch', 'faiss'), default='torch')
+    parser.add_argument('--num-clusters', type=int, required=True, help='number of clusters (needed; no default)')
+    parser.add_argument(
+        '--algorithm', choices=ALGORITHMS, default='lloyd',
+        help='lloyd: exact k-means; minibatch: a step after each block; kmedoids: rows as centers (default: lloyd)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--engine', choices=('torch', 'faiss'), default='torch', help='what finds nearest centers (default: torch)'
+    )
     parser.add_argument('--device', default='cpu', help='device of the torch engine (default: cpu)')
-    parser.add_argument('--num-iters', type=int, default=100, help='most passes (default: 100)')
-    parser.add_argument('--tol', type=float, default=1e-4, help='stop at this movement, relative to the variance')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--num-iters', type=int, default=100, help='at most so many passes; more go on (default: 100)')
+    parser.add_argument(
+        '--tol', type=float, default=1e-4,
+        help='stop when the centers move by less (squared), as a share of the variance (default: 0.0001)',
+    )  # fmt: skip
+    parser.add_argument('--seed', type=int, default=0, help='seed of sample, start and order of blocks (default: 0)')
     parser.add_argument('--block-rows', type=int, default=16384, help='rows read at once (default: 16384)')
-    parser.add_argument('--sample-rows', type=int, help='rows in memory for the start (default: 256 per cluster)')
+    parser.add_argument(
+        '--sample-rows', type=int,
+        help='rows in memory for the start (default: 256 per cluster, at least 10000; kmedoids: 10, at least 1000)',
+    )  # fmt: skip
     parser.add_argument('--num-samples', type=int, default=5, help='samples of kmedoids (default: 5)')
     parser.add_argument('--checkpoint-blocks', type=int, default=100, help='blocks between checkpoints (default: 100)')
-    parser.add_argument('--normalize', action='store_true', help='scale every row to length 1 when it is read')
-    parser.add_argument('--dim', type=int, help='numbers in a row of raw files')
+    parser.add_argument(
+        '--normalize', action='store_true', help='scale every row to length 1 when it is read (default: as it is)'
+    )
+    parser.add_argument('--dim', type=int, help='numbers in a row of raw files (default: none, raw files need it)')
     parser.add_argument('--dtype', default='float32', help='type of raw files (default: float32)')
-    parser.add_argument('--column', help='list column of parquet files')
+    parser.add_argument('--column', help='list column of parquet files (default: the only one, or all numbers)')
     parser.add_argument('--threads', type=int, help='threads of a process (default: 1 under torchrun, else all)')
     return parser.parse_args(arguments)
 
@@ -69,8 +82,9 @@ def main(arguments=None):
         )  # fmt: skip
         options = ShardedOptions(**{name: getattr(args, name) for name in names})
         summary = cluster_shards(shards, args.out, options, report)
-    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
-        print(f'error: {error}', file=sys.stderr)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        named = isinstance(error, OSError) and error.strerror and error.filename
+        print(f'error: {f"{error.filename}: {error.strerror}" if named else error}', file=sys.stderr)
         return 1
     finally:
         if under_launcher:

@@ -31,6 +31,8 @@ def read_points(estimator: Any, X: Any, *, reset: bool) -> Points:
         tensor = tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
         _check_finite(bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all()))
         _features(estimator, tensor.shape[1], reset)
+        if reset and hasattr(estimator, 'feature_names_in_'):
+            del estimator.feature_names_in_  # the names of an earlier data frame
         return Points(tensor, True)
     array = _validated(estimator, X, reset)
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
@@ -82,7 +84,7 @@ def read_weights(sample_weight: Any, points: Points) -> Tensor | None:
         return None
     tensor = points.tensor
     if isinstance(sample_weight, numbers.Number):
-        return torch.full((len(tensor),), float(sample_weight), dtype=tensor.dtype, device=tensor.device)
+        sample_weight = torch.full((len(tensor),), float(sample_weight), dtype=tensor.dtype)
     if not isinstance(sample_weight, Tensor):
         sample_weight = torch.from_numpy(np.array(sample_weight, dtype=np.float64))
     weights = sample_weight.to(tensor)
@@ -97,9 +99,12 @@ def read_weights(sample_weight: Any, points: Points) -> Tensor | None:
 
 
 def make_generator(random_state: Any, device: torch.device) -> torch.Generator | None:
-    """Turn a seed, a NumPy generator or a torch generator into a torch generator on ``device``; None stays None."""
+    """Turn a seed, a NumPy generator or a torch generator into a torch generator on ``device``.
+
+    None draws the seed from NumPy's global generator, as in scikit-learn, so that ``np.random.seed`` decides.
+    """
     if random_state is None:
-        return None
+        random_state = np.random.mtrand._rand
     if isinstance(random_state, torch.Generator):
         if random_state.device.type != device.type:
             raise ValueError(
@@ -129,7 +134,7 @@ def as_tensor_beside(values: Any, points: Tensor, name: str) -> Tensor:
 def check_interval(name: str, value: Any, kind: type, low: float, high: float = float('inf')) -> None:
     """Raise unless ``value`` is a number of ``kind`` with ``low <= value <= high``."""
     allowed = f'{name} must be {"an int" if kind is numbers.Integral else "a number"} from {low} to {high}'
-    if isinstance(value, bool) or not isinstance(value, kind):
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, kind):
         raise ValueError(f'{allowed}, got {value!r}')
     if not low <= value <= high:
         raise ValueError(f'{allowed}, got {value}')

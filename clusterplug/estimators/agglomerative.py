@@ -3,6 +3,8 @@
 import numbers
 from typing import Any
 
+import torch
+
 from clusterplug.estimators._arrays import check_interval, read_points
 from clusterplug.estimators._base import Clusterer
 from clusterplug.estimators.kmeans import check_enough
@@ -18,7 +20,7 @@ class AgglomerativeClustering(Clusterer):
         n_clusters: K, or None with ``distance_threshold``.
         metric: ``'euclidean'``, ``'cosine'`` or ``'precomputed'`` (X holds distances).
         linkage: ``'ward'``, ``'average'``, ``'complete'`` or ``'single'``.
-        distance_threshold: Merge up to this height instead of down to K clusters.
+        distance_threshold: Merge below this height instead of down to K clusters.
         verbose: 1 prints a line at the end.
 
     Attributes:
@@ -65,7 +67,9 @@ class AgglomerativeClustering(Clusterer):
         if self.n_clusters is not None:
             labels = cut_linkage(tree, int(self.n_clusters))
         else:
-            labels = cut_linkage_at(tree, float(self.distance_threshold))
+            # A merge AT the threshold does not take place, as in scikit-learn; the function, as scipy, does it.
+            height = torch.tensor(float(self.distance_threshold), dtype=tree.heights.dtype)
+            labels = cut_linkage_at(tree, float(torch.nextafter(height, torch.full_like(height, -torch.inf))))
         self.labels_ = points.like(labels)
         self.children_ = points.like(tree.children)
         self.distances_ = points.like(tree.heights)

@@ -82,8 +82,12 @@ class KMedoids(TransformerMixin, Clusterer):
         self.medoid_indices_ = points.like(result.medoids)
         precomputed = self.metric == 'precomputed'
         self.cluster_centers_ = None if precomputed else points.like(points.tensor[result.medoids])
-        self.labels_ = points.like(result.labels)
-        self.inertia_ = float(result.cost)
+        labels, cost = result.labels, result.cost
+        if points.tensor.element_size() < 4:
+            # The function compares distances in fp32, predict those in the type of X: one rule for both.
+            nearest, labels = self._to_medoids(X)[1].min(-1)
+            cost = nearest.double().sum()
+        self.labels_, self.inertia_ = points.like(labels), float(cost)
         self.n_iter_ = int(result.num_iters)
         self._report(f'{self.n_iter_} rounds, cost {self.inertia_:.6g}')
         return self

@@ -154,7 +154,7 @@ class OnlineSubclassClusterer(Clusterer):
     def _start(self, y: Any, points: Points) -> None:
         for name in [name for name in vars(self) if name.endswith('_') and name != 'n_features_in_']:
             delattr(self, name)
-        values = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+        values = _class_values(y)
         if values.ndim != 1 or not len(values) or values.dtype.kind not in 'iubUS':
             raise ValueError(
                 f'y must be 1D, not empty, of integers or strings; got shape {values.shape} of {values.dtype}'
@@ -190,7 +190,7 @@ class OnlineSubclassClusterer(Clusterer):
 
     def _targets(self, y: Any, points: Points) -> Tensor:
         """(N,) int64 index of each class."""
-        values = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+        values = _class_values(y)
         if values.shape != (len(points.tensor),):
             raise ValueError(f'y must have shape ({len(points.tensor)},), got {values.shape}')
         place = np.searchsorted(self.classes_, values).clip(max=len(self.classes_) - 1)
@@ -214,3 +214,11 @@ class OnlineSubclassClusterer(Clusterer):
         self.n_seeded_ = points.like(memory.num_seeded.clone())
         self.subclass_sizes_ = points.like(memory.sizes[:, :-1].clone())
         self.n_steps_ = int(memory.step)
+
+
+def _class_values(y: Any) -> np.ndarray:
+    """Return the classes as an array; a data frame's strings come as objects and become strings."""
+    values = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    if values.dtype.kind in 'OT' and all(isinstance(each, str) for each in values.flat):
+        values = values.astype(str)
+    return values

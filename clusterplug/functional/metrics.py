@@ -174,22 +174,21 @@ def _by_sparse_graph(pairs: _Pairs, shape: tuple[int, int]) -> int:
     scipy matches every row, so each class gets a column of its own and each cluster a row of its own, for 'without a
     partner'; where class and cluster are matched, their two spare nodes match each other (the transposed pairs).
     """
-    import numpy as np
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
     num_classes, num_clusters = shape
     size = num_classes + num_clusters
-    counts, classes, clusters = (each.numpy() for each in pairs[:3])
+    counts, classes, clusters = pairs[:3]
     # Rows: classes, then spares of clusters. Columns: clusters, then spares of classes. No weight may be 0.
-    own_classes, own_clusters = np.arange(num_classes), np.arange(num_clusters)
-    rows = np.concatenate([classes, num_classes + clusters, own_classes, num_classes + own_clusters])
-    cols = np.concatenate([clusters, num_clusters + classes, num_clusters + own_classes, own_clusters])
-    most = float(counts.max()) + 1.0
-    costs = np.concatenate([most - counts, np.full(len(counts) + size, most)])
-    graph = coo_matrix((costs, (rows, cols)), shape=(size, size)).tocsr()
+    own_classes, own_clusters = torch.arange(num_classes), torch.arange(num_clusters)
+    rows = torch.cat([classes, num_classes + clusters, own_classes, num_classes + own_clusters])
+    cols = torch.cat([clusters, num_clusters + classes, num_clusters + own_classes, own_clusters])
+    most = int(counts.max()) + 1
+    costs = torch.cat([most - counts, counts.new_full((len(counts) + size,), most)]).double()
+    graph = coo_matrix((costs.numpy(), (rows.numpy(), cols.numpy())), shape=(size, size)).tocsr()
     rows, cols = min_weight_full_bipartite_matching(graph)
-    return round(size * most - float(graph[rows, cols].sum()))
+    return size * most - round(float(graph[rows, cols].sum()))
 
 
 def _linked_parts(pairs: _Pairs):

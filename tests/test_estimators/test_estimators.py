@@ -319,3 +319,31 @@ def test_without_scikit_learn():
     root = Path(clusterplug.__file__).parents[1]
     done = subprocess.run([sys.executable, '-c', WITHOUT_SCIKIT_LEARN], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == 'fine', done.stderr
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('metric', ['euclidean', 'cosine'])
+def test_half_precision_medoids_predict_their_labels(dtype, metric):
+    X = torch.randn(300, 24, generator=torch.Generator().manual_seed(3)).to(dtype) + 2
+    model = KMedoids(12, metric=metric).fit(X)
+    assert torch.equal(model.predict(X), model.labels_)
+    assert model.inertia_ == pytest.approx(float(model.transform(X).min(1).values.double().sum()))
+
+
+def test_contracts_of_scikit_learn():
+    pandas = pytest.importorskip('pandas')
+    X, _ = data()
+    model = KMeans(3, random_state=0).fit(pandas.DataFrame(X, columns=list('abcde')))
+    assert not hasattr(model.fit(torch.from_numpy(X[:, :2])), 'feature_names_in_')
+    runs = []
+    for seed in (3, 3, 4):
+        np.random.seed(seed)
+        runs.append(KMeans(9).fit(X).cluster_centers_)
+    assert np.array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0], runs[2])
+    with pytest.raises(ValueError, match='sample_weight'):
+        KMeans(3).fit(X, sample_weight=0.0)
+    for threshold, expected in ((2.0, 3), (np.nextafter(2.0, 3), 2), (0.0, 4)):
+        model = AgglomerativeClustering(None, distance_threshold=threshold, linkage='single')
+        model.fit(np.array([[0.0], [1.0], [3.0], [6.0]]))
+        assert model.n_clusters_ == expected

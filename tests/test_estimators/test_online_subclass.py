@@ -109,3 +109,10 @@ def test_bad_input(change, message):
 def test_predict_before_fit():
     with pytest.raises(ValueError, match='not fitted'):
         OnlineSubclassClusterer().predict(np.zeros((1, 2)))
+
+
+def test_strings_of_a_data_frame():
+    X, names = np.random.default_rng(0).standard_normal((40, 3)), ['cat', 'elephant'] * 20
+    plain = OnlineSubclassClusterer(2, random_state=0).fit(X, np.array(names))
+    objects = OnlineSubclassClusterer(2, random_state=0).fit(X, np.array(names, dtype=object))
+    assert np.array_equal(plain.labels_, objects.labels_)

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,9 @@ import pytest
 import torch
 
 import clusterplug
+from clusterplug.core.outputs import LOCK, FolderInUse, locked_folder
 from clusterplug.estimators.sharded import ShardedOptions, ShardFolder, cluster_shards
+from clusterplug.estimators.sharded.group import ProcessGroup
 from clusterplug.estimators.sharded.ordered_sum import Node, OrderedSum, layout
 from clusterplug.functional.kmeans import kmeans
 from clusterplug.testing.distributed import run_gloo
@@ -173,7 +177,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(ShardFolder, 'read', lambda *_: pytest.fail('read a block'))
     assert cluster_shards(ShardFolder(tmp_path / 'data'), tmp_path / 'out', options()) == first
     left = {path.name for path in (tmp_path / 'out').rglob('*') if path.is_file()}
-    assert left == {*RESULTS, 'checkpoint.npz', *(f'part{i}.npy.npy' for i in range(5))}
+    assert left == {*RESULTS, LOCK, 'checkpoint.npz', *(f'part{i}.npy.npy' for i in range(5))}
 
 
 def cluster_as_rank(rank, world_size, data, out, algorithm):
@@ -339,11 +343,12 @@ def test_bad_shards(tmp_path):
 
 def test_nan_and_overflow_name_shard_and_row(tmp_path):
     x = write_shards(tmp_path / 'data', sizes=(100, 100)).astype(np.float64)
-    for value in (np.nan, np.inf, 1e300):
+    for value, words in ((np.nan, 'NaN or infinity'), (-np.inf, 'NaN or infinity'), (-1e39, 'numbers beyond fp32')):
         x[137, 2] = value
         np.save(tmp_path / 'data' / 'part1.npy', x[100:])
-        with pytest.raises(ValueError, match=r'part1\.npy holds NaN or infinity in row 37'):
-            cluster_shards(ShardFolder(tmp_path / 'data'), tmp_path / 'out', options(sample_rows=5, seed=1))
+        with pytest.raises(ValueError, match=rf'part1\.npy holds {words}.* in row 37'):
+            cluster_shards(ShardFolder(tmp_path / 'data'), tmp_path / words, options(sample_rows=5, seed=1))
+        shutil.rmtree(tmp_path / words)
 
 
 def test_too_few_rows_other_run_and_bad_options(tmp_path, capsys):
@@ -379,3 +384,106 @@ def test_tool_prints_progress_and_writes_the_summary(tmp_path, capsys):
     summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
     assert summary['num_rows'] == 502
     assert summary['iterations'] == len(summary['history'])
+
+
+def test_rewritten_shards_are_another_run(tmp_path):
+    x = write_shards(tmp_path / 'data', sizes=(60, 50))
+    cluster_shards(ShardFolder(tmp_path / 'data'), tmp_path / 'out', options())
+    path = tmp_path / 'data' / 'part1.npy'
+    before = path.stat()
+    np.save(path, x[60:][::-1])  # the same name, shape, size and, below, the same time
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ValueError, match=r'other shards; choose another output folder$'):
+        cluster_shards(ShardFolder(tmp_path / 'data'), tmp_path / 'out', options())
+
+
+@pytest.mark.parametrize('algorithm', ['lloyd', 'minibatch'])
+def test_a_finished_run_goes_on_with_more_passes(tmp_path, algorithm):
+    write_shards(tmp_path / 'data')
+    for passes in (2, 5):
+        summary = cluster_shards(ShardFolder(tmp_path / 'data'), tmp_path / 'on', options(algorithm, num_iters=passes))
+        assert summary['iterations'] == passes
+    cluster_shards(ShardFolder(tmp_path / 'data'), tmp_path / 'whole', options(algorithm, num_iters=5))
+    assert read_result(tmp_path / 'on') == read_result(tmp_path / 'whole')
+    with pytest.raises(ValueError, match='num_iters must be at least 5'):
+        cluster_shards(ShardFolder(tmp_path / 'data'), tmp_path / 'on', options(algorithm, num_iters=4))
+    (tmp_path / 'on' / 'labels' / 'part0.npy.npy').unlink()
+    cluster_shards(ShardFolder(tmp_path / 'data'), tmp_path / 'on', options(algorithm, num_iters=5))
+    assert read_result(tmp_path / 'on') == read_result(tmp_path / 'whole')
+
+
+def test_targets_among_the_shards_are_refused(tmp_path):
+    data = tmp_path / 'data'
+    write_shards(data, sizes=(40, 30))
+    before = {path.name: path.read_bytes() for path in data.iterdir()}
+    link, linked = tmp_path / 'link', tmp_path / 'linked'
+    link.symlink_to(data)
+    linked.mkdir()
+    (linked / 'labels').symlink_to(data)
+    single = tmp_path / 'single'
+    single.mkdir()
+    (single / 'centers.npy').symlink_to(data / 'part0.npy')
+    for out in (data, data / 'out', link, linked, single):
+        with pytest.raises(ValueError, match='which is only read; nothing was written') as error:
+            cluster_shards(ShardFolder(data), out, options())
+        assert 'delete' not in str(error.value)
+    assert {path.name: path.read_bytes() for path in data.iterdir()} == before
+
+
+@pytest.mark.parametrize('name', ['centers.npy', 'summary.json', 'labels/part0.npy.npy', 'checkpoint.npz'])
+def test_files_of_other_origin_stay(tmp_path, name):
+    write_shards(tmp_path / 'data', sizes=(40,))
+    foreign = tmp_path / 'out' / name
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b'mine')
+    with pytest.raises(ValueError, match=str(Path(name).name)):
+        cluster_shards(ShardFolder(tmp_path / 'data'), tmp_path / 'out', options())
+    assert foreign.read_bytes() == b'mine'
+
+
+def test_one_run_in_a_folder_and_no_leftovers(tmp_path):
+    write_shards(tmp_path / 'data')
+    out = tmp_path / 'out'
+    with locked_folder(out), pytest.raises(FolderInUse, match='being written by another process'):
+        cluster_shards(ShardFolder(tmp_path / 'data'), out, options())
+    (out / '.checkpoint.rank7.npz.elsewhere.1.0123456789abcdef.part').write_bytes(b'half')
+    cluster_shards(ShardFolder(tmp_path / 'data'), out, options())
+    assert not list(out.rglob('*.part'))
+
+
+def test_tool_says_in_one_line_what_cannot_be_done(tmp_path, capsys):
+    write_shards(tmp_path / 'data', sizes=(40,))
+    (tmp_path / 'file').write_text('here')
+    for arguments, words in (
+        ([tmp_path / 'data', tmp_path / 'file', '--num-clusters=2'], 'is a file'),
+        ([tmp_path / 'data', tmp_path / 'file' / 'out', '--num-clusters=2'], 'file'),
+        ([tmp_path / 'none', tmp_path / 'out', '--num-clusters=2'], 'not a folder'),
+        ([tmp_path / 'data', tmp_path / 'out', '--num-clusters=2', '--tol=nan'], 'tol must be'),
+    ):
+        assert load_tool().main([str(each) for each in arguments]) == 1
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert [line for line in lines if line.startswith('error: ')] == lines[-1:]
+        assert words in lines[-1]
+
+
+def exchange(rank, world_size):
+    group = ProcessGroup()
+    value = {'rank': rank, 'rows': np.arange(3 * rank), 'pair': ({'a': 1.5}, None, [np.float64(rank), 'text'])}
+    return [each['rank'] for each in group.gather(value)], group.gather(value)[1], group.broadcast(np.eye(2) + rank)
+
+
+def test_ranks_exchange_numbers_without_pickles(monkeypatch):
+    monkeypatch.delattr(torch.distributed, 'all_gather_object')
+    for ranks, second, first in run_gloo(exchange, 2):
+        assert ranks == [0, 1]
+        assert second['rows'].tolist() == [0, 1, 2]
+        assert second['pair'] == ({'a': 1.5}, None, [1.0, 'text'])
+        assert first.tolist() == np.eye(2).tolist()
+
+
+def test_every_option_says_what_it_does_and_its_default(capsys):
+    with pytest.raises(SystemExit):
+        load_tool().parse_arguments(['--help'])
+    text = ' '.join(capsys.readouterr().out.split('options:')[1].split())
+    for part in text.split(' --')[1:]:
+        assert 'default' in part, part

@@ -1,10 +1,13 @@
 """Cluster a folder of shards: the order of the stages."""
 
+import contextlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from clusterplug.core.files import write_json
+from clusterplug.core.outputs import locked_folder
 from clusterplug.estimators.sharded.kmeans_stages import lloyd, minibatch
 from clusterplug.estimators.sharded.labels import label_all
 from clusterplug.estimators.sharded.medoid_stages import medoids_of_samples
@@ -34,9 +37,14 @@ def cluster_shards(
     Returns:
         The summary: number of rows, iterations, inertia (sum of squared distances; for ``'kmedoids'`` of distances).
 
+    A finished run is returned as it is, unless ``num_iters`` asks for more passes than were made: then it goes on.
+
     Raises:
-        ValueError: If there are fewer rows than clusters, a row is not finite (with shard and row), or ``out`` holds
-            the checkpoint of another run.
+        ValueError: If there are fewer rows than clusters, a row is not finite (with shard and row), ``out`` holds the
+            checkpoint of a run with other options or shards (content is compared by size, time and samples) or files
+            of other origin, or ``out`` or a file in it really lies in the folder of the shards.
+        FolderInUse: If another run writes to ``out``.
+        OSError: If ``out`` is a file or cannot be written.
         RuntimeError: On the other ranks when one has raised.
 
     Source: Lloyd 1982; Sculley 2010 (mini-batch); Kaufman and Rousseeuw, "Finding groups in data", 1990 (CLARA).
@@ -55,20 +63,46 @@ def cluster_shards(
     if len(shards) < options.num_clusters:
         raise ValueError(f'num_clusters must not exceed the number of rows, {len(shards)}, got {options.num_clusters}')
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     run = Run(shards, out, options, report)
     if options.algorithm == 'minibatch' and run.group.size > 1:
         raise ValueError("algorithm 'minibatch' runs in one process, since each step needs the last; use 'lloyd'")
-    loaded = run.load_state()
-    if loaded is not None and loaded[1]['stage'] == 'finished':
-        report('already finished; delete the output folder to start anew')
-        return json.loads((out / 'summary.json').read_text())
-    arrays, values = _STAGES[options.algorithm](run, loaded)
-    summary = label_all(run, arrays, values)
-    if run.group.rank == 0:
-        write_json(out / 'summary.json', summary)
-        run.save_state('finished', {})
-        for path in out.glob('checkpoint.rank*.npz'):
-            path.unlink()
-    run.group.gather(None)
+    with contextlib.ExitStack() as lock:
+        run.on_first_rank(lambda: _take_folder(run, lock))
+        loaded = run.load_state()
+        if loaded is not None and loaded[1]['stage'] == 'finished' and _is_complete(run, loaded[1]):
+            report('already finished; choose another output folder for another run')
+            return run.on_first_rank(lambda: json.loads((out / 'summary.json').read_text()))
+        arrays, values = _STAGES[options.algorithm](run, loaded)
+        summary = label_all(run, arrays, values)
+        run.on_first_rank(lambda: _finish(run, arrays, values, summary))
     return summary
+
+
+def _take_folder(run: Run, lock: contextlib.ExitStack) -> None:
+    """Lock the output folder; raise, before anything is written, if that would change files of other origin."""
+    run.shards.refuse_targets([run.out, *run.targets()])
+    if run.out.exists() and not run.out.is_dir():
+        raise NotADirectoryError(f'{run.out} is a file; choose a folder for the result')
+    lock.enter_context(locked_folder(run.out))
+    there = [path for path in run.targets() if os.path.lexists(path)]
+    if there and not run.state_path.exists():
+        raise ValueError(
+            f'{there[0]} is there already and no run of this tool wrote it (there is no {run.state_path.name}); choose '
+            'another output folder'
+        )
+
+
+def _is_complete(run: Run, header: dict) -> bool:
+    """Return whether a finished run needs no more passes and all its files are there."""
+    more = run.options.num_iters > header['iteration'] and not header['converged']
+    files = [path for path in run.results() if run.options.algorithm == 'kmedoids' or path.stem != 'medoids']
+    return not more and all(path.is_file() for path in files)
+
+
+def _finish(run: Run, arrays: dict, values: dict, summary: dict) -> None:
+    write_json(run.out / 'summary.json', summary)
+    run.save_state('finished', arrays, **values)
+    # What processes that were killed left behind; the folder is locked, so nobody is writing these.
+    for pattern in ('checkpoint.rank*.npz', '.checkpoint*.part', '.*.npy.*.part', '.summary.json.*.part'):
+        for path in run.out.glob(pattern):
+            path.unlink(missing_ok=True)

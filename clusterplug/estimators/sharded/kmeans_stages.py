@@ -115,4 +115,4 @@ def minibatch(run: Run, loaded: tuple[dict, dict] | None) -> tuple[dict, dict]:
         counts, before = torch.zeros_like(counts), centers.numpy().copy()
         run.save_state('minibatch', {'centers': before, 'counts': counts.numpy(), 'before': before}, **values)
         run.report(f'pass {values["iteration"]}: inertia {values["history"][-1]:.8g}, centers moved {shift:.3g}')
-    return {'centers': before}, values
+    return {'centers': before, 'counts': counts.numpy(), 'before': before}, values

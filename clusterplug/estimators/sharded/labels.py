@@ -30,7 +30,12 @@ def label_all(run: Run, arrays: dict, values: dict) -> dict:
         return np.append(counts, float(distances.sum()))
 
     total = sum_over_blocks(
-        run, 'labels', num_clusters + 1, visit, before_checkpoint=lambda: _flush(opened), may_resume=not fresh
+        run,
+        f'labels after {values["iteration"]} passes',  # a run that goes on with more passes has other centers
+        num_clusters + 1,
+        visit,
+        before_checkpoint=lambda: _flush(opened),
+        may_resume=not fresh,
     )
     summary = {
         'algorithm': run.options.algorithm,

@@ -29,7 +29,9 @@ def medoids_of_samples(run: Run, loaded: tuple[dict, dict] | None) -> tuple[dict
         run.report(f'sample {values["best"] + 1} of {len(costs)} is best: cost {costs.min():.8g}')
     best = values['best']
     result = {'centers': arrays['centers'][best].astype(np.float64), 'medoids': arrays['medoids'][best]}
-    return result, {'iteration': len(values['costs']), 'history': values['costs'], 'converged': True}
+    return result, {
+        **values, 'iteration': len(values['costs']), 'history': values['costs'], 'converged': True,
+    }  # fmt: skip
 
 
 def _candidates(run: Run) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clusterplug.core.checks import check_choice, check_count, check_number
 from clusterplug.core.files import load_arrays, save_arrays
 from clusterplug.estimators.sharded.group import ProcessGroup
 from clusterplug.estimators.sharded.nearest import ENGINES, make_engine
@@ -51,16 +52,18 @@ class ShardedOptions:
 
     def __post_init__(self):
         for name in ('num_clusters', 'num_iters', 'block_rows', 'num_samples', 'checkpoint_blocks'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
-        if self.algorithm not in ALGORITHMS:
-            raise ValueError(f'algorithm must be one of {", ".join(ALGORITHMS)}, got {self.algorithm!r}')
-        if self.engine not in ENGINES:
-            raise ValueError(f'engine must be one of {", ".join(ENGINES)}, got {self.engine!r}')
-        if not self.tol >= 0:
-            raise ValueError(f'tol must be at least 0, got {self.tol}')
+            self._keep(name, check_count(getattr(self, name), name, 1))
+        self._keep('seed', check_count(self.seed, 'seed', 0))
+        self._keep('tol', check_number(self.tol, 'tol', 0))
+        check_choice(self.algorithm, 'algorithm', ALGORITHMS)
+        check_choice(self.engine, 'engine', ENGINES)
+        if self.sample_rows is not None:
+            self._keep('sample_rows', check_count(self.sample_rows, 'sample_rows', 1))
         if self.sample_rows is not None and self.sample_rows < self.num_clusters:
             raise ValueError(f'sample_rows must be at least num_clusters, {self.num_clusters}, got {self.sample_rows}')
+
+    def _keep(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # NumPy numbers become plain ones, which a checkpoint can hold
 
 
 class Run:
@@ -76,7 +79,7 @@ class Run:
             'options': {
                 name: value
                 for name, value in dataclasses.asdict(options).items()
-                if name not in ('device', 'checkpoint_blocks')
+                if name not in ('device', 'checkpoint_blocks', 'num_iters')
             },
             'normalize': shards.normalize,
             'shards': shards.describe(),
@@ -90,6 +93,16 @@ class Run:
     def pass_path(self) -> Path:
         return self.out / f'checkpoint.rank{self.group.rank}.npz'
 
+    def results(self) -> list[Path]:
+        """Return the files of a finished run."""
+        names = ('centers.npy', 'counts.npy', 'medoids.npy', 'summary.json')
+        labels = [self.out / 'labels' / f'{path.name}.npy' for path in self.shards.paths]
+        return [*(self.out / name for name in names), *labels]
+
+    def targets(self) -> list[Path]:
+        """Return all files that are written, but for hidden ones of the moment."""
+        return [*self.results(), self.state_path, self.pass_path]
+
     def load_state(self) -> tuple[dict, dict] | None:
         """Return arrays and header of the last finished pass on every rank, or None at the start."""
         loaded, error = None, None
@@ -97,21 +110,31 @@ class Run:
             try:
                 loaded = load_arrays(self.state_path)
                 self._compare(loaded[1])
-            except ValueError as problem:
+                self._compare_passes(loaded[1])
+            except (ValueError, OSError) as problem:
                 error = problem
         self.group.raise_together(error)
         return self.group.broadcast(loaded)
 
     def _compare(self, header: dict) -> None:
-        now, before = json.loads(json.dumps(self.identity)), header['identity']
+        now, before = json.loads(json.dumps(self.identity)), header.get('identity')
         if now == before:
             return
+        if not isinstance(before, dict) or not isinstance(before.get('options'), dict):
+            raise ValueError(f'{self.state_path} was not written by this tool; choose another output folder')
         different = [name for name in now['options'] if now['options'][name] != before['options'].get(name)]
-        different += [name for name in ('normalize', 'shards') if now[name] != before[name]]
+        different += [name for name in ('normalize', 'shards') if now[name] != before.get(name)]
         raise ValueError(
-            f'{self.state_path} belongs to a run with other {", ".join(different)}; choose another output folder, '
-            f'or delete this one to start anew'
+            f'{self.state_path} belongs to a run with other {", ".join(different)}; choose another output folder'
         )
+
+    def _compare_passes(self, header: dict) -> None:
+        done = header.get('iteration', 0)
+        if self.options.algorithm != 'kmedoids' and done > self.options.num_iters:
+            raise ValueError(
+                f'num_iters must be at least {done}, the passes that the run in {self.out} has made, got '
+                f'{self.options.num_iters}; choose another output folder for a shorter run'
+            )
 
     def save_state(self, stage: str, arrays: dict[str, np.ndarray], **values: object) -> None:
         """Write the state after a pass (rank 0)."""

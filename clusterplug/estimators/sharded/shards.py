@@ -1,13 +1,20 @@
 """A folder of .npy, raw or parquet files as one long matrix that is read in blocks."""
 
+import hashlib
 import importlib
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from clusterplug.core.checks import check_count
+from clusterplug.core.outputs import fingerprint, refuse_source_targets
+
 RAW_SUFFIXES = ('.bin', '.dat', '.raw', '.memmap')
 SUFFIXES = ('.npy', '.parquet', *RAW_SUFFIXES)
+# Content that tells a rewritten shard: 64 pieces of 4 KB, which costs no more than opening the file.
+_PIECES, _PIECE_BYTES = 64, 4096
 
 
 class Block(NamedTuple):
@@ -56,6 +63,7 @@ class ShardFolder:
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f'{folder} is not a folder; pass the folder that holds the shards')
+        self.folder = folder
         self.paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
         if not self.paths:
             raise FileNotFoundError(f'{folder} holds no shard; shards end in {", ".join(SUFFIXES)}')
@@ -93,9 +101,15 @@ class ShardFolder:
         if not np.isfinite(points.sum(dtype=np.float64)):
             bad = np.flatnonzero(~np.isfinite(points).all(1))
             if len(bad):
+                given = np.asarray(self._readers[block.shard][block.start + bad[0] : block.start + bad[0] + 1])
+                where = f'row {block.start + bad[0]} ({len(bad)} such rows from {block.start} to {block.stop - 1})'
+                if np.isfinite(given).all():
+                    raise ValueError(
+                        f'{self.paths[block.shard]} holds numbers beyond fp32 (3.4e38), the type of the clustering, in '
+                        f'{where}; scale the data down'
+                    )
                 raise ValueError(
-                    f'{self.paths[block.shard]} holds NaN or infinity in row {block.start + bad[0]} '
-                    f'({len(bad)} such rows from {block.start} to {block.stop - 1}); repair or remove the shard'
+                    f'{self.paths[block.shard]} holds NaN or infinity in {where}; repair or remove the shard'
                 )
         if self.normalize:
             points /= np.linalg.norm(points, axis=1, keepdims=True).clip(np.finfo(np.float32).tiny)
@@ -110,9 +124,32 @@ class ShardFolder:
             parts.append(self.read(Block(shard, start, start + 1, row)))
         return np.concatenate(parts)
 
+    def refuse_targets(self, targets: list[Path]) -> None:
+        """Raise if a file that will be written is really a shard, or lies in the folder of the shards."""
+        refuse_source_targets(self.folder, targets)
+        shards = {os.path.realpath(path): path for path in self.paths}
+        for target in targets:
+            if os.path.realpath(target) in shards:
+                refuse_source_targets(shards[os.path.realpath(target)], [target])
+
     def describe(self) -> list[list]:
-        """Return name, rows, dimension and bytes of each shard: what must not change before a run goes on."""
-        return [[path.name, rows, self.dim, path.stat().st_size] for path, rows in zip(self.paths, self.rows)]
+        """Return what must not change before a run goes on: of each shard name, rows, dimension, size and time, and a
+        checksum of samples of its content."""
+        return [
+            [path.name, rows, self.dim, *fingerprint(path).values(), _checksum(path)]
+            for path, rows in zip(self.paths, self.rows)
+        ]
+
+
+def _checksum(path: Path) -> str:
+    """Return a checksum of pieces spread over the file, its beginning and its end among them."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        last = max(path.stat().st_size - _PIECE_BYTES, 0)
+        for position in sorted({last * i // (_PIECES - 1) for i in range(_PIECES)}):
+            file.seek(position)
+            digest.update(file.read(_PIECE_BYTES))
+    return digest.hexdigest()
 
 
 def _open(path: Path, dim: int | None, dtype: str, column: str | None) -> Any:
@@ -133,7 +170,13 @@ def _open(path: Path, dim: int | None, dtype: str, column: str | None) -> Any:
 def _open_raw(path: Path, dim: int | None, dtype: str) -> np.ndarray:
     if dim is None:
         raise ValueError(f'{path} has no header; say how many numbers a row has (dim, --dim)')
-    kind = np.dtype(dtype)
+    dim = check_count(dim, 'dim', 1)
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"dtype must be a type of NumPy such as 'float32', got {dtype!r}; correct --dtype") from None
+    if kind.kind not in 'fiu':
+        raise ValueError(f'dtype must be a type of real numbers, got {dtype!r}; correct --dtype')
     size = path.stat().st_size
     if size % (dim * kind.itemsize):
         raise ValueError(
