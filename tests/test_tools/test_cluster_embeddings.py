@@ -14,8 +14,7 @@ import torch
 
 import clusterplug
 from clusterplug.core.outputs import LOCK, FolderInUse, locked_folder
-from clusterplug.estimators.sharded import ShardedOptions, ShardFolder, cluster_shards
-from clusterplug.estimators.sharded.group import ProcessGroup
+from clusterplug.estimators.sharded import ShardedOptions, ShardFolder, cluster_shards, group
 from clusterplug.estimators.sharded.ordered_sum import Node, OrderedSum, layout
 from clusterplug.functional.kmeans import kmeans
 from clusterplug.testing.distributed import run_gloo
@@ -466,19 +465,13 @@ def test_tool_says_in_one_line_what_cannot_be_done(tmp_path, capsys):
         assert words in lines[-1]
 
 
-def exchange(rank, world_size):
-    group = ProcessGroup()
-    value = {'rank': rank, 'rows': np.arange(3 * rank), 'pair': ({'a': 1.5}, None, [np.float64(rank), 'text'])}
-    return [each['rank'] for each in group.gather(value)], group.gather(value)[1], group.broadcast(np.eye(2) + rank)
-
-
-def test_ranks_exchange_numbers_without_pickles(monkeypatch):
-    monkeypatch.delattr(torch.distributed, 'all_gather_object')
-    for ranks, second, first in run_gloo(exchange, 2):
-        assert ranks == [0, 1]
-        assert second['rows'].tolist() == [0, 1, 2]
-        assert second['pair'] == ({'a': 1.5}, None, [1.0, 'text'])
-        assert first.tolist() == np.eye(2).tolist()
+def test_ranks_exchange_bytes_without_code():
+    value = {'rows': np.arange(3), 'pair': ({'a': 1.5}, None, [np.float64(2), 'text'])}
+    again = group._unpack(group._pack(value))
+    assert again['rows'].tolist() == [0, 1, 2]
+    assert again['pair'] == ({'a': 1.5}, None, [2.0, 'text'])
+    with pytest.raises((TypeError, ValueError)):
+        group._pack({'code': print})
 
 
 def test_every_option_says_what_it_does_and_its_default(capsys):
