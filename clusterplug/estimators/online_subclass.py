@@ -27,7 +27,6 @@ class OnlineSubclassClusterer(Clusterer):
         n_clusters: K, one for all classes or one for each.
         momentum: share of the old center that is kept in a step.
         sinkhorn_eps: entropic regularisation of the assignment.
-        balance: 1 = subclasses of equal size; below 1 lets rare subclasses stay small.
         samples_per_class: at most so many of a class are used in a step; default the larger of 256 and 4 K.
         batch_size: samples of a step in ``fit``.
         max_iter: passes over X in ``fit``.
@@ -57,7 +56,6 @@ class OnlineSubclassClusterer(Clusterer):
         *,
         momentum: float = 0.9,
         sinkhorn_eps: float = 0.04,
-        balance: float = 1.0,
         samples_per_class: int | None = None,
         batch_size: int = 4096,
         max_iter: int = 10,
@@ -67,7 +65,6 @@ class OnlineSubclassClusterer(Clusterer):
         self.n_clusters = n_clusters
         self.momentum = momentum
         self.sinkhorn_eps = sinkhorn_eps
-        self.balance = balance
         self.samples_per_class = samples_per_class
         self.batch_size = batch_size
         self.max_iter = max_iter
@@ -170,7 +167,7 @@ class OnlineSubclassClusterer(Clusterer):
             check_interval('samples_per_class', self.samples_per_class, numbers.Integral, 1)
         return PointClusterLoss(
             len(self.classes_), num_clusters=clusters, embed_dims=self.n_features_in_, momentum=self.momentum,
-            sinkhorn_eps=self.sinkhorn_eps, balance=self.balance, queue_len=1, enqueue_per_step=1, terms=('center',),
+            sinkhorn_eps=self.sinkhorn_eps, queue_len=1, enqueue_per_step=1, terms=('center',),
             num_anchors_per_class=int(self.samples_per_class or max(256, 4 * most)), ignore_index=-1,
             projector=nn.Identity(),
         ).to(device)  # fmt: skip

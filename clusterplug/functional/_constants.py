@@ -16,3 +16,9 @@ def arange(length: int, device: torch.device) -> Tensor:
 def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """0-dim tensor that must not be written to. A Python number where a tensor is due may cost a launch."""
     return torch.full((), value, dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=64)
+def scaled_eye(size: int, scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``scale * torch.eye(size)`` that must not be written to."""
+    return scale * torch.eye(size, dtype=dtype, device=device)

@@ -1,5 +1,7 @@
 """Contrast of anchors with equal-sized rings of remembered keys, in one in-place (A, S*T) buffer."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,9 +38,43 @@ def _one_pass(anchors, ids, keys, bias, slots, temperature, absent):
     return values, count[:, 0], torch.mm(logits, keys)
 
 
+def _one_sampled_pass(anchors, ids, bank, empty, negatives, temperature, absent):
+    """As :func:`_one_pass`, with the slots ``negatives`` of every ring as negatives and all own slots as positives."""
+    few, width = negatives.shape[0], bank.shape[1]
+    keys = bank.index_select(1, negatives).flatten(0, 1)
+    # each sampled negative stands for width / few of them
+    bias = constant(math.log(width / few) - 1 / temperature, anchors.dtype, anchors.device)
+    bias = bias.masked_fill(empty.index_select(1, negatives).flatten(), absent)
+    logits = torch.addmm(bias, anchors, keys.mT, alpha=1 / temperature)
+    logits.scatter_(1, (ids * few)[:, None] + arange(few, ids.device), absent)
+    own_keys, empty = bank[ids], empty[ids]
+    own = torch.bmm(own_keys, anchors[:, :, None])[..., 0] / temperature - 1 / temperature
+    count = width - empty.sum(1, keepdim=True)
+    total = logits.exp_().sum(1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).tiny)
+    gap = (total.log() - own).masked_fill_(empty, NEVER)
+    share = count.clamp(min=1)
+    values = F.softplus(gap).sum(1) / share[:, 0]
+    push = torch.sigmoid(gap).div_(share)
+    grad = torch.mm(logits.mul_(push.sum(1, keepdim=True).div_(total)), keys)
+    return values, count[:, 0], grad.sub_(torch.bmm(push[:, None], own_keys)[:, 0])
+
+
 class _BankContrast(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, anchors, ids, bank, empty, temperature):
+    def forward(ctx, anchors, ids, bank, empty, temperature, negatives):
+        if negatives is not None:
+            absent = absent_logit(temperature) - 1 / temperature
+            row = bank.shape[0] * len(negatives) + bank.shape[1] * bank.shape[2]
+            rows = max(1, _MAX_BYTES // (row * anchors.element_size()))
+            parts = [
+                _one_sampled_pass(a, i, bank, empty, negatives, temperature, absent)
+                for a, i in zip(anchors.split(rows), ids.split(rows), strict=True)
+            ]
+            values, count, grad = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts))
+            ctx.save_for_backward(grad)
+            ctx.temperature = temperature
+            ctx.mark_non_differentiable(count)
+            return values, count
         slots = arange(bank.shape[1], ids.device)
         keys = bank.flatten(0, 1)
         absent = absent_logit(temperature) - 1 / temperature
@@ -61,11 +97,17 @@ class _BankContrast(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_values, _):
         (grad,) = ctx.saved_tensors
-        return grad * (grad_values / ctx.temperature)[:, None], None, None, None, None
+        return grad * (grad_values / ctx.temperature)[:, None], None, None, None, None, None
 
 
 def bank_contrast_terms(
-    anchors: Tensor, ids: Tensor, bank: Tensor, empty: Tensor, *, temperature: float
+    anchors: Tensor,
+    ids: Tensor,
+    bank: Tensor,
+    empty: Tensor,
+    *,
+    temperature: float,
+    negatives: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Contrast each anchor with a bank of ``T`` slots for each of ``S`` subclasses.
 
@@ -79,6 +121,8 @@ def bank_contrast_terms(
         bank: (S, T, D) unit rows, same dtype; gets no gradient.
         empty: (S, T) bool, True = the slot holds no vector.
         temperature: divides the dot products; from 0.025 on for full accuracy in fp32.
+        negatives: (n,) int64 different slots, n <= T: of every ring only these are negatives, each counted T / n
+            times (right in the mean over random slots), while all slots of the own ring are positives; None: all.
 
     Returns:
         ``(values, num_positives)``, both (A,); a value is 0 where there is no positive. No host synchronisation.
@@ -95,4 +139,4 @@ def bank_contrast_terms(
         >>> count
         tensor([3, 3])
     """
-    return _BankContrast.apply(anchors, ids, bank, empty, temperature)
+    return _BankContrast.apply(anchors, ids, bank, empty, temperature, negatives)

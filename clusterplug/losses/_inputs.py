@@ -1,7 +1,5 @@
 """What a clustering loss accepts, with messages that say what to do."""
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,52 +46,60 @@ def _to_classes(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor
     return predictions
 
 
-@lru_cache(maxsize=16)
-def _class_table(num_classes: int, ignore_index: int, device: torch.device) -> Tensor:
-    """Class of every label from min(0, ignore_index) on: -1 for the ignored one, -2 for what must not come."""
-    low = min(0, ignore_index)
-    table = torch.full((max(num_classes, ignore_index + 1) - low,), -2, device=device)
-    table[-low : num_classes - low] = torch.arange(num_classes, device=device)
-    table[ignore_index - low] = -1
-    return table
+def _to_classes_or_ignored(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Labels (N,) from 0 to C-1 or -1 for ignored ones; an error for all others, without host synchronization.
 
-
-def _to_table(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Labels (N,) from 0 to C-1 or -1 for ignored ones; an error for all others, without host synchronisation.
-
-    A label beyond the table fails in ``index_select`` itself: on CUDA by a device-side assert, as in cross entropy,
-    on CPU by an exception.
+    On CUDA the error is a device-side assert, as in cross entropy.
     """
-    table = _class_table(num_classes, ignore_index, labels.device)
+    ignored = labels == ignore_index
+    known = (labels >= 0) & (labels < num_classes)
     try:
-        classes = table.index_select(0, labels if ignore_index >= 0 else labels - ignore_index)
-        if table.numel() > num_classes + 1:
-            torch._assert_async((classes >= -1).all(), 'labels outside the classes, and not ignore_index')
-    except (IndexError, RuntimeError):
+        torch._assert_async((known | ignored).all(), 'labels outside the classes, and not ignore_index')
+    except RuntimeError:
         if labels.device.type != 'cpu':
             raise
-        wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
+        wrong = labels[~(known | ignored)]
         raise ValueError(
             f'labels must be 0 to {num_classes - 1} or ignore_index = {ignore_index}, '
             f'got {sorted(set(wrong.tolist()))[:10]} in {wrong.numel()} points; '
             f'check num_classes, ignore_index and the label mapping of the data set'
         ) from None
-    return classes
+    return labels.masked_fill(ignored, -1)
+
+
+def _check_regions(loss: nn.Module, labels: Tensor, regions: Tensor | None) -> None:
+    if regions is None:
+        if loss.regions != 'point':
+            raise ValueError(
+                f'regions must be given (N,), as the loss was built with regions={loss.regions!r}; '
+                f"WithClustering finds them, or build the loss with regions='point'"
+            )
+    elif regions.dtype != torch.int64 or regions.shape != labels.shape or regions.device != labels.device:
+        raise ValueError(
+            f'regions must be (N,) int64 like the labels, got {tuple(regions.shape)} {regions.dtype} on '
+            f'{regions.device} and {tuple(labels.shape)} on {labels.device}'
+        )
 
 
 def check_inputs(
-    loss: nn.Module, features: Tensor, labels: Tensor, predictions: Tensor | None, feature_rows: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Checked features, int64 labels (-1 = ignored), predicted classes, rows; an empty batch becomes one ignored row.
+    loss: nn.Module,
+    features: Tensor,
+    labels: Tensor,
+    predictions: Tensor | None,
+    feature_rows: Tensor | None,
+    regions: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Checked features, int64 labels (-1 = ignored), predicted classes, rows, regions; no row becomes an ignored one.
 
-    With no row at all there would be nothing to gather and no gradient path; one row that takes no part keeps every
+    With no row at all there would be nothing to gather and no gradient path; one ignored row keeps every
     rank on the same sequence of collectives.
     """
     _check_kinds(features, labels, feature_rows)
     if loss.in_channels is not None and features.shape[1] != loss.in_channels:
         raise ValueError(f'features must have in_channels = {loss.in_channels} columns, got {features.shape[1]}')
     labels = labels.long()
-    classes = _to_table(labels, loss.num_classes, loss.ignore_index) if labels.numel() else labels
+    classes = _to_classes_or_ignored(labels, loss.num_classes, loss.ignore_index) if labels.numel() else labels
+    _check_regions(loss, labels, regions)
     if predictions is not None:
         predictions = _to_classes(predictions, labels, loss.num_classes)
     if features.shape[0] == 0 or labels.shape[0] == 0:
@@ -101,4 +107,5 @@ def check_inputs(
         classes = classes.new_full((1,), -1)
         predictions = None if predictions is None else classes
         feature_rows = None if feature_rows is None else torch.zeros_like(classes)
-    return features, classes, predictions, feature_rows
+        regions = None if regions is None else classes
+    return features, classes, predictions, feature_rows, regions

@@ -1,17 +1,20 @@
 """Within-class clustering of point embeddings as an auxiliary training loss."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clusterplug.core.numerics import keep_fp32
 from clusterplug.functional._constants import arange
 from clusterplug.functional.anchor_sampling import sample_anchors
 from clusterplug.functional.bank_contrast import bank_contrast_terms
 from clusterplug.functional.contrast import NEVER, check_temperature
 from clusterplug.functional.gather import gather_ranks, rank, world_size
 from clusterplug.functional.pair_contrast import pair_contrast_terms
+from clusterplug.functional.region_means import region_means
 from clusterplug.functional.subclasses import assign_subclasses
 from clusterplug.heads import ProjectionHead
 from clusterplug.losses._inputs import check_inputs
@@ -21,6 +24,29 @@ from clusterplug.registry import MODELS
 TERMS = ('queue', 'point', 'center')
 
 
+REGIONS = ('point', 'cell', 'instance')
+# So that the cost does not grow with the square of the number of classes: anchors of all classes, and remembered
+# embeddings that each is compared with.
+_MOST_ANCHORS = 2000
+_FEWEST_ANCHORS = 4
+_MOST_NEGATIVES = 40_000
+_LARGEST_FEATURE = 1e15
+
+
+def _whole(name: str, value: int | None, optional: bool = False) -> int | None:
+    """The value as an int of at least 1; NumPy integers too."""
+    if optional and value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f'{name} must be {"None or " * optional}an int of at least 1, got {value!r}')
+    return int(value)
+
+
+def _all_ranks(by_rank: Tensor) -> Tensor:
+    """(R, C, V, ...) of all ranks as (C, V R, ...), in which ranks take turns."""
+    return by_rank.transpose(0, 1).transpose(1, 2).flatten(1, 2)
+
+
 def _check_fraction(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
     if not low <= value <= high:
         raise ValueError(f'{name} must be from {low:g} to {high:g}, got {value}')
@@ -28,19 +54,25 @@ def _check_fraction(name: str, value: float, low: float = 0.0, high: float = 1.0
 
 @MODELS.register_module()
 class PointClusterLoss(nn.Module):
-    r"""Split every class into subclasses on line, pull each point to its own subclass and away from all others.
+    r"""Split every class into subclasses online, pull each point to its own subclass and away from all others.
 
     In a training step: (1) up to ``num_anchors_per_class`` points of each class are drawn, half of them wrongly
-    predicted; (2) their projected, normalised embeddings are split over the K centers of their class by balanced
-    optimal transport; (3) three InfoNCE terms compare each anchor with remembered embeddings (``queue``), with the
-    other anchors (``point``) and with all centers (``center``); (4) the memory takes in the anchors. Each term is
+    predicted; (2) their projected, normalized embeddings, or those of the mean feature of the region that each lies in,
+    are split over the K centers of their class by balanced optimal transport, solved to its limit; (3) three InfoNCE
+    terms compare each anchor with remembered embeddings (``queue``), with the other anchors (``point``) and with all
+    centers (``center``); (4) the memory takes in the anchors. Each term is
 
     .. math:: \text{loss\_weight} \cdot \frac{\tau}{\tau_\text{base}} \cdot \text{mean over anchors with a positive}.
 
-    Everything runs in fp32 with autocast off, in about 200 launches, without host synchronisation. Nothing of it is
-    used at test time. In a distributed run the anchors of all ranks form one set: the state and the mean gradient equal
-    those of one process with the joined batch, provided no class exceeds its anchors (the draw of seeds apart). Each
-    rank adds three collectives forward and one backward a step, whatever its data.
+    Everything runs in fp32 with autocast off, also in a model that was cast to another type, in about 270 launches,
+    without host synchronization. Nothing of it is used at test time. In a distributed run the anchors of all ranks form
+    one set: the state and the mean gradient equal those of one process with the joined batch, provided that no class
+    exceeds its anchors, no subclass has more new anchors than ``enqueue_per_step`` and no ring is full (which of them
+    enter is a draw; so is that of seeds). ``max_anchors`` and the default of ``num_anchors_per_class`` are per rank.
+    Each rank adds four collectives forward (seven with regions) and one backward a step, whatever its data.
+
+    Cost: anchors times centers and remembered embeddings. By default at most about 2,000 anchors are drawn, and each is
+    compared with at most about 40,000 remembered embeddings, whatever the number of classes.
 
     Args:
         num_classes: C; labels outside 0 .. C-1 other than ``ignore_index`` are an error.
@@ -49,30 +81,36 @@ class PointClusterLoss(nn.Module):
         embed_dims: D.
         momentum: share of a center kept in a step.
         temperature: tau.
-        sinkhorn_eps: entropic regularisation of the assignment.
-        sinkhorn_iters: its iterations; 16 are as many as keep the step within 200 launches (the paper: about 11, until
-            the marginals are met to 10 %).
-        num_anchors_per_class: V, default 2 K.
-        max_anchors: bound on the anchors of all classes together, default none.
+        sinkhorn_eps: entropic regularization of the assignment.
+        sinkhorn_iters: None: solved to the limit (:func:`~clusterplug.functional.assign_subclasses`); a number: so many
+            Sinkhorn iterations, to compare with other code.
+        num_anchors_per_class: V, default the smaller of 2 K and 2000 / C, at least 4.
+        max_anchors: bound on the anchors of all classes that are present, default none.
         queue_len: remembered embeddings per subclass.
         enqueue_per_step: of which at most so many are new in a step.
-        ignore_index: label of points that take no part.
+        ignore_index: label of ignored points; may be one of 0 .. C-1 (a model with an output for ignored points).
         loss_weight: factor on each term. With 0 the memory still learns.
         terms: which terms to compute, of ``('queue', 'point', 'center')``.
-        balance: 1 = subclasses of equal size; below 1 lets rare subclasses stay small
-            (:func:`~clusterplug.functional.assign_subclasses`).
         projector: module or config from (N, in_channels) to (N, embed_dims); default :class:`ProjectionHead`.
         reference: follow the authors' code where it can be compared: an anchor counts among its own negatives, classes
-            absent from the batch give no negative centers, Sinkhorn whatever the number of points.
+            absent from the batch give no negative centers.
+        regions: what is assigned as one: ``'point'``: each anchor for itself (the paper). ``'cell'``: all points of one
+            class in a cube of ``cell_size``, by the mean of their features. ``'instance'``: likewise all points of an
+            object, where the labels or boxes name objects, else cells. Found by
+            :func:`~clusterplug.segmentors.WithClustering`, or passed to ``forward``.
+        cell_size: edge of the cells, in the units of the coordinates (m); in images 16 times that many pixels.
 
     Shapes:
         ``features`` (N, in_channels) floating, ``labels`` (N,) integer, ``predictions`` (N,) integer classes, (N, C)
         logits, or None (all points count as easy). ``feature_rows`` (N,) int64 where the features belong to something
         coarser than the labels: the row of the features for each label; there may be any number of rows then.
+        ``regions`` (N,) int64: region of each label, with labels of one class in it; below 0 = by itself. Needed when
+        ``regions`` of the constructor is not ``'point'``.
 
     Returns of ``forward``:
         dict ``loss_cluster_<term>`` -> 0-dim fp32 tensor. 0 with a gradient path where there is nothing to compare
-        (empty batch, all points ignored, first sight of every class). Rows of NaN or inf take no part.
+        (empty batch, all points ignored, first sight of every class). Rows with NaN, inf or numbers above 1e15 are
+        ignored, as are rows of which the projector makes NaN or inf: none of them reaches the memory.
 
     Raises:
         ValueError, TypeError: arguments or inputs that do not fit; a label out of range (on CUDA a device-side assert,
@@ -103,7 +141,7 @@ class PointClusterLoss(nn.Module):
         momentum: float = 0.9999,
         temperature: float = 0.1,
         sinkhorn_eps: float = 0.04,
-        sinkhorn_iters: int = 16,
+        sinkhorn_iters: int | None = None,
         num_anchors_per_class: int | None = None,
         max_anchors: int | None = None,
         queue_len: int = 50,
@@ -111,31 +149,28 @@ class PointClusterLoss(nn.Module):
         ignore_index: int = 255,
         loss_weight: float = 0.5,
         terms: Sequence[str] = TERMS,
-        balance: float = 1.0,
         projector: nn.Module | dict | None = None,
         reference: bool = False,
+        regions: str = 'point',
+        cell_size: float = 1.0,
     ):
         super().__init__()
         check_temperature(temperature)
         _check_fraction('momentum', momentum)
-        _check_fraction('balance', balance)
         _check_fraction('sinkhorn_eps', sinkhorn_eps, 1e-3, 1e4)
         _check_fraction('loss_weight', loss_weight, 0.0, float('inf'))
         if not terms or any(term not in TERMS for term in terms):
             raise ValueError(f'terms must be some of {TERMS}, got {tuple(terms)}')
-        for name, value, may_be_none in (
-            ('num_classes', num_classes, False), ('sinkhorn_iters', sinkhorn_iters, False),
-            ('num_anchors_per_class', num_anchors_per_class, True), ('max_anchors', max_anchors, True),
-        ):  # fmt: skip
-            if not (may_be_none and value is None) and (not isinstance(value, int) or value < 1):
-                raise ValueError(f'{name} must be {"None or " * may_be_none}an int of at least 1, got {value!r}')
-        if not isinstance(ignore_index, int):
+        num_classes = _whole('num_classes', num_classes)
+        sinkhorn_iters = _whole('sinkhorn_iters', sinkhorn_iters, optional=True)
+        num_anchors_per_class = _whole('num_anchors_per_class', num_anchors_per_class, optional=True)
+        max_anchors = _whole('max_anchors', max_anchors, optional=True)
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral):
             raise ValueError(f'ignore_index must be an int, got {ignore_index!r}')
-        if 0 <= ignore_index < num_classes:
-            raise ValueError(
-                f'ignore_index must not be one of the classes 0 to {num_classes - 1}, got {ignore_index}; '
-                f'check num_classes'
-            )
+        if regions not in REGIONS:
+            raise ValueError(f'regions must be one of {REGIONS}, got {regions!r}')
+        if not 0 < cell_size < float('inf'):
+            raise ValueError(f'cell_size must be a positive length, got {cell_size!r}')
         if projector is None and in_channels is None:
             raise ValueError('in_channels must be given where no model is wrapped: the width of the features')
         self.memory = SubclassMemory(num_classes, num_clusters, embed_dims, queue_len, enqueue_per_step)
@@ -144,36 +179,76 @@ class PointClusterLoss(nn.Module):
         elif isinstance(projector, dict):
             projector = MODELS.build(projector)
         self.projector = projector
-        self.num_classes, self.in_channels, self.ignore_index = num_classes, in_channels, ignore_index
-        self.momentum, self.temperature, self.balance = momentum, temperature, balance
+        self.num_classes, self.in_channels, self.ignore_index = num_classes, in_channels, int(ignore_index)
+        self.momentum, self.temperature = momentum, temperature
         self.sinkhorn_eps, self.sinkhorn_iters = sinkhorn_eps, sinkhorn_iters
-        self.num_anchors_per_class = num_anchors_per_class or 2 * self.memory.num_clusters
+        few = max(_FEWEST_ANCHORS, _MOST_ANCHORS // num_classes)
+        self.num_anchors_per_class = num_anchors_per_class or min(2 * self.memory.num_clusters, few)
+        self.num_negatives = max(1, _MOST_NEGATIVES // self.memory.center_store[..., 0].numel())
+        self.regions, self.cell_size = regions, cell_size
         self.max_anchors, self.loss_weight = max_anchors, loss_weight
         self.terms, self.reference = tuple(terms), reference
         self.weight_factor = 1.0  # what a schedule changes
         self.register_buffer('zero', torch.zeros(()), persistent=False)
 
+    def _apply(self, fn, recurse=True):
+        """Move with the model, but compute and keep state in fp32 when it is cast."""
+        return super()._apply(keep_fp32(fn), recurse)
+
     def forward(
-        self, features: Tensor, labels: Tensor, predictions: Tensor | None = None, feature_rows: Tensor | None = None
+        self,
+        features: Tensor,
+        labels: Tensor,
+        predictions: Tensor | None = None,
+        feature_rows: Tensor | None = None,
+        regions: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        features, labels, predictions, feature_rows = check_inputs(self, features, labels, predictions, feature_rows)
+        features, labels, predictions, feature_rows, regions = check_inputs(
+            self, features, labels, predictions, feature_rows, regions
+        )
         with torch.autocast(features.device.type, enabled=False):
             rows, valid = self._sample(labels, predictions)
             rows = rows.flatten()
-            anchors, valid = self._embed(features, rows if feature_rows is None else feature_rows[rows], valid)
+            anchors, valid = self._embed(features[rows if feature_rows is None else feature_rows[rows]], valid)
             by_rank = gather_ranks(anchors)
             # (R, C, V, ...) to (C, V * R, ...): the anchors of all ranks are one set, and take turns in it, as only the
             # first few of a subclass enter its queue
-            everyone = by_rank.detach().permute(1, 2, 0, 3).flatten(1, 2)
-            valid = gather_ranks(valid).permute(1, 2, 0).flatten(1)
+            everyone, everyone_valid = _all_ranks(by_rank.detach()), _all_ranks(gather_ranks(valid))
             with torch.no_grad():
-                ids, left_out, closest = self._assign(everyone, valid)
+                units, units_valid, unit_of = everyone, everyone_valid, None
+                if self.regions != 'point':
+                    units, units_valid, unit_of = self._units(features, regions, rows, valid, feature_rows)
+                unit_ids, left_out, closest = self._assign(units, units_valid)
+                ids = unit_ids
+                if unit_of is not None:
+                    ids = unit_ids.gather(1, unit_of).masked_fill_(~everyone_valid, self.memory.num_clusters)
+                    left_out = ids == self.memory.num_clusters
             losses = self._terms(anchors, by_rank, ids + self.memory.id_offset, left_out)
             if self.training:
                 # 1 - cosine is half the squared distance; an anchor within 1e-6 of a center is a copy of it
                 distance = (1 - 1e-6) / self.sinkhorn_eps - closest
-                self.memory.update(everyone, ids, distance, valid, self.momentum)
+                of_units = None if unit_of is None else (units, unit_ids)
+                self.memory.update(everyone, ids, distance, units_valid, self.momentum, of_units)
         return losses
+
+    def _units(
+        self, features: Tensor, regions: Tensor, rows: Tensor, valid: Tensor, feature_rows: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings of the regions of the anchors of all ranks, each at the slot of the first anchor in it.
+
+        Returns:
+            (C, V R, D) embeddings; (C, V R) bool, slots that hold one; (C, V R) the slot of each anchor's region.
+        """
+        means, first, leader = region_means(features, regions, rows, valid.flatten(), feature_rows)
+        embedded, ready = self._embed(means, first.view_as(valid) & valid)
+        # all anchors of a region are of one class, so the slot of its first one is in the same row
+        slot = gather_ranks((leader % valid.shape[1]).view_as(valid))
+        ranks = arange(slot.shape[0], slot.device)[:, None, None]
+        return (
+            _all_ranks(gather_ranks(embedded)),
+            _all_ranks(gather_ranks(ready)),
+            _all_ranks(slot * slot.shape[0] + ranks),
+        )
 
     def _sample(self, labels: Tensor, predictions: Tensor | None) -> tuple[Tensor, Tensor]:
         return sample_anchors(
@@ -186,14 +261,15 @@ class PointClusterLoss(nn.Module):
             generator=self.memory.generator(0),
         )
 
-    def _embed(self, features: Tensor, rows: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """(C, V + 1, D) unit rows of the anchors, and which of them hold a finite anchor."""
-        picked = features[rows].float()
-        # before the projector: 0 * NaN would still be NaN in its gradient
-        clean = picked.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        finite = (clean == picked).all(1)
-        embedded = F.normalize(self.projector(clean), dim=1)
-        return embedded.view(*valid.shape, -1), valid & finite.view_as(valid)
+    def _embed(self, picked: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """(C, V + 1, D) unit rows of features (C (V + 1), in_channels), and which of them hold a finite one."""
+        picked = picked.float()
+        # before the projector: 0 * NaN would still be NaN in its gradient, and squares of larger numbers overflow
+        finite = torch.linalg.vector_norm(picked, torch.inf, dim=1, keepdim=True) <= _LARGEST_FEATURE
+        embedded = F.normalize(self.projector(picked.masked_fill(~finite, 0.0)), dim=1)
+        # what is not finite has become NaN by the division
+        usable = (embedded == embedded).all(1, keepdim=True) & finite
+        return embedded.masked_fill(~usable, 0.0).view(*valid.shape, -1), valid & usable.view_as(valid)
 
     def _assign(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return assign_subclasses(
@@ -201,10 +277,9 @@ class PointClusterLoss(nn.Module):
             self.memory.center_store,
             valid=valid,
             num_active=self.memory.num_seeded,
+            sizes=self.memory.sizes,
             epsilon=self.sinkhorn_eps,
             num_iters=self.sinkhorn_iters,
-            balance=self.balance,
-            min_points_per_cluster=0 if self.reference else 2,
         )
 
     def _terms(self, anchors: Tensor, by_rank: Tensor, ids: Tensor, left_out: Tensor) -> dict[str, Tensor]:
@@ -219,7 +294,9 @@ class PointClusterLoss(nn.Module):
         if 'queue' in self.terms:
             empty = arange(memory.queue_len, ids.device) >= memory.num_enqueued[..., None]
             bank = memory.queue_store.flatten(0, 1)
-            pairs['queue'] = bank_contrast_terms(x, own_ids, bank, empty.flatten(0, 1), temperature=temperature)
+            pairs['queue'] = bank_contrast_terms(
+                x, own_ids, bank, empty.flatten(0, 1), temperature=temperature, negatives=self._negatives()
+            )
         if 'point' in self.terms:
             # keys class by class, those of a rank behind those of another
             by_class = (each.transpose(0, 1).flatten(1, 2) for each in (by_rank, ids, left_out))
@@ -241,6 +318,14 @@ class PointClusterLoss(nn.Module):
         values, counts = zip(*pairs.values(), strict=True)
         losses = self._mean_over_ranks(torch.stack(values), (torch.stack(counts) > 0) > own_left_out)
         return {f'loss_cluster_{name}': loss for name, loss in zip(pairs, losses, strict=True)}
+
+    def _negatives(self) -> Tensor | None:
+        """Slots of every ring that are compared in this step; None: all of them."""
+        width = self.memory.queue_len
+        if self.num_negatives >= width:
+            return None
+        generator = self.memory.generator(2)
+        return torch.randperm(width, generator=generator, device=generator.device)[: self.num_negatives]
 
     def _mean_over_ranks(self, values: Tensor, has_positive: Tensor) -> Tensor:
         """Mean of each row of ``values`` (terms, A), weighted.

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clusterplug.core.numerics import keep_fp32
 from clusterplug.functional._constants import arange
 from clusterplug.registry import MODELS
 
@@ -120,6 +121,10 @@ class SubclassMemory(nn.Module):
         self.register_buffer('id_offset', torch.arange(num_classes)[:, None] * (most + 1), persistent=False)
         self._step = 0
 
+    def _apply(self, fn, recurse=True):
+        """Move to a device with the model, but stay fp32: a center moves by 1e-4 of a vector, which bf16 drops."""
+        return super()._apply(keep_fp32(fn), recurse)
+
     @property
     def centers(self) -> Tensor:
         """(C, K, D) view of the centers."""
@@ -141,8 +146,8 @@ class SubclassMemory(nn.Module):
         return self.cluster_index >= self.num_seeded[:, None]
 
     def generator(self, stream: int) -> torch.Generator:
-        """Random numbers of this step; each ``stream`` (0 or 1) gives its own, the same on every rank."""
-        return torch.Generator(self.step.device).manual_seed(2 * self._step + stream)
+        """Random numbers of this step; each ``stream`` (0, 1 or 2) gives its own, the same on every rank."""
+        return torch.Generator(self.step.device).manual_seed(3 * self._step + stream)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         # row K holds whatever was written there last, in any order: not worth a launch in every step, nor saving
@@ -170,20 +175,35 @@ class SubclassMemory(nn.Module):
         self._step = int(self.step)
 
     @torch.no_grad()
-    def update(self, x: Tensor, ids: Tensor, distance: Tensor, valid: Tensor, momentum: float) -> None:
-        """Enqueue, move and seed, in this order, from the anchors of all ranks. No host synchronisation.
+    def update(
+        self,
+        x: Tensor,
+        ids: Tensor,
+        distance: Tensor,
+        valid: Tensor,
+        momentum: float,
+        units: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Enqueue, move and seed, in this order, from the anchors of all ranks. No host synchronization.
 
         Args:
             x: (C, V, D) fp32 unit rows.
             ids: (C, V) row of each anchor within its class, 0 .. K - 1, or K for anchors of no subclass.
             distance: (C, V) proportional to the squared distance to the nearest center in use, any constant where
                 there is none; at most 0 for copies of a center.
-            valid: (C, V) bool, slots that hold an anchor.
+            valid: (C, V) bool, slots that hold an anchor (with ``units``: that hold a unit).
             momentum: share of the old center that is kept.
+            units: (C, V, D) rows and (C, V) ids of what was assigned where that is not each anchor for itself (means
+                of regions): centers follow them, are seeded from them, and ``sizes`` counts them, while the queue
+                takes the anchors ``x``, ``ids``. ``distance`` and ``valid`` are then those of the units.
         """
         members = (ids[..., None] == self.member_of).to(x.dtype)
         counts = members.sum(1)
         self._enqueue(x, ids, counts)
+        if units is not None:
+            x, ids = units
+            members = (ids[..., None] == self.member_of).to(x.dtype)
+            counts = members.sum(1)
         self._move_centers(x, members, counts, momentum)
         self._seed_centers(x, distance, valid)
         self.sizes.lerp_(counts, 0.01)
