@@ -77,7 +77,11 @@ else:
         'transform',
         parent=_mm.TRANSFORMS,
         scope='clusterplug',
-        locations=['clusterplug.datasets.previous_scans', 'clusterplug.datasets.video.transforms'],
+        locations=[
+            'clusterplug.datasets.load_instances',
+            'clusterplug.datasets.previous_scans',
+            'clusterplug.datasets.video.transforms',
+        ],
     )
     METRICS = _mm.Registry('metric', parent=_mm.METRICS, scope='clusterplug', locations=['clusterplug.evaluation'])
     OPTIM_WRAPPER_CONSTRUCTORS = _mm.Registry(

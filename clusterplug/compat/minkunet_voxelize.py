@@ -15,27 +15,32 @@ def _quantise(preprocessor, points, data_sample, batch_index: int) -> tuple[torc
     voxel_size = points.new_tensor(preprocessor.voxel_layer.voxel_size)
     coordinates = torch.round(points[:, :3] / voxel_size).int()
     coordinates -= coordinates.min(0)[0]
-    chosen, point_to_voxel = preprocessor.sparse_quantize(coordinates.numpy(), return_index=True, return_inverse=True)
+    chosen, point_to_voxel = preprocessor.sparse_quantize(
+        coordinates.cpu().numpy(), return_index=True, return_inverse=True
+    )
     limit = preprocessor.max_voxels
     if preprocessor.training and limit is not None and len(chosen) > limit:
         chosen = np.random.choice(chosen, limit, replace=False)  # the host's generator: same voxels as on CUDA
-    chosen = torch.from_numpy(chosen)
+    chosen = torch.from_numpy(chosen).to(points.device)
     if hasattr(data_sample.gt_pts_seg, 'pts_semantic_mask'):
         data_sample.gt_pts_seg.voxel_semantic_mask = data_sample.gt_pts_seg.pts_semantic_mask[chosen]
+    if hasattr(data_sample.gt_pts_seg, 'pts_instance_mask'):  # not in mmdet3d
+        data_sample.gt_pts_seg.voxel_instance_mask = data_sample.gt_pts_seg.pts_instance_mask[chosen]
     batch_column, padding = (0, (1, 0)) if preprocessor.batch_first else (-1, (0, 1))
     coordinates = F.pad(coordinates[chosen], padding, mode='constant', value=batch_index)
     data_sample.batch_idx = coordinates[:, batch_column]
-    data_sample.point2voxel_map = torch.from_numpy(point_to_voxel).long()
+    data_sample.point2voxel_map = torch.from_numpy(point_to_voxel).long().to(points.device)
     return points[chosen], coordinates
 
 
 def patch(module):
-    """Replace ``Det3DDataPreprocessor.voxelize`` for MinkUNet voxels of points on the CPU, and only for those."""
+    """Replace ``Det3DDataPreprocessor.voxelize`` for MinkUNet voxels of points on the CPU, or with instance ids."""
     host_voxelize = module.Det3DDataPreprocessor.voxelize
 
     @torch.no_grad()
     def voxelize(self, points, data_samples):
-        if self.voxel_type != 'minkunet' or points[0].device.type != 'cpu':
+        of_objects = any(hasattr(getattr(each, 'gt_pts_seg', None), 'pts_instance_mask') for each in data_samples)
+        if self.voxel_type != 'minkunet' or (points[0].device.type != 'cpu' and not of_objects):
             return host_voxelize(self, points, data_samples)
         scans = [_quantise(self, scan, sample, i) for i, (scan, sample) in enumerate(zip(points, data_samples))]
         voxels, coordinates = (torch.cat(parts) for parts in zip(*scans))

@@ -7,6 +7,7 @@ from clusterplug.compat._points_in_boxes import inside_boxes
 
 KINDS = ('boxes', 'boxes+background')
 # what a point lies in; where a voxel holds several points, the largest number wins
+_BOXES = 1 << 32
 _NOTHING, _BACKGROUND, _UNKNOWN, _FIRST_CLASS = range(4)
 
 
@@ -16,7 +17,7 @@ class BoxLabels:
     A point in several boxes belongs to the first, as in mmdet3d's own point heads. A voxel belongs to a class as soon
     as one of its points does. Points in boxes of a class that the detector does not know take no part, nor do voxels
     without a point. Detectors of mmdet3d hand over lists, one entry a scan, so this loops over the scans of a batch,
-    without host synchronisation.
+    without host synchronization.
 
     Args:
         model: an mmdet3d detector.
@@ -25,6 +26,7 @@ class BoxLabels:
 
     Attributes:
         num_classes: of the labels, with the background if it is one.
+        regions: after a call, (M,) int64 number of the box that each row lies in, -1 for none.
 
     Raises:
         ValueError: the model does not tell its number of classes, or an unknown kind.
@@ -37,7 +39,7 @@ class BoxLabels:
         self.background = kind == 'boxes+background'
         self.num_classes = self.known_classes + self.background
         self.layer = getattr(getattr(model, 'data_preprocessor', None), 'voxel_layer', None)
-        self.truth = self.key_points = None
+        self.truth = self.key_points = self.regions = None
         encoder = getattr(model, 'points_encoder', None)
         if encoder is not None:
             encoder.register_forward_hook(self._keep)
@@ -90,21 +92,26 @@ class BoxLabels:
                 f'a sparse one of spconv (any stride)'
             )
         classes = torch.arange(self.known_classes)
+        codes, box = codes // _BOXES, codes % _BOXES
+        # a box of its own for each class and scan: boxes are numbered over all scans
+        self.regions = torch.where(codes >= _FIRST_CLASS, box, -1)
         outside = self.known_classes if self.background else ignore_index
         table = torch.cat([torch.tensor([ignore_index, outside, ignore_index]), classes]).to(codes.device)
         return table[codes]
 
     def _of_points(self, scans, truth: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Code of each point of all scans."""
-        codes = []
+        """Code of each point of all scans, times ``_BOXES``, plus the number of its box over all scans."""
+        codes, before = [], 0
         for points, (boxes, labels) in zip(scans, truth, strict=True):
             if not len(boxes):
-                codes.append(torch.full_like(points[:, 0], _BACKGROUND, dtype=torch.int64))
+                codes.append(torch.full_like(points[:, 0], _BACKGROUND * _BOXES, dtype=torch.int64))
                 continue
             inside = inside_boxes(points.float(), boxes)
             known = (labels >= 0) & (labels < self.known_classes)
             of_box = torch.where(known, labels + _FIRST_CLASS, _UNKNOWN)
-            codes.append(torch.where(inside.any(1), of_box[inside.int().argmax(1)], _BACKGROUND))
+            box = inside.int().argmax(1)
+            codes.append(torch.where(inside.any(1), of_box[box], _BACKGROUND) * _BOXES + box + before)
+            before += len(boxes)
         return torch.cat(codes)
 
     def _of_voxels(self, coords: Tensor, shape: tuple | None, scans: list[Tensor], truth) -> Tensor:

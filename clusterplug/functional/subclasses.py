@@ -10,7 +10,7 @@ from clusterplug.functional._constants import arange
 # Between the block of valid slots and active centers and the block of the others: exp of it is 0, yet it is finite.
 _APART = -1e6
 # A class with one point: how strongly subclasses that had many points lately are avoided, and the least size.
-_SIZE_PENALTY = 5.0
+_SIZE_PENALTY = 8.0
 _LEAST_SIZE = 1e-3
 
 
@@ -27,9 +27,9 @@ def assign_subclasses(
     r"""Split the points of every class over the centers of that class, balanced by optimal transport.
 
     For each class the plan :math:`L = \mathrm{diag}(u) \exp(x p^\top / \epsilon) \mathrm{diag}(v)` with uniform
-    marginals is found, for any number of points from 2 on (with fewer points than centers each point gets a center of
-    its own), and a point goes to its largest entry. One point alone fits every center equally after balancing: it goes
-    to the center with the largest :math:`x \cdot p_k / \epsilon - 5 \log \mathrm{size}_k`, so that balance is kept
+    marginals is found, for any number of points from 2 on (fewer points than centers are spread over several of them),
+    and a point goes to its largest entry. One point alone fits every center equally after balancing: it goes
+    to the center with the largest :math:`x \cdot p_k / \epsilon - 8 \log \mathrm{size}_k`, so that balance is kept
     over time. Without gradient; no host synchronization.
 
     The last slot of every class must be empty and its last center inactive: empty slots and inactive centers form a

@@ -41,15 +41,17 @@ class Rows(NamedTuple):
         features: (M, C).
         indices: (M, 4) voxel coordinates with the batch index first, or None.
         spatial_shape: the grid they lie in, or None.
+        grid: height and width of the map of an image, whose rows are its pixels, or None.
     """
 
     features: Tensor
     indices: Tensor | None = None
     spatial_shape: tuple | None = None
+    grid: tuple[int, int] | None = None
 
 
 def to_rows(value, path: str) -> Rows:
-    """Rows of a tensor (N, C) or (B, C, N), or of a sparse tensor of spconv, torchsparse or MinkowskiEngine."""
+    """Rows of a tensor (N, C), (B, C, N) or (B, C, H, W), or a sparse one of spconv, torchsparse, MinkowskiEngine."""
     if isinstance(value, (tuple, list)) and len(value) == 1:
         value = value[0]
     if isinstance(value, Tensor):
@@ -57,9 +59,11 @@ def to_rows(value, path: str) -> Rows:
             return Rows(value)
         if value.dim() == 3:
             return Rows(value.transpose(1, 2).flatten(0, 1))
+        if value.dim() == 4:
+            return Rows(value.permute(0, 2, 3, 1).flatten(0, 2), grid=tuple(value.shape[2:]))
         raise ValueError(
-            f"the layer '{path}' gives a tensor of shape {tuple(value.shape)}; a tap needs rows: (N, C), (B, C, N) or "
-            f'a sparse tensor'
+            f"the layer '{path}' gives a tensor of shape {tuple(value.shape)}; a tap needs rows: (N, C), (B, C, N), "
+            f'(B, C, H, W) or a sparse tensor'
         )
     if hasattr(value, 'indices') and hasattr(value, 'features'):
         return Rows(value.features, value.indices, tuple(int(size) for size in value.spatial_shape))

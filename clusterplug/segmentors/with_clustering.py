@@ -1,5 +1,6 @@
-"""A clustering loss beside the loss that a model has, by config alone."""
+"""A clustering loss next to the loss that a model has, by config alone."""
 
+import warnings
 from contextlib import contextmanager
 
 import torch
@@ -8,7 +9,15 @@ from torch import nn
 from clusterplug.detectors.box_labels import KINDS, BoxLabels, is_detector
 from clusterplug.registry import MODELS
 from clusterplug.segmentors.alignment import align, fine_grid, stacked_labels
-from clusterplug.segmentors.taps import Tap, default_tap
+from clusterplug.segmentors.regions import (
+    cell_regions,
+    image_regions,
+    image_rows,
+    instance_regions,
+    label_positions,
+    stacked_instances,
+)
+from clusterplug.segmentors.taps import Rows, Tap, default_tap
 
 _CLASSIFIERS = ('decode_head.conv_seg', 'decode_head.classifier')
 
@@ -31,7 +40,7 @@ class ClusteringBranch(nn.Module):
         # Cylinder3D has an output for ignored points besides, which is no class to the loss
         outputs = getattr(getattr(model, 'decode_head', None), 'num_classes', None)
         self.extra_output = outputs is not None and getattr(loss, 'num_classes', outputs) == outputs - 1
-        self.running = self.watching = False
+        self.running = self.watching = self.called_otherwise = self.warned = False
         self.enabled = True  # False: the model trains as if it had no clustering loss, to measure what it costs
 
     @contextmanager
@@ -45,8 +54,9 @@ class ClusteringBranch(nn.Module):
 
     def before(self, model, args, kwargs):
         """Forward pre-hook of the model: open the taps in a training step."""
-        mode = kwargs.get('mode', args[2] if len(args) > 2 else 'tensor')
+        mode = kwargs.get('mode', args[2] if len(args) > 2 else None)
         self.running = self.enabled and self.training and mode == 'loss'
+        self.called_otherwise = self.enabled and self.training and mode is None and torch.is_grad_enabled()
         self.embedding.open, self.embedding.value = self.running or self.watching, None
         if self.predictions is not None:
             self.predictions.open, self.predictions.value = self.running, None
@@ -56,16 +66,30 @@ class ClusteringBranch(nn.Module):
     def after(self, model, args, kwargs, losses):
         """Forward hook of the model: add the clustering terms to its losses."""
         if not self.running:
+            if self.called_otherwise and _is_loss(losses):
+                raise ValueError(
+                    f'{type(model).__name__} returned a loss without being called as model(inputs, data_samples, '
+                    f"mode='loss'), so the clustering loss cannot find labels and was not computed. Call it that way, "
+                    f'or add the loss yourself: clusterplug.losses.PointClusterLoss()(features, labels, logits)'
+                )
             return None
         self.running = self.embedding.open = False
         if self.predictions is not None:
             self.predictions.open = False
         inputs = kwargs.get('inputs', args[0] if args else None)
         samples = kwargs.get('data_samples', args[1] if len(args) > 1 else None)
-        return {**losses, **self._terms(inputs, samples)}
+        terms = self._terms(inputs, samples)
+        if isinstance(losses, torch.Tensor):
+            return losses + sum(terms.values())
+        return {**losses, **terms}
 
     def _terms(self, inputs, samples) -> dict:
         rows = self.embedding.take()
+        if torch.is_grad_enabled() and not self.embedding.without_gradient and not rows.features.requires_grad:
+            raise ValueError(
+                f"the layer '{self.embedding.path}' gives features that need no gradient (frozen layers?), so that the "
+                f'loss would train its projector alone; tap a layer behind a trained one, or leave the loss out'
+            )
         if self.embedding.without_gradient and torch.is_grad_enabled():
             raise ValueError(
                 f"the layer '{self.embedding.path}' gives features without gradient, so that the loss would train its "
@@ -75,7 +99,10 @@ class ClusteringBranch(nn.Module):
         if self.boxes is not None:
             predicted = None if self.predictions is None else self.predictions.take().features
             target = self.boxes(rows, inputs, self.loss.ignore_index)
-            return self.loss(rows.features, target, predicted)
+            regions = None if self._by_point() else self.boxes.regions
+            return self._loss(rows.features, target, predicted, regions=regions)
+        if rows.grid is not None:
+            return self._image_terms(rows, samples)
         kinds = ('voxel', 'point') if self.labels == 'auto' else (self.labels,)
         labels = {kind: stacked_labels(samples, kind) for kind in kinds}
         labels = {kind: values for kind, values in labels.items() if values is not None}
@@ -92,7 +119,66 @@ class ClusteringBranch(nn.Module):
             # voxels that the coarse grid dropped have no feature
             target = torch.where(feature_rows >= 0, target, self.loss.ignore_index)
             feature_rows = feature_rows.clamp_min(0)
-        return self.loss(rows.features, target, predicted, feature_rows)
+        regions = None if self._by_point() else self._regions(kind, target, inputs, samples, coords)
+        return self._loss(rows.features, target, predicted, feature_rows, regions)
+
+    def _loss(self, features, target, predicted, feature_rows=None, regions=None) -> dict:
+        """Call the loss; one of another kind may know nothing of regions."""
+        if regions is None:
+            return self.loss(features, target, predicted, feature_rows)
+        return self.loss(features, target, predicted, feature_rows, regions)
+
+    def _by_point(self) -> bool:
+        return getattr(self.loss, 'regions', 'point') == 'point'
+
+    def _regions(self, kind: str, target, inputs, samples: list, coords):
+        """Number of the region of each label, as the loss asks for it."""
+        found = label_positions(kind, len(target), inputs, coords)
+        if found is None:
+            raise ValueError(
+                f'the inputs do not tell where the {len(target)} {kind} labels lie, so that there are no cells; build '
+                f"the loss with regions='point'"
+            )
+        cells = cell_regions(target, *found, self.loss.cell_size)
+        if self.loss.regions == 'cell':
+            return cells
+        instances = stacked_instances(samples, kind)
+        if instances is None and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f'the {kind} labels have no instance ids (gt_pts_seg.pts_instance_mask: load and pack them with '
+                f"dict(type='clusterplug.LoadInstances')); cells of {self.loss.cell_size:g} m are used instead",
+                stacklevel=2,
+            )
+        return instance_regions(cells, target, instances, found[1])
+
+    def _image_terms(self, rows: Rows, samples: list) -> dict:
+        """Terms of an image segmenter: its labels (B, H, W) at the pixels of the map."""
+        masks = [getattr(getattr(sample, 'gt_sem_seg', None), 'data', None) for sample in samples or []]
+        if not masks or any(mask is None for mask in masks):
+            raise ValueError(
+                f"the layer '{self.embedding.path}' gives a map {rows.grid}, which needs the labels of images: "
+                f'data_samples with gt_sem_seg (B samples of (1, H, W))'
+            )
+        labels, stride = image_rows(rows, torch.stack([mask.reshape(mask.shape[-2:]) for mask in masks]))
+        if labels.numel() != len(rows.features):
+            raise ValueError(f'{len(masks)} label images for a map of {len(rows.features)} pixels {rows.grid} each')
+        predicted = None
+        if self.predictions is not None:
+            found = self.predictions.take()
+            classes = found.features.detach().argmax(1)
+            if found.grid not in (None, rows.grid):
+                classes = image_rows(rows, classes.view(len(masks), *found.grid))[0].flatten()
+            predicted = classes if found.grid is not None else None
+        regions = None if self._by_point() else image_regions(labels, stride, self.loss.cell_size)
+        return self._loss(rows.features, labels.flatten(), predicted, regions=regions)
+
+
+def _is_loss(value) -> bool:
+    """Whether a model returned what a training step would go backward from."""
+    if isinstance(value, dict):
+        return any('loss' in str(name) and _is_loss(each) for name, each in value.items())
+    return isinstance(value, torch.Tensor) and value.dim() == 0 and value.requires_grad
 
 
 def _complete(loss: dict, model: nn.Module, tap: Tap, boxes: BoxLabels | None) -> dict:
@@ -135,20 +221,21 @@ def WithClustering(
     predictions: str | None = 'auto',
     labels: str = 'auto',
 ) -> nn.Module:
-    """Build a model with a clustering loss beside its own.
+    """Build a model with a clustering loss next to its own.
 
     The model keeps its class, the names in its ``state_dict``, its predictions and its cost at test time. The loss and
     its projector become the submodule ``clustering``, so they are trained, saved, resumed and wrapped for several GPUs
     with it. In a training step the loss reads a feature inside the model and adds its terms to the losses.
 
     Args:
-        model: config (or module) of an mmdet3d segmentor, or of any model called as ``model(inputs, data_samples,
-            mode='loss')`` that returns a dict of losses.
+        model: config (or module) of an mmdet3d segmentor or detector, of an mmsegmentation segmenter, or of any model
+            called as ``model(inputs, data_samples, mode='loss')`` that returns its losses as a dict or a tensor.
         loss: config (or module) of the loss; ``num_classes``, ``ignore_index`` and ``in_channels`` are taken from the
             model where they are left out.
         embedding: the feature, ``'layer'`` for the output and ``'layer:input'`` for the input of a layer of
             ``model.named_modules()``. Its rows must be those of the labels (points or voxels), or it must be an spconv
-            tensor of any stride: then a label goes with the coarse voxel that contains its voxel. ``'auto'``: what goes
+            tensor of any stride (a label goes with the coarse voxel that contains its voxel), or the map of an image
+            segmenter (B, C, H, W) of any size (with the labels at the middle of its pixels). ``'auto'``: what goes
             into the classifier, before dropout; for SPVCNN the point features of the deepest stage.
         predictions: likewise the layer whose output are the logits, for the choice of hard anchors; ``'auto'``: the
             classifier; None: all anchors count as easy.
@@ -162,7 +249,8 @@ def WithClustering(
 
     Raises:
         ValueError: no such layer (near matches are listed); features and labels that cannot be aligned; numbers of
-            classes that do not match.
+            classes that do not match; in a training step also features without gradient, or a loss that was asked for
+            in another way than ``mode='loss'``.
 
     Example:
         In a config, after ``_base_``::

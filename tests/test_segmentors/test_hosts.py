@@ -121,8 +121,8 @@ def loss_inputs(runner, data):
 def first_columns(values, template):
     """``values`` (..., 3) in front, and zeros behind, in the shape of ``template``."""
     result = torch.zeros_like(template)
-    result[..., :3] = values.to(template.dtype)
-    return result
+    result[..., :3] = values.detach().to(template.dtype)
+    return result.requires_grad_()
 
 
 def points_by_place(data):
@@ -173,7 +173,7 @@ def test_labels_of_voxels_in_the_point_branch_of_spvcnn(root, tmp_path, monkeypa
         scale = 16 if not place.calls else 4
         place.calls.append(scale)
         values = torch.cat([cells.batch, (cells.cells + cells.inside) * scale], 1)
-        return torch.nn.functional.pad(values, (0, features.shape[1] - 4)).to(features.dtype)
+        return torch.nn.functional.pad(values, (0, features.shape[1] - 4)).to(features.dtype).requires_grad_()
 
     place.calls = []
     monkeypatch.setattr(spvcnn_spconv.CoarseCells, 'to_points', place)
@@ -212,7 +212,7 @@ def test_labels_of_voxels_in_cylinder3d(root, tmp_path):
 
     def encode(_, inputs):
         x = inputs[0]
-        x.features = torch.nn.functional.pad(x.indices.float(), (0, x.features.shape[1] - 4))
+        x.features = torch.nn.functional.pad(x.indices.float(), (0, x.features.shape[1] - 4)).requires_grad_()
 
     hooks = model.decode_head.conv_seg._forward_pre_hooks
     model.decode_head.conv_seg.register_forward_pre_hook(encode)
@@ -236,7 +236,7 @@ def test_coarse_tap_of_cylinder3d_in_a_grid_that_the_scans_do_not_fill(root, tmp
     layer = model.get_submodule(tap)
 
     def encode(x, out):
-        out.features = torch.nn.functional.pad(out.indices.float(), (0, out.features.shape[1] - 4))
+        out.features = torch.nn.functional.pad(out.indices.float(), (0, out.features.shape[1] - 4)).requires_grad_()
         return out
 
     passing(layer, encode)

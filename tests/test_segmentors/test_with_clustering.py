@@ -242,7 +242,7 @@ def test_dense_batches_of_points():
 @pytest.mark.parametrize(
     ('value', 'error', 'message'),
     [
-        (torch.zeros(2, 3, 4, 5), ValueError, r'shape \(2, 3, 4, 5\); a tap needs rows'),
+        (torch.zeros(2, 3, 4, 5, 6), ValueError, r'shape \(2, 3, 4, 5, 6\); a tap needs rows'),
         (torch.zeros(3), ValueError, 'a tap needs rows'),
         (dict(x=1), TypeError, 'gives a dict; a tap needs a tensor'),
         ((torch.zeros(2, 2), torch.zeros(2, 2)), TypeError, 'gives a tuple'),
