@@ -1,6 +1,7 @@
 """The small MLP between a backbone feature and the space in which it is clustered."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ class ProjectionHead(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int = 64, hidden_channels: Sequence[int] = (256, 128)):
         widths = [in_channels, *hidden_channels, out_channels]
-        if any(not isinstance(width, int) or width < 1 for width in widths):
+        if any(isinstance(width, bool) or not isinstance(width, Integral) or width < 1 for width in widths):
             raise ValueError(f'channels must be integers of at least 1, got {widths} (in, hidden ..., out)')
         blocks = []
         for before, after in zip(widths[:-2], widths[1:-1], strict=True):

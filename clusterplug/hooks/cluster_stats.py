@@ -20,9 +20,11 @@ def subclass_stats(memory: SubclassMemory, previous_centers: Tensor | None = Non
     Returns:
         ``seeded``: share of all centers (of classes seen so far) that are in use. ``used``: share of the seeded
         centers that have taken at least a tenth of their fair share of the recent anchors of their class. ``balance``:
-        mean over classes of the entropy of the sizes over the largest possible one, 1 = equal. ``filled``: share of the
-        queue slots of seeded centers that hold an embedding. ``drift``: mean of 1 - cosine between the centers now and
-        before, if given. All 0 while no class has been seen.
+        mean over classes of the entropy of the sizes over the largest possible one, 1 = equal. ``worst``: the largest
+        share that one subclass has of a class with two centers or more, over all such classes, and ``collapsed``: the
+        number of those where it is above 0.9 (the mean hides them). ``filled``: share of the queue slots of seeded
+        centers that hold an embedding. ``drift``: mean of 1 - cosine between the centers now and before, if given. All
+        0 while no class has been seen.
     """
     seen = memory.num_seeded > 0
     seeded = ~memory.unused[:, :-1]
@@ -33,10 +35,13 @@ def subclass_stats(memory: SubclassMemory, previous_centers: Tensor | None = Non
     entropy = -(share * share.clamp(min=1e-12).log()).sum(1) / memory.num_seeded.clamp(min=2).log()
     # a class with one center is as balanced as it can be
     entropy = torch.where(memory.num_seeded == 1, 1.0, entropy)
+    largest = share.amax(1) * (memory.num_seeded > 1)
     stats = {
         'seeded': seeded.sum() / memory.clusters_of[seen].sum().clamp(min=1),
         'used': ((share >= 0.1 * fair) & seeded).sum() / number,
         'balance': (entropy * seen).sum() / seen.sum().clamp(min=1),
+        'worst': largest.max(),
+        'collapsed': (largest > 0.9).sum(),
         'filled': (memory.num_filled * seeded).sum() / (number * memory.queue_len),
     }
     if previous_centers is not None:

@@ -1,6 +1,7 @@
 """Centers and ring-buffer queues of the subclasses of every class."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ def clusters_per_class(num_clusters: int | Sequence[int] | dict, num_classes: in
         if bad:
             raise ValueError(f"num_clusters has keys {bad}; allowed are 'default' and classes 0 to {num_classes - 1}")
         numbers = [num_clusters.get(c, num_clusters.get('default', 40)) for c in range(num_classes)]
-    elif isinstance(num_clusters, int):
+    elif isinstance(num_clusters, Integral):
         numbers = [num_clusters] * num_classes
     else:
         numbers = list(num_clusters)
@@ -29,9 +30,15 @@ def clusters_per_class(num_clusters: int | Sequence[int] | dict, num_classes: in
         raise ValueError(
             f'num_clusters must be one int or one per class ({num_classes} classes), got {len(numbers)} numbers'
         )
-    if any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in numbers):
+    if any(not isinstance(k, Integral) or isinstance(k, bool) or k < 1 for k in numbers):
         raise ValueError(f'num_clusters must be integers of at least 1, got {numbers}')
-    return numbers
+    return [int(k) for k in numbers]
+
+
+def _whole(name: str, value: int) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f'{name} must be an int of at least 1, got {value!r}')
+    return int(value)
 
 
 @MODELS.register_module()
@@ -93,12 +100,10 @@ class SubclassMemory(nn.Module):
         seeds_per_step: int | None = None,
     ):
         super().__init__()
-        for name, value in (
-            ('num_classes', num_classes), ('embed_dims', embed_dims), ('queue_len', queue_len),
-            ('enqueue_per_step', enqueue_per_step), ('seeds_per_step', 1 if seeds_per_step is None else seeds_per_step),
-        ):  # fmt: skip
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f'{name} must be an int of at least 1, got {value!r}')
+        num_classes, embed_dims = _whole('num_classes', num_classes), _whole('embed_dims', embed_dims)
+        queue_len = _whole('queue_len', queue_len)
+        enqueue_per_step = _whole('enqueue_per_step', enqueue_per_step)
+        seeds_per_step = None if seeds_per_step is None else _whole('seeds_per_step', seeds_per_step)
         numbers = clusters_per_class(num_clusters, num_classes)
         most = max(numbers)
         self.num_classes, self.num_clusters, self.embed_dims = num_classes, most, embed_dims

@@ -30,13 +30,18 @@ def test_by_hand():
     assert stats['used'] == 1
     assert stats['balance'] == pytest.approx((entropy.item() + 1) / 2, abs=1e-6)
     assert stats['filled'] == pytest.approx((4 + 2) / 12)
+    assert stats['worst'] == 0.75
+    assert stats['collapsed'] == 0
     assert 'drift' not in stats
 
 
 def test_a_center_without_anchors_is_not_used():
     starved = memory()
     starved.sizes[0] = torch.tensor([1.0, 0.01, 0.0])
-    assert subclass_stats(starved)['used'] == pytest.approx(2 / 3)
+    stats = subclass_stats(starved)
+    assert stats['used'] == pytest.approx(2 / 3)
+    assert stats['worst'] == pytest.approx(1 / 1.01)
+    assert stats['collapsed'] == 1
 
 
 def test_drift_counts_centers_in_use_at_both_times():

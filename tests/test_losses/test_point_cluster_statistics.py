@@ -42,7 +42,7 @@ def test_balanced_shares_lose_rare_modes():
 
 
 def _largest_share(rows, num_clusters=8, num_steps=200, seed=0):
-    """Share of the largest subclass, and subclasses in use, of a class with ``rows`` points a step; two others have 100."""
+    """Largest share of a subclass, and subclasses in use, of a class with ``rows`` points each step."""
     torch.manual_seed(seed)
     kinds = torch.randn(3, 4, 24) + torch.randn(3, 1, 24)  # three classes of four sub-types
     net = nn.Sequential(nn.Linear(24, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 32))

@@ -1,0 +1,171 @@
+"""Regions that WithClustering finds for the loss, image maps, and training steps that it refuses."""
+
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_with_clustering import TERMS, Segmentor, _data, _samples, _wrapped
+from torch import nn
+
+from clusterplug.segmentors import WithClustering
+from clusterplug.segmentors.regions import cell_regions, image_regions, instance_regions
+
+
+def test_cells_by_hand():
+    positions = torch.tensor([[0.1, 0.1, 0.1], [0.9, 0.9, 0.9], [-0.1, 0.1, 0.1], [0.5, 0.5, 0.5], [torch.nan, 0, 0]])
+    labels, batch = torch.tensor([1, 1, 1, 2, 1]), torch.tensor([0, 0, 0, 0, 0])
+    found = cell_regions(labels, positions, batch, 1.0)
+    assert found[0] == found[1]
+    assert len(found.unique()) == 4
+    assert found[4] == -1
+    other_scan = cell_regions(labels, positions, batch + 1, 1.0)
+    assert not set(other_scan[:4].tolist()) & set(found[:4].tolist())
+    assert cell_regions(labels, positions, batch, 4.0)[:2].unique().numel() == 1
+
+
+def test_objects_win_over_cells_and_never_meet_them():
+    cells = torch.tensor([5, 5, 7, -1])
+    labels, batch = torch.tensor([1, 1, 2, 1]), torch.zeros(4, dtype=torch.int64)
+    found = instance_regions(cells, labels, torch.tensor([0, 3, 3, 3]), batch)
+    assert found[0] == 5
+    assert found[1] == found[3]  # the same object of the same class
+    assert found[1] != found[2]
+    assert (found[1:] >= 1 << 62).all()
+    assert torch.equal(instance_regions(cells, labels, None, batch), cells)
+
+
+def test_image_cells():
+    labels = torch.zeros(2, 8, 8, dtype=torch.int64)
+    labels[:, :, 4:] = 1
+    found = image_regions(labels, stride=8.0, cell_size=2.0).view(2, 8, 8)  # cells of 32 pixels, 4 of the map
+    assert len(found.unique()) == 2 * 2 * 2
+    assert len(found[0, :4, :4].unique()) == 1
+
+
+@pytest.mark.parametrize('regions', ['cell', 'instance'])
+def test_points_of_a_model_get_regions(regions):
+    model = _wrapped(loss=dict(regions=regions, cell_size=2.0)).train()
+    points, samples = _data()
+    inputs = SimpleInputs(points[:20], points[20:])
+    for number, sample in enumerate(samples):
+        count = len(sample.gt_pts_seg.pts_semantic_mask)
+        sample.gt_pts_seg.pts_instance_mask = torch.arange(count) // 5 + 100 * number
+    seen = []
+    model.clustering.loss.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    assert set(model(inputs, samples, mode='loss')) > TERMS
+    found, labels = seen[0][4], seen[0][1]
+    assert found.shape == labels.shape
+    scan = torch.tensor([0] * 20 + [1] * 40)
+    for region in found.unique():
+        assert len(labels[found == region].unique()) == 1
+        assert len(scan[found == region].unique()) == 1
+
+
+class SimpleInputs(dict):
+    """``points`` as a list, as mmdet3d's preprocessor gives them; the toy model reads them as one tensor."""
+
+    def __init__(self, *scans):
+        super().__init__(points=Stacked(scans))
+
+
+class Stacked(list):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(torch.cat(list(self)), *args[1:], **(kwargs or {}))
+
+
+def test_instance_without_ids_warns_once_and_takes_cells():
+    model = _wrapped(loss=dict(regions='instance')).train()
+    points, samples = _data()
+    inputs = SimpleInputs(points[:20], points[20:])
+    with pytest.warns(UserWarning, match='no instance ids'):
+        model(inputs, samples, mode='loss')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        model(inputs, samples, mode='loss')
+
+
+def test_labels_without_positions_are_refused():
+    model = _wrapped(loss=dict(regions='cell')).train()
+    points, samples = _data()
+    with pytest.raises(ValueError, match=r"do not tell where the 60 point labels lie.*regions='point'"):
+        model(points, samples, mode='loss')
+
+
+class ImageSegmentor(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 6, 3, stride=4, padding=1)
+        self.decode_head = Segmentor.Head(3, 255)
+        self.decode_head.conv_seg = nn.Conv2d(6, 3, 1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        logits = self.decode_head.conv_seg(self.backbone(inputs).relu())
+        return dict(loss_ce=logits.square().mean()) if mode == 'loss' else logits
+
+
+def image_samples(labels):
+    return [SimpleNamespace(gt_sem_seg=SimpleNamespace(data=each[None])) for each in labels]
+
+
+@pytest.mark.parametrize('regions', ['point', 'cell'])
+def test_maps_of_images_get_the_labels_at_their_pixels(regions):
+    loss = dict(type='clusterplug.PointClusterLoss', num_clusters=2, embed_dims=4, regions=regions)
+    model = WithClustering(ImageSegmentor(), loss).train()
+    labels = torch.randint(0, 3, (2, 8, 12)).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    labels[1, :4] = 255
+    seen = []
+    model.clustering.loss.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    losses = model(torch.randn(2, 3, 32, 48), image_samples(labels), mode='loss')
+    assert set(losses) > TERMS
+    assert torch.equal(seen[0][1], labels[:, ::4, ::4].flatten())
+    sum(losses.values()).backward()
+    assert model.backbone.weight.grad.any()
+    with pytest.raises(ValueError, match='needs the labels of images'):
+        model(torch.randn(2, 3, 32, 48), _samples(torch.zeros(5)), mode='loss')
+
+
+def test_a_loss_as_a_tensor_is_added_to():
+    class Plain(Segmentor):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            out = super().forward(inputs, data_samples, mode)
+            return out['loss_ce'] if mode == 'loss' else out
+
+    torch.manual_seed(0)
+    model = WithClustering(Plain(), dict(type='clusterplug.PointClusterLoss', num_clusters=2, embed_dims=4)).train()
+    points, samples = _data()
+    for _ in range(2):
+        value = model(points, samples, mode='loss')
+    model.clustering.enabled = False
+    assert value > model(points, samples, mode='loss')
+
+
+def test_frozen_features_and_other_calls_are_refused():
+    points, samples = _data()
+    model = _wrapped().train()
+    model.backbone.requires_grad_(False)
+    with pytest.raises(ValueError, match=r'need no gradient \(frozen layers\?\)'):
+        model(points, samples, mode='loss')
+    with torch.no_grad():  # nothing is trained: no error
+        model(points, samples, mode='loss')
+
+    class Pointcept(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Linear(4, 6)
+
+        def forward(self, batch):
+            return dict(loss=self.backbone(batch['feat']).mean())
+
+    loss = dict(type='clusterplug.PointClusterLoss', num_classes=3, num_clusters=2, embed_dims=4)
+    model = WithClustering(Pointcept(), loss, embedding='backbone').train()
+    with pytest.raises(ValueError, match=r"without being called as model.*mode='loss'"):
+        model(dict(feat=points))
+    model.eval()(dict(feat=points))
+
+
+def test_numpy_integers():
+    loss = dict(num_clusters=np.int64(2), embed_dims=np.int64(4), num_anchors_per_class=np.int64(9))
+    model = _wrapped(loss=loss).train()
+    assert set(model(*_data(), mode='loss')) > TERMS
