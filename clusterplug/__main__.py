@@ -22,15 +22,19 @@ def main(arguments: list[str] | None = None) -> int:
     """
     from clusterplug.version import __version__
 
-    parser = argparse.ArgumentParser(prog='python -m clusterplug', description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog='python -m clusterplug', description='Clustering inside vision models: commands of the package.'
+    )
     parser.add_argument('--version', action='version', version=__version__)
-    commands = parser.add_subparsers(dest='command', metavar='COMMAND')
+    commands = parser.add_subparsers(
+        dest='command', metavar='COMMAND', help='what to run; COMMAND --help lists its options'
+    )
     doctor = commands.add_parser(
         'doctor',
-        help='versions, allowed ranges, devices, which parts work, and the command that mends what does not',
+        help='versions, allowed ranges, devices, which parts work, and the command that fixes what does not',
         description='Exit code 0: the core works and nothing that is installed is broken or out of range; else 1.',
     )
-    doctor.add_argument('--json', action='store_true', help='print one JSON object')
+    doctor.add_argument('--json', action='store_true', help='print one JSON object instead of tables')
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()

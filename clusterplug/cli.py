@@ -34,12 +34,13 @@ def run_train(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument(
         '--sync_bn', choices=['none', 'torch', 'mmcv'], default='none',
-        help='turn BatchNorm into SyncBatchNorm of torch or mmcv',
+        help='turn BatchNorm into SyncBatchNorm of torch or mmcv (default: %(default)s)',
     )  # fmt: skip
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='CKPT',
-        help='go on from this checkpoint; without a value, from the last one in the work dir',
+        help='continue from this checkpoint; without a value, from the last one in the work dir (default: start '
+        'from the beginning)',
     )  # fmt: skip
     args = _parse(parser, arguments)
     from clusterplug.checkpoints import CheckpointFitHook
@@ -75,13 +76,20 @@ def run_test(arguments: Sequence[str] | None = None) -> int:
     parser = _parser('Test (and evaluate) a model.', 'test.py')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--show', action='store_true', help='show each result in a window (needs a display)')
-    parser.add_argument('--show-dir', help='write a picture of each result into this folder of the work dir')
-    parser.add_argument('--score-thr', type=float, default=0.1, help='score above which boxes are drawn')
-    parser.add_argument('--task', choices=TASKS, default='lidar_seg', help='what is drawn, by default lidar_seg')
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds for which a window is shown')
+    parser.add_argument(
+        '--show-dir', help='write a picture of each result into this folder of the work dir (default: none)'
+    )
+    parser.add_argument(
+        '--score-thr', type=float, default=0.1, help='score above which boxes are drawn, 0 to 1 (default: %(default)s)'
+    )
+    parser.add_argument('--task', choices=TASKS, default='lidar_seg', help='what is drawn (default: %(default)s)')
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds for which a window is shown (default: %(default)s)'
+    )
     parser.add_argument(
         '--submission', metavar='OUT',
-        help="also write SemanticKITTI's server files, OUT/sequences/NN/predictions/*.label; OUT.zip: zipped as well",
+        help="also write SemanticKITTI's server files, OUT/sequences/NN/predictions/*.label; OUT.zip: zipped as well "
+        '(default: none)',
     )  # fmt: skip
     parser.add_argument('--tta', action='store_true', help='average over the augmentations of tta_pipeline')
     args = _parse(parser, arguments)
@@ -175,17 +183,28 @@ def find_config(name: str) -> str:
 def _parser(description: str, program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument('config', help='config file: a path, or package::path for one of an installed package')
-    parser.add_argument('--work-dir', help='folder for logs, checkpoints and metrics')
+    parser.add_argument(
+        '--work-dir', help='folder for logs, checkpoints and metrics (default: work_dirs/NAME_OF_THE_CONFIG)'
+    )
     parser.add_argument('--ceph', action='store_true', help='read data from a Ceph store')
     parser.add_argument(
         '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
         help='replace values of the config: a.b=1 a.c=[1,2] a.d="[(1,2),(3,4)]"; paths are taken as they are: '
-        "data_root='my data'",
+        "data_root='my data' (default: none)",
     )  # fmt: skip
     parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='who started the ranks'
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='who started the processes (default: %(default)s)',
     )
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
+    parser.add_argument(
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
+        help='rank on this machine, set by torch.distributed.launch (default: %(default)s)',
+    )
     return parser
 
 

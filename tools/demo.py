@@ -22,12 +22,24 @@ RUNS = {
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'), help='where results go')
-    parser.add_argument('--data', type=Path, default=Path('data/lidar_city'), help='where the scans are generated')
-    parser.add_argument('--num-train', type=int, default=140, help='training scans')
-    parser.add_argument('--num-val', type=int, default=40, help='scans of other streets for the evaluation')
-    parser.add_argument('--epochs', type=int, default=5, help='epochs of each training')
-    parser.add_argument('--seed', type=int, default=0, help='seed of both trainings')
+    parser.add_argument(
+        '--out', type=Path, default=Path('work_dirs/demo'), help='folder for the results (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--data',
+        type=Path,
+        default=Path('data/lidar_city'),
+        help='folder for the generated scans (default: %(default)s)',
+    )
+    parser.add_argument('--num-train', type=int, default=140, help='number of training scans (default: %(default)s)')
+    parser.add_argument(
+        '--num-val',
+        type=int,
+        default=40,
+        help='number of scans of other streets for the evaluation (default: %(default)s)',
+    )
+    parser.add_argument('--epochs', type=int, default=5, help='epochs of each training (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of both trainings (default: %(default)s)')
     return parser.parse_args()
 
 

@@ -34,13 +34,21 @@ def main() -> int:
         '--size', type=_whole(2, 16384), default=224, help='pixels of the shorter side, at most (default: %(default)s)'
     )
     parser.add_argument(
-        '--quality', type=_whole(0, 51), default=23, help='rate factor of x264, 0 is best, 51 worst (%(default)s)'
+        '--quality',
+        type=_whole(0, 51),
+        default=23,
+        help='rate factor of x264, 0 is best, 51 worst (default: %(default)s)',
     )
-    parser.add_argument('--encoder', choices=ENCODERS, default='auto', help='by default PyAV, else the program ffmpeg')
+    parser.add_argument(
+        '--encoder',
+        choices=ENCODERS,
+        default='auto',
+        help='PyAV, the program ffmpeg, or what is installed (default: %(default)s)',
+    )
     parser.add_argument(
         '--workers', type=_whole(1, 4096), help='processes (default: one for each CPU that this process may use)'
     )
-    parser.add_argument('--lmdb', type=Path, help='also put the files into this LMDB')
+    parser.add_argument('--lmdb', type=Path, help='also put the files into this LMDB (default: none)')
     args = parser.parse_args()
     before = signal.signal(signal.SIGTERM, _stop)  # so that workers end and temporary files go
     try:

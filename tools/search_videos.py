@@ -5,9 +5,9 @@
     python tools/search_videos.py query FOLDER --config CONFIG --checkpoint CKPT "a dog runs on grass" --sheet hits.png
     python tools/search_videos.py tokens FOLDER --config CONFIG --checkpoint CKPT VIDEO --out pictures
 
-FOLDER may also be a zip or an LMDB. `index` encodes each video once and keeps the features next to the folder
-(FOLDER.index.pt, or --index), also on the way: stopped, it continues where it was. `query` does so by itself when
-videos are new or were replaced. `tokens` draws which tokens of a video the model keeps, and its segments.
+FOLDER may also be a zip or an LMDB. index encodes each video once and keeps the features next to the folder
+(FOLDER.index.pt, or --index), also on the way: stopped, it continues where it was. query does so by itself when
+videos are new or were replaced. tokens draws which tokens of a video the model keeps, and its segments.
 
 Without --checkpoint the pretrained encoders of the config answer; a model of random weights does not.
 """
@@ -43,24 +43,43 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tasks = parser.add_subparsers(dest='task', required=True)
+    tasks = parser.add_subparsers(
+        dest='task', required=True, metavar='TASK', help='index, query or tokens; TASK --help lists its options'
+    )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument('videos', type=Path, help='folder, zip or LMDB of videos')
-    common.add_argument('--config', required=True, help='config of the model')
-    common.add_argument('--checkpoint', help='trained weights; without, the pretrained encoders of the config')
+    common.add_argument('--config', required=True, help='config of the model: a path, or package::path')
+    common.add_argument('--checkpoint', help='trained weights (default: the pretrained encoders of the config)')
     common.add_argument('--random-weights', action='store_true', help='answer although weights are random (for tests)')
-    common.add_argument('--index', type=Path, help='file with features (default: beside the videos)')
-    common.add_argument('--device', default=None, help='cpu or cuda; by default cuda where there is one')
-    common.add_argument('--batch-size', type=_positive, default=8, help='videos at once (default: %(default)s)')
-    common.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='replace values')
-    tasks.add_parser('index', parents=[common], help='encode the videos')
-    query = tasks.add_parser('query', parents=[common], help='answer sentences')
+    common.add_argument('--index', type=Path, help='file with features (default: next to the videos)')
+    common.add_argument('--device', help='cpu or cuda (default: cuda where there is one)')
+    common.add_argument('--batch-size', type=_positive, default=8, help='videos encoded at once (default: %(default)s)')
+    common.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        metavar='KEY=VALUE',
+        help='replace values of the config (default: none)',
+    )
+    tasks.add_parser('index', parents=[common], help='encode the videos', description='Encode the videos of a folder.')
+    query = tasks.add_parser(
+        'query', parents=[common], help='answer sentences', description='Find videos by sentences.'
+    )
     query.add_argument('sentences', nargs='+', help='what to look for; quote each sentence')
-    query.add_argument('--top', type=_positive, default=5, help='answers (default: %(default)s)')
-    query.add_argument('--sheet', type=Path, help='draw the answers into this PNG')
-    tokens = tasks.add_parser('tokens', parents=[common], help='draw the kept tokens of a video')
+    query.add_argument(
+        '--top', type=_positive, default=5, help='number of answers to each sentence (default: %(default)s)'
+    )
+    query.add_argument('--sheet', type=Path, help='draw the answers into this PNG (default: no picture)')
+    tokens = tasks.add_parser(
+        'tokens',
+        parents=[common],
+        help='draw the kept tokens of a video',
+        description='Draw the kept tokens of a video.',
+    )
     tokens.add_argument('video', help='id: the name of the file without its suffix')
-    tokens.add_argument('--out', type=Path, default=Path('pictures'), help='folder (default: %(default)s)')
+    tokens.add_argument(
+        '--out', type=Path, default=Path('pictures'), help='folder for the pictures (default: %(default)s)'
+    )
     return parser.parse_args(arguments)
 
 

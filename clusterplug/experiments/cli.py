@@ -77,15 +77,26 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('baseline', help='config, or package::path')
     parser.add_argument('methods', nargs='+', help='configs to compare with it')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='default: 0 1 2')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare'), help='where runs and table go')
+    parser.add_argument(
+        '--seeds', type=int, nargs='+', default=[0, 1, 2], help='seeds of the trainings (default: 0 1 2)'
+    )
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs/compare'),
+        help='folder for runs and table (default: %(default)s)',
+    )
     parser.add_argument('--jobs', type=int, default=1, help='trainings at the same time (default: 1)')
-    parser.add_argument('--threads', type=int, help='CPU threads of each; default: the cores shared out')
-    parser.add_argument('--metrics', nargs='+', help='rows of the table; default: all')
-    parser.add_argument('--factor', type=float, default=100.0, help='values are multiplied by this (default: 100)')
+    parser.add_argument(
+        '--threads', type=int, help='CPU threads of each training (default: the usable cores divided by the jobs)'
+    )
+    parser.add_argument('--metrics', nargs='+', help='metrics that become rows of the table (default: all)')
+    parser.add_argument(
+        '--factor', type=float, default=100.0, help='values are multiplied by this (default: %(default)s)'
+    )
     parser.add_argument(
         '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', default={},
-        help='replace values of all configs: a.b=1 a.c=[1,2], without blanks',
+        help='replace values of all configs: a.b=1 a.c=[1,2] (default: none)',
     )  # fmt: skip
     args = parser.parse_args(arguments)
     if len(set(args.seeds)) < len(args.seeds):

@@ -27,10 +27,10 @@ def parse_arguments() -> argparse.Namespace:
         '--out', type=Path, default=Path('work_dirs/boxes'), help='folder for the pictures (default: %(default)s)'
     )
     parser.add_argument('--frames', type=int, nargs='+', help='numbers of frames of the validation set (default: all)')
-    parser.add_argument('--score', type=float, default=0.3, help='least score of a box, 0 to 1 (default: %(default)s)')
+    parser.add_argument('--score', type=float, default=0.3, help='lowest score of a box, 0 to 1 (default: %(default)s)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', default={},
-        help='replace values of the config',
+        help='replace values of the config (default: none)',
     )  # fmt: skip
     return parser.parse_args()
 

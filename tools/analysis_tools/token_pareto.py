@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""What token reduction buys and costs on one model: a table, a picture, and a setting for a wished speed-up.
+"""What token reduction buys and costs on one model: a table, a picture, and a setting for a target speed-up.
 
     python tools/analysis_tools/token_pareto.py vit_small_patch14_dinov2 --size 518 --images pictures/ --speedup 1.4
     python tools/analysis_tools/token_pareto.py transformers/Dinov2Model --size 224
     python tools/analysis_tools/token_pareto.py my_package.models:build_segmenter --size 640 --labels labels/
 
-MODEL is a name of timm, ``transformers/CLASS`` (random weights of its default config; ``--pretrained NAME`` for
-trained ones), or ``module:function`` that returns a model. Every setting of method, first reduced block and kept share
+MODEL is a name of timm, transformers/CLASS (random weights of its default config; --pretrained NAME for
+trained ones), or module:function that returns a model. Every setting of method, first reduced block and kept share
 is compared with the model itself: GFLOPs, latency (median and quartiles, interleaved with the model itself),
 throughput, cosine of features, agreement of the highest channel, and mIoU when labels are given. Pictures are
 normalized as the model's own data config says. The table is written after every setting.
@@ -413,7 +413,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add('--keeps', nargs='+', type=float, default=[0.3, 0.5, 0.7], help='shares of tokens to keep, above 0, at most 1 '
         '(default: 0.3 0.5 0.7)')  # fmt: skip
     add('--repeats', type=_count, default=5, help='timed calls of each setting (default: 5)')
-    add('--speedup', type=float, help=f'wished speed-up, times; exit code 1 if none reaches it (default: recommend '
+    add('--speedup', type=float, help=f'target speed-up, a factor; exit code 1 if none reaches it (default: recommend '
         f'for {SPEEDUP}, or the fastest)')  # fmt: skip
     add('--device', default='cpu', help='cpu, cuda, cuda:1, ... (default: cpu)')
     add('--out', default='work_dirs/token_pareto', help='folder for the table and the picture (default: '

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what FEC clusters in an image: ``view_fec.py IMAGE [CKPT] [--arch small] [--groups 3]``."""
+"""Draw what FEC clusters in an image: view_fec.py IMAGE [CKPT] [--arch small] [--groups 3]."""
 
 import argparse
 import sys
@@ -17,8 +17,10 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument('--arch', default='small', help='small, base or large (default: small)')
     parser.add_argument('--size', type=int, default=224, help='pixels of the longer side (default: 224)')
     parser.add_argument('--groups', type=int, default=3, help='groups of the last clusters (default: 3)')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/fec_views'), help='folder for the files')
-    parser.add_argument('--seed', type=int, default=0, help='of random weights (default: 0)')
+    parser.add_argument(
+        '--out', type=Path, default=Path('work_dirs/fec_views'), help='folder for the files (default: %(default)s)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of random weights (default: 0)')
     return parser.parse_args(arguments)
 
 

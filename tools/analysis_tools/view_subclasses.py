@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', default={},
-        help='replace values of the config',
+        help='replace values of the config (default: none)',
     )  # fmt: skip
     return parser.parse_args()
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Turn a checkpoint of guikunchen/FEC into weights of clusterplug's FEC: ``fec.py SOURCE TARGET [--backbone]``."""
+"""Turn a checkpoint of guikunchen/FEC into weights of clusterplug's FEC: fec.py SOURCE TARGET [--backbone]."""
 
 import argparse
 import sys
