@@ -166,11 +166,13 @@ def class_names() -> tuple:
 
 def table(results: dict, agreement: dict, cost) -> str:
     """The comparison as Markdown."""
+    from clusterplug.visualization import class_name
+
     base, ours = (results[name]['metrics'] for name in ('baseline', 'clustering'))
     lines = ['| | without | with | difference |', '|---|---|---|---|']
     per_class = [name for name in class_names() if not np.isnan(base.get(name, np.nan))]
     for name in ('miou', 'acc', *per_class):
-        label = {'miou': '**mIoU**', 'acc': 'accuracy'}.get(name, f'IoU {name}')
+        label = {'miou': '**mIoU**', 'acc': 'accuracy'}.get(name, f'IoU {class_name(name)}')
         without, found = 100 * base[name], 100 * ours[name]
         lines.append(f'| {label} | {without:.1f} | {found:.1f} | {found - without:+.1f} |')
     without, found = agreement['baseline'].mean, agreement['clustering'].mean

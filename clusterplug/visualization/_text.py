@@ -1,5 +1,7 @@
 """Text of users in pictures: drawn as it is, never read as mathematics or TeX."""
 
+from clusterplug.visualization.colors import class_name
+
 # For every text of matplotlib: a caption may hold dollars and backslashes.
 PLAIN = dict(parse_math=False, usetex=False)
 
@@ -24,5 +26,5 @@ def plain_legend(legend) -> None:
 
 def label(name: str) -> str:
     """Return the name of a legend's entry; matplotlib leaves out what begins with an underscore."""
-    name = plain(name)
+    name = plain(class_name(name))
     return f' {name}' if name.startswith('_') else name

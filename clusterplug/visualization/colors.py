@@ -11,6 +11,18 @@ SEMANTICKITTI = np.array([
     [0, 175, 0], [135, 60, 0], [150, 240, 80], [255, 240, 150], [255, 0, 0],
 ], dtype=np.uint8)  # fmt: skip
 IGNORED = np.array([90, 90, 90], dtype=np.uint8)
+# mmdet3d has these misspellings in its metrics and configs, where they have to stay.
+_DRAWN_AS = {'trunck': 'trunk', 'terrian': 'terrain'}
+
+
+def class_name(name: str) -> str:
+    """Return a class name as pictures and tables show it, two misspelt names of mmdet3d corrected.
+
+    Example:
+        >>> class_name('terrian'), class_name('car')
+        ('terrain', 'car')
+    """
+    return _DRAWN_AS.get(str(name), str(name))
 
 
 def class_colors(labels: np.ndarray, palette: np.ndarray = SEMANTICKITTI) -> np.ndarray:

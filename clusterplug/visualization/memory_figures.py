@@ -8,7 +8,7 @@ import numpy as np
 
 from clusterplug.core.files import whole_file
 from clusterplug.visualization._text import PLAIN, label, plain, plain_legend
-from clusterplug.visualization.colors import SEMANTICKITTI
+from clusterplug.visualization.colors import SEMANTICKITTI, class_name
 
 
 def save_sizes(
@@ -36,7 +36,7 @@ def save_sizes(
             left += width
         if not used.any():
             axes.text(0.01, row, 'not seen yet', va='center', fontsize=8, color='gray')
-    axes.set_yticks(range(len(names)), [plain(name) for name in names], fontsize=8, **PLAIN)
+    axes.set_yticks(range(len(names)), [plain(class_name(name)) for name in names], fontsize=8, **PLAIN)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel('share of the anchors of a class that each of its subclasses takes', fontsize=9)

@@ -7,6 +7,7 @@ import numpy as np
 
 from clusterplug.visualization._checks import check_cloud
 from clusterplug.visualization._page import to_base64, write_page
+from clusterplug.visualization.colors import class_name
 
 
 def save_page(
@@ -44,6 +45,6 @@ def save_page(
         points=to_base64(places),
         radius=max(1.0, float(np.quantile(far, 0.9))),
         colorings=[(name, to_base64(np.asarray(colors)[finite].astype(np.uint8))) for name, colors in colorings],
-        legend=[(name, 'rgb({}, {}, {})'.format(*(int(v) for v in color))) for name, color in legend],
+        legend=[(class_name(name), 'rgb({}, {}, {})'.format(*(int(v) for v in color))) for name, color in legend],
     )
     write_page(path, 'point_cloud_page.html', data)

@@ -10,6 +10,7 @@ from matplotlib.text import Text
 from clusterplug.visualization import cluster_page, memory_figures, panels, retrieval_figures, token_figures
 from clusterplug.visualization._text import plain
 from clusterplug.visualization.cluster_views import ClusterView
+from clusterplug.visualization.point_cloud_page import save_page
 
 TEXTS = (
     r'he pays $5\x and gets $3 back',
@@ -79,3 +80,20 @@ def test_one_line_of_printable_characters():
     assert plain('a\n  b\tc\u2028d') == 'a b c d'
     assert plain('\ud83d\x00x') == '??x'
     assert plain('x' * 100, 10) == 'x' * 9 + '…'
+
+
+@pytest.mark.parametrize('name', ['sizes', 'centers', 'panels'])
+def test_misspelt_classes_of_the_host_are_drawn_right(name, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Text, 'set_text', lambda self, text, old=Text.set_text: (drawn.append(text), old(self, text)))
+    draw(name, tmp_path / 'x.png', 'terrian')
+    assert 'terrain' in drawn
+    if name != 'panels':  # there the same text is a heading too, which is the user's
+        assert 'terrian' not in drawn
+
+
+def test_misspelt_classes_of_the_host_stand_right_on_the_page(tmp_path):
+    save_page(tmp_path / 'x.html', np.zeros((1, 3)), [('a', np.zeros((1, 3)))], legend=[('trunck', np.zeros(3))])
+    text = (tmp_path / 'x.html').read_text()
+    assert '"trunk"' in text
+    assert 'trunck' not in text
