@@ -62,6 +62,58 @@ def test_links_between_documents_lead_somewhere():
                 assert (document.parent / link).exists(), f'{document.name}: {link}'
 
 
+def headings(page):
+    """Anchors of a page, as mkdocs makes them of its headings."""
+    text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    plain = (re.sub(r'[^\w\s-]', '', title).strip().lower() for title in re.findall(r'^#+ (.*)$', text, re.MULTILINE))
+    return {re.sub(r'[-\s]+', '-', title) for title in plain}
+
+
+def test_links_into_pages_lead_to_a_heading():
+    found = 0
+    for document in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
+        for page, anchor in re.findall(r'\]\(([^)#\s:]*)#([^)\s]+)\)', document.read_text()):
+            target = document.parent / page if page else document
+            if target.exists():  # pages of the API are made later
+                assert anchor in headings(target), f'{document.name}: {page}#{anchor}'
+                found += 1
+    assert found > 5
+
+
+def missing_scripts(text, folder):
+    """Scripts that a text names and a folder lacks, and scripts of the folder that it does not name."""
+    named = set(re.findall(r'\bbenchmarks[/.](\w+)(?:\.py|:)', text))
+    present = {path.stem for path in folder.glob('*.py')}
+    return named - present, {name for name in present if not name.startswith('_')} - named
+
+
+def test_every_benchmark_is_named_and_every_named_one_exists():
+    assert missing_scripts((ROOT / 'docs' / 'benchmarks.md').read_text(), ROOT / 'benchmarks') == (set(), set())
+    for document in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
+        absent, _ = missing_scripts(document.read_text(), ROOT / 'benchmarks')
+        assert not absent, f'{document.name}: {absent}'
+
+
+def test_missing_benchmarks_are_found(tmp_path):
+    for name in ('fast.py', 'unnamed.py', '_part.py'):
+        (tmp_path / name).touch()
+    text = '`benchmarks/fast.py run`, `benchmarks/gone.py` and `benchmarks.other:model`'
+    assert missing_scripts(text, tmp_path) == ({'gone', 'other'}, {'unnamed'})
+
+
+def test_tools_and_configs_that_the_documents_name_exist():
+    for document in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
+        for name in re.findall(r'(?<![\w/])((?:tools|configs|tests)/[\w./-]+\.(?:py|sh))\b', document.read_text()):
+            assert (ROOT / name).exists(), f'{document.name}: {name}'
+
+
+def test_the_page_of_benchmarks_has_the_marks_that_scripts_write_between():
+    text = (ROOT / 'docs' / 'benchmarks.md').read_text()
+    for script in (ROOT / 'benchmarks').glob('*.py'):
+        for name in re.findall(r"publish\(\w+(?:\.\w+)*, '(\w+)'", script.read_text()):
+            assert text.count(f'<!-- {name}: begin -->') == text.count(f'<!-- {name}: end -->') == 1, script.name
+
+
 def test_every_option_of_make_that_the_documents_name_exists():
     targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
     for document in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
