@@ -1,5 +1,6 @@
 """The hooks that reduce tokens before one block and bring them back after another."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from clusterplug.functional._token_checks import check_grid
 from clusterplug.patch._geometry import SharedTable
+from clusterplug.patch._hooks import BlockHook, EndHook, LateReduction, ScopeHook, refuse_attentions
 from clusterplug.patch._hosts import Layout
 from clusterplug.patch._own_class import give_own_class, take_own_class
 from clusterplug.patch._parts import Parts
@@ -33,7 +35,7 @@ class Session:
         self.taps = frozenset(taps) | frozenset(layout.taps)
         self.store = Store(type(method).__name__.lower())
         self.every_block = getattr(method, 'every_block', False)
-        self.handles, self.undo, self.own = [], [], []
+        self.handles, self.undo, self.own, self.warned = [], [], [], set()
 
     @property
     def indices(self) -> range:
@@ -47,20 +49,23 @@ class Session:
         self._give_classes()
         for module in model.modules():
             if any(each is layout.trunk for each in module.modules()):
-                end = _EndHook(self.store, module is layout.trunk)
+                end = EndHook(self.store, module is layout.trunk)
                 self.handles.append(module.register_forward_hook(end, always_call=True))
         self.handles.append(layout.projection.register_forward_hook(self._see_size))
+        self.handles.append(layout.trunk.register_forward_pre_hook(refuse_attentions, with_kwargs=True))
         for number, scope in enumerate(layout.scopes):
-            hook = _ScopeHook(self, first=number == 0)
+            hook = ScopeHook(self, first=number == 0)
             self.handles.append(scope.register_forward_pre_hook(hook, with_kwargs=True))
         for index in range(self.start, self.end):
             block = layout.blocks[index]
-            before, after = _BlockHook(self, index, 'before'), _BlockHook(self, index, 'after')
+            before, after = BlockHook(self, index, 'before'), BlockHook(self, index, 'after')
             self.handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
             # Before the hooks that others have put there to read the output.
             self.handles.append(block.register_forward_hook(after, prepend=True))
             if getattr(self.method, 'size_bias', False):
                 self._replace(block, 'forward', Biased(block, self.store, layout.num_prefix))
+        if self.start == 0 and layout.scopes:
+            self._replace(layout.blocks[0], 'forward', LateReduction(layout.blocks[0], self))
         if layout.wraps is not None:
             for name, method in layout.wraps(self.store).items():
                 self._replace(layout.trunk, name, method)
@@ -87,7 +92,7 @@ class Session:
         """Take everything away, but nothing that others have put there since."""
         for handle in self.handles:
             handle.remove()
-        for module, name, value in self.undo:
+        for module, name, value in reversed(self.undo):
             if vars(module).get(name) is not value:
                 continue  # That of others calls ours, which does nothing more.
             delattr(module, name)
@@ -114,6 +119,12 @@ class Session:
         if backward_pass() != (-1 if current.size is None else current.task):
             raise RuntimeError(checkpointing_message(self.store.method))
         current.running, current.windows, current.entry = block, None, autograd_state()
+        current.late, current.counted = index == 0 and -1 in current.wanted, False
+        return None if current.late else self.change(index, block, args, kwargs)
+
+    def change(self, index: int, block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Return what a block receives instead of full tokens, or None where it receives them."""
+        current = self.store.current
         tokens = args[0] if args else kwargs['hidden_states']
         if index == self.start:
             tokens = self._reduce(block, tokens, args, kwargs)
@@ -136,6 +147,11 @@ class Session:
     def after(self, index: int, block: nn.Module, output):
         """Hook after a block: bring the tokens back at the end, or for a reader."""
         current = self.store.current
+        if current.late or (current.sizes is not None and not current.counted):
+            raise RuntimeError(
+                f'the forward of block {index} of {self.layout.host} was replaced after clusterplug.patch.apply; call '
+                f'clusterplug.patch.remove(model), then apply again'
+            )
         if current.restore is None:
             return None
         current.windows = None
@@ -171,6 +187,7 @@ class Session:
             current.schedule = self.method.schedule(size[0] * size[1], grid[0] * grid[1], self.end - self.start)
         if grid == size and not any(current.schedule or ()):
             current.restore = current.sizes = None
+            self._warn_of_nothing(block, size)
             return tokens
         values = tokens if layout.maps else tokens[:, num_prefix:].unflatten(1, size)
         reduced = self._reduced(block, values, grid)
@@ -223,6 +240,19 @@ class Session:
         side = self.keep_ratio**0.5
         return max(1, round(size[0] * side)), max(1, round(size[1] * side))
 
+    def _warn_of_nothing(self, block: nn.Module, size: tuple[int, int]) -> None:
+        """Warn once for each size of map where a share below one comes to all tokens."""
+        if self.grid is not None or self.keep_ratio == 1 or torch.compiler.is_compiling() or size in self.warned:
+            return
+        self.warned.add(size)
+        window = getattr(self.layout.resize and self.layout.resize.holder(block), 'window_size', None)
+        warnings.warn(
+            f'keep_ratio={self.keep_ratio:g} keeps all {size[0]} x {size[1]} tokens of {self.layout.host}'
+            + (f' with windows of {window}, which shrink by whole tokens' if window else '')
+            + ': nothing is reduced; pass a smaller keep_ratio, or a grid',
+            stacklevel=2,
+        )
+
     def _check_tokens(self, tokens: Tensor, size: tuple[int, int]) -> None:
         if self.layout.maps:
             if tuple(tokens.shape[1:3]) != size:
@@ -245,56 +275,3 @@ class Session:
 
 def _join(prefix: Tensor, tokens: Tensor) -> Tensor:
     return torch.cat([prefix, tokens.to(prefix.dtype)], 1)
-
-
-class _BlockHook:
-    """A hook that knows its block's number; a class, so that a copied model gets hooks of its own."""
-
-    def __init__(self, session: Session, index: int, when: str):
-        self.session, self.index, self.when = session, index, when
-
-    def __call__(self, block: nn.Module, args: tuple, last):
-        if self.when == 'before':
-            return self.session.before(self.index, block, args, last)
-        return self.session.after(self.index, block, last)
-
-
-class _EndHook:
-    """Drops what a failed call of the model holds; says when a call ended before its tokens were full again."""
-
-    def __init__(self, store: Store, trunk: bool):
-        self.store, self.trunk = store, trunk
-
-    def __call__(self, module: nn.Module, args: tuple, output) -> None:
-        if output is None:
-            self.store.drop()
-        elif self.trunk and self.store.current.restore is not None:
-            self.store.drop()
-            raise RuntimeError(
-                'the last block of the patch did not run, so that the tokens of this pass are still reduced; call '
-                'clusterplug.patch.remove(model), then apply with an end that the model reaches'
-            )
-
-
-class _ScopeHook:
-    """Notes which hidden states the caller asks for."""
-
-    def __init__(self, session: Session, first: bool):
-        self.session, self.first = session, first
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        current = self.session.store.current
-        if self.first:
-            current.wanted = ()
-        asked = kwargs.get('output_hidden_states')
-        if asked is None:
-            asked = getattr(getattr(module, 'config', None), 'output_hidden_states', False)
-        if asked is None or asked is False:
-            return
-        number = len(self.session.layout.blocks)
-        if asked is True:
-            current.wanted = tuple(range(number))
-        else:
-            chosen = [asked] if isinstance(asked, int) else list(asked)
-            # Hidden state 0 is what the first block receives.
-            current.wanted = (*current.wanted, *(index % (number + 1) - 1 for index in chosen))

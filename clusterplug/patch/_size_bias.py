@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from clusterplug.functional import size_biased_attention
+from clusterplug.patch._hooks import BlockForward
 from clusterplug.patch._store import Store
 
 _ATTENTION = F.scaled_dot_product_attention
@@ -101,21 +102,22 @@ class SizeBias(TorchFunctionMode):
         return bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask + bias
 
 
-class Biased:
-    """Stands for the ``forward`` of a block; a class, so that a copied model gets one of its own."""
+class Biased(BlockForward):
+    """Counts reduced tokens by size in the attention of a block."""
 
     def __init__(self, block: nn.Module, store: Store, num_prefix: int):
-        self.block, self.store, self.num_prefix = block, store, num_prefix
-        self.earlier = None  # of others, such as hooks that move weights
+        super().__init__(block, store)
+        self.num_prefix = num_prefix
 
     def __call__(self, *args, **kwargs):
         """Run the block, with sizes where tokens are reduced."""
         sizes = self.store.current.sizes
         if sizes is None:
-            return self._run(*args, **kwargs)
+            return self.run(*args, **kwargs)
+        self.store.current.counted = True
         mode = SizeBias(sizes, self.num_prefix, self.store)
         with mode:
-            output = self._run(*args, **kwargs)
+            output = self.run(*args, **kwargs)
         if mode.uses == 0:
             raise ValueError(
                 f'size_bias=True has no effect in {type(self.block).__name__}: its attention over all '
@@ -124,10 +126,3 @@ class Biased:
                 f'attention'
             )
         return output
-
-    def _run(self, *args, **kwargs):
-        if self.earlier is not None:
-            return self.earlier(*args, **kwargs)
-        running = self.store.current.running
-        block = self.block if running is None else running
-        return type(block).forward(block, *args, **kwargs)

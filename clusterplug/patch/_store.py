@@ -4,6 +4,7 @@ import threading
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class _Pass:
@@ -24,6 +25,8 @@ class _Pass:
         self.stash = None  # reduced tokens while the full ones are on their way to a reader
         self.wanted = ()  # blocks whose output somebody reads in this pass
         self.task = -1  # the backward pass that this pass is part of, when it is computed again
+        self.late = False  # whether the block under way reduces its tokens itself, after its hooks
+        self.counted = False  # whether the attention of the block under way was told the sizes
         self.entry = None  # autograd's state when the block under way was called
         self.frames = self.mask = None  # of videos: frames of each, and which of them are real
         self.results = []  # what the stages of the pass kept
@@ -69,13 +72,17 @@ class Store:
         if key is None:
             return
         self._given.pop(key, None)
-        self._given[key] = given
+        self._given[key] = given, StorageWeakRef(tokens.untyped_storage())
         while len(self._given) > _REMEMBERED:
             self._given.pop(next(iter(self._given)), None)
 
     def recall(self, index: int, tokens: Tensor) -> tuple | None:
-        """Return what belongs to the input of a block that is computed again, in any thread, after any passes."""
-        return self._given.get(_key(index, tokens))
+        """Return what belongs to the input of a block that is computed again, in any thread, after any passes.
+
+        None where other tokens have come to lie at the address of that input since.
+        """
+        given, storage = self._given.get(_key(index, tokens), (None, None))
+        return given if storage and storage.cdata == tokens.untyped_storage()._cdata else None
 
     def drop(self) -> None:
         """Forget a pass that failed, with all tensors that it held."""
