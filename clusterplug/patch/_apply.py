@@ -54,7 +54,7 @@ def apply(
         end: Block before which the tokens are brought back. Defaults to after the last, or after the last of the stage.
         grid: (h, w) reduced tokens; must fit every image.
         keep_ratio: Share of the tokens to keep, above 0 and at most 1, where ``grid`` is not given. Defaults to 0.5.
-            Hosts with windows keep about as many, so that windows are full.
+            Hosts with windows keep about as many, so that windows are full; a warning says where that is all of them.
         num_prefix: Tokens in front of the map, if the model has others than clusterplug finds.
         taps: Blocks whose output must be of full size because something outside the model reads it (a hook).
         **options: Settings of the method: for expedit ``num_iters``, ``temperature`` or ``sharpness``, ``window``,
@@ -76,7 +76,10 @@ def apply(
         ValueError: The model is patched or compiled already, holds no known transformer or several, one with wrapped
             blocks, or has tied blocks; start, end, grid, keep_ratio, method or an option is unknown or out of range.
             During a forward pass: the grid is larger than the map, the number of tokens in front is wrong, tokens are
-            NaN or infinite (on the CPU), ``size_bias`` has no effect on the attention of a block.
+            NaN or infinite (on the CPU), ``size_bias`` has no effect on the attention of a block, the caller asks for
+            maps of attention (``output_attentions``), which would be those of reduced tokens.
+        RuntimeError: During a forward pass: blocks or the ``forward`` of one were changed since, or gradient
+            checkpointing would give other gradients.
 
     Source:
         Liang et al., NeurIPS 2022 (expedit); Bolya et al., ICLR 2023 (tome); Zhao et al., SIGIR 2022 (centerclip).
