@@ -25,6 +25,7 @@ from clusterplug.checkpoints import (  # noqa: E402
     newest_readable,
     read_checkpoint,
 )
+from clusterplug.compat.torch_load import load_plain  # noqa: E402
 
 
 class Segmentor(nn.Module):
@@ -279,3 +280,32 @@ def test_a_torchscript_archive_under_two_directories_is_not_run(tmp_path):
         archive.writestr(f'{root}/constants.pkl', pickle.dumps(()))
     with pytest.raises(UnreadableCheckpoint, match='TorchScript'):
         read_checkpoint(path)
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x
+
+    @torch.jit.export
+    def __getstate__(self):
+        return 3, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[int, bool]) -> None:
+        print('MARK')
+        self.training = state[1]
+
+
+@pytest.mark.parametrize('opened', [False, True])
+def test_code_of_an_archive_does_not_run_in_torch_before_2_6(tmp_path, monkeypatch, capfd, opened):
+    path = tmp_path / 'a.pth'
+    torch.jit.script(Noisy()).save(str(path))
+
+    def load(file, *_, **__):  # what torch did then
+        if torch.serialization._is_torchscript_zip(torch._C.PyTorchFileReader(str(path))):
+            return torch.jit.load(path)
+
+    monkeypatch.setattr(torch, 'load', load)
+    with pytest.raises(UnreadableCheckpoint, match='holds code'), open(path, 'rb') as file:
+        load_plain(file if opened else path)
+    assert 'MARK' not in capfd.readouterr().out

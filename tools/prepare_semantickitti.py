@@ -34,6 +34,8 @@ def main() -> int:
     try:
         if out.exists() and not out.is_dir():
             raise NotADirectoryError(f'--out must be a folder, got the file {out}')
+        if not args.prefix or not args.prefix.isprintable() or '/' in args.prefix:
+            raise ValueError(f'--prefix must be the beginning of file names, without a folder, got {args.prefix!r}')
         splits = chosen or _existing_official(args.data_root)
         scans = {split: find_scans(args.data_root, selection) for split, selection in splits.items()}
         both = sorted({*scans.get('train', ())} & {*scans.get('val', ())})

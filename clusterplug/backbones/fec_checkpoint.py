@@ -1,12 +1,13 @@
 """Weights of FEC in files: the authors' names and ours, classifiers and backbones."""
 
-import argparse
 import os
 import re
 from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+
+from clusterplug.core.tensor_files import load_tensors
 
 # Names inside a block, a pooling and the rest: the authors' (left) and ours.
 _BLOCK = {
@@ -76,9 +77,18 @@ def backbone_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         dict: For ``FEC(num_classes=0)``.
+
+    Raises:
+        ValueError: The weights are of another model.
     """
     found = OrderedDict((key, value) for key, value in state.items() if not key.startswith('head.'))
-    stages = 1 + max(int(key.split('.')[1]) for key in state if key.startswith('norms.'))
+    norms = [re.match(r'norms\.(\d{1,3})\.', key) for key in state if key.startswith('norms.')]
+    stages = 1 + max((int(norm[1]) for norm in norms if norm), default=-1)
+    needed = ['stem.proj.bias', *(f'pools.{stage}.norm.weight' for stage in range(stages - 1))]
+    missing = [key for key in needed if key not in state]
+    if not stages or None in norms or missing:
+        shown = ', '.join(missing[:3]) or 'norms.<stage>'
+        raise ValueError(f'the weights must be those of an FEC, got {", ".join(list(state)[:3])} and no {shown}')
     for stage in range(stages):
         channels = state['stem.proj.bias'] if stage == 0 else state[f'pools.{stage - 1}.norm.weight']
         found.setdefault(f'norms.{stage}.weight', torch.ones_like(channels))
@@ -101,9 +111,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'checkpoint must be a file, got {os.fspath(path)!r}, which does not exist')
-    # timm keeps the command line's arguments in its checkpoints
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        content = torch.load(path, map_location='cpu', weights_only=True)
+    content = load_tensors(path)
     if isinstance(content, dict):
         for key in ('state_dict_ema', 'state_dict', 'model'):
             if isinstance(content.get(key), dict):
@@ -111,6 +119,9 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
                 break
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f'checkpoint must hold the weights of a model, got {os.fspath(path)!r}, which holds none')
+    wrong = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    if wrong:
+        raise ValueError(f'checkpoint must hold tensors by name, got {os.fspath(path)!r} with {wrong[0]!r:.60}')
     weights = OrderedDict((key.removeprefix('module.'), value) for key, value in content.items())
     if any(key.startswith('backbone.') for key in weights):
         weights = OrderedDict(

@@ -104,12 +104,17 @@ class Unpickler(pickle._Unpickler):
             raise Refused(f'it refers to a {kind!r:.40} outside of the pickle')
         self.append(self.persistent_load(pid))
 
+    def _bytes_to_change(self):
+        # No more than the file has, whatever length it claims.
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), 'little'))))
+
     def _unsupported(self):
         raise Refused('it holds an instruction that weights and plain data do not need')
 
     hosts = pickle._Unpickler
     dispatch[pickle.REDUCE[0]] = _reduce
     dispatch[pickle.NEWOBJ[0]] = _newobj
+    dispatch[pickle.BYTEARRAY8[0]] = _bytes_to_change
     dispatch[pickle.BUILD[0]] = _build
     dispatch[pickle.BINPERSID[0]] = _persistent
     dispatch[pickle.APPEND[0]] = _filled(hosts.load_append, -2, list)

@@ -10,6 +10,7 @@ import pickle
 import tarfile
 import threading
 import zipfile
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import urlparse
@@ -24,6 +25,7 @@ _ADVICE = (
     'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 and run again (this lets the file run code); otherwise ask for a file with '
     'weights only.'
 )
+_CODE = 'it is a TorchScript archive, which holds code; ask for its weights (a state dict)'
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -50,11 +52,15 @@ def load_plain(file, map_location=None):
     name = file if isinstance(file, str | os.PathLike) else getattr(file, 'name', 'the checkpoint')
     with _ONE_AT_A_TIME:
         theirs = torch.serialization._weights_only_unpickler
+        is_torchscript = torch.serialization._is_torchscript_zip
         torch.serialization._weights_only_unpickler = _Instead(
             theirs, Unpickler=_checkpoint_pickle.Unpickler, load=_checkpoint_pickle.load
         )
+        torch.serialization._is_torchscript_zip = partial(_refuse_torchscript, is_torchscript)
         try:
             return torch.load(file, map_location=map_location, weights_only=True)
+        except _TorchScript:
+            raise UnreadableCheckpoint(f'{name} is no checkpoint: {_CODE}') from None
         except _checkpoint_pickle.Refused as error:
             raise pickle.UnpicklingError(_ADVICE.format(file=name, reason=error)) from error
         except MemoryError:
@@ -66,6 +72,18 @@ def load_plain(file, map_location=None):
             raise UnreadableCheckpoint(f'{name} is no checkpoint: {_reason(file, error)}') from error
         finally:
             torch.serialization._weights_only_unpickler = theirs
+            torch.serialization._is_torchscript_zip = is_torchscript
+
+
+class _TorchScript(Exception):
+    """The file is an archive of TorchScript."""
+
+
+def _refuse_torchscript(is_torchscript, archive) -> bool:
+    # Before 2.6 torch hands such an archive to torch.jit.load, which runs its code, also with weights_only=True.
+    if is_torchscript(archive):
+        raise _TorchScript
+    return False
 
 
 def _refuse_junk(path) -> None:
@@ -92,8 +110,6 @@ def _reason(file, error: Exception) -> str:
             names = archive.namelist()
     except Exception:
         return 'it is cut off or damaged'
-    if any(name.endswith('constants.pkl') for name in names):
-        return 'it is a TorchScript archive, which holds code; ask for its weights (a state dict)'
     if not any(name.endswith('data.pkl') for name in names):
         return f'it is a zip archive of something else ({", ".join(names[:3])})'
     return f'it is damaged ({type(error).__name__}: {text})'

@@ -48,8 +48,24 @@ def loads_restricted(content: bytes, name: str = 'the pickle'):
         ) from error
 
 
-class _Unpickler(pickle.Unpickler):
-    """Answers the few names that NumPy writes with stand-ins; their real owners are never called."""
+class _Unpickler(pickle._Unpickler):
+    """Answers the few names that NumPy writes with stand-ins; their real owners are never called.
+
+    The unpickler in Python: the memo of the other one grows to any index that the file names.
+    """
+
+    dispatch = {
+        code: method
+        for code, method in pickle._Unpickler.dispatch.items()
+        if bytes([code]) not in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER)
+    }
+
+    def load_bytes(self) -> None:
+        """Read bytes that can be changed, as NumPy's arrays are in protocol 5: no more than the file has."""
+        size = int.from_bytes(self.read(8), 'little')
+        self.append(bytearray(self.read(size)))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytes
 
     def find_class(self, module: str, name: str):
         if module in _MULTIARRAY and name == '_reconstruct':

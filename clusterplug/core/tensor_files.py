@@ -5,6 +5,7 @@ TorchScript archives to it in every torch before 2.6. Both kinds of archive are 
 one plain record for the numbers of each tensor, so they are read here, whatever the version of torch.
 """
 
+import argparse
 import io
 import json
 import math
@@ -44,7 +45,8 @@ def load_tensors(path: str | os.PathLike) -> dict:
         path: The file; what it is is found out from its content.
 
     Returns:
-        What ``torch.save`` wrote, if that is a dict of tensors, numbers, text, lists and dicts; of a TorchScript
+        What ``torch.save`` wrote, if that is a dict of tensors, numbers, text, lists and dicts (options of a
+        command line, which timm keeps, come back as a dict, or as such from files before torch 1.6); of a TorchScript
         archive the state dict that ``torch.jit.load(path).state_dict()`` has. On the CPU, without gradients.
 
     Raises:
@@ -93,7 +95,8 @@ def _load(path: Path):
             return _read_safetensors(path)
         if not start.startswith(b'\x80'):  # the pickles of torch before 1.6; its tar files are older still
             raise ValueError('a file that torch did not write, or a tar of torch 0.1')
-        return torch.load(file, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location='cpu', weights_only=True)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -198,6 +201,17 @@ class _Module:
         self.state = state
 
 
+class _Options:
+    """Stands for the options of a command line, which timm keeps in its checkpoints; it becomes a dict."""
+
+    values = {}
+
+    def __setstate__(self, state) -> None:
+        if not isinstance(state, dict):
+            raise pickle.UnpicklingError('options of a command line that are no dict')
+        self.values = state
+
+
 class _Call:
     """A function that a pickle may call; nothing can be set on it."""
 
@@ -235,7 +249,7 @@ class _Unpickler(pickle._Unpickler):
 
     def load_build(self) -> None:
         """Set attributes of modules and dicts alone: tensors and functions have states that reach further."""
-        if not isinstance(self.stack[-2], _Module | OrderedDict):
+        if not isinstance(self.stack[-2], _Module | _Options | OrderedDict):
             raise pickle.UnpicklingError(f'a state for {type(self.stack[-2]).__name__}')
         super().load_build()
 
@@ -261,6 +275,8 @@ class _Unpickler(pickle._Unpickler):
             return _Call(lambda values, *_: values)
         if (module, name) == ('collections', 'OrderedDict'):
             return _Call(OrderedDict)
+        if (module, name) == ('argparse', 'Namespace'):
+            return _Options
         raise pickle.UnpicklingError(f'it names {module}.{name}, which is neither a tensor nor a plain value')
 
     def persistent_load(self, identity):
@@ -304,6 +320,8 @@ def _plain(value, depth: int = 0, left: list[int] | None = None):
     left[0] -= 1
     if depth > _MOST_LEVELS or left[0] < 0:
         raise ValueError('containers within themselves, or too many')
+    if isinstance(value, _Options):
+        value = value.values
     if isinstance(value, dict):
         return {key: _plain(each, depth + 1, left) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -36,7 +36,8 @@ def begin(folder: Path, name: str, settings: dict, foreign: Callable[[], bool], 
             return
     if foreign():
         raise FileExistsError(
-            f'{folder} holds files that are not of {what}; they are left alone: choose another folder'
+            f'{folder} holds files without a note of the settings they were made with: {what} of an earlier version, '
+            'or files of somebody else. They are left alone; choose another folder, or move them away'
         )
     write_marker(_begun(folder, name), settings)
 

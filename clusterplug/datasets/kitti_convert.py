@@ -87,6 +87,8 @@ def prepare_kitti(
         raise SourceOverwritten(
             f'{out} is a link to {root}, which is only read; name {root} alone to write into it, or another folder'
         )
+    if not prefix or not prefix.isprintable() or '/' in prefix:
+        raise ValueError(f'prefix must be the beginning of file names, without a folder, got {prefix!r}')
     root, out = Path(root).resolve(), Path(out).resolve()
     images = _has_images(root, splits)
     _check(root, splits, dont_care, rewritten=out != root, images=images, say=say)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from clusterplug.backbones import FEC, convert_official, create, load_fec, resolve_arch
+from clusterplug.backbones.fec_checkpoint import read_weights
 from clusterplug.testing.plain_fec import PlainFEC
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'model_converters' / 'fec.py'
@@ -97,3 +98,57 @@ def test_weights_of_a_detector_and_init_cfg(tmp_path):
     assert model.norms['1'].weight.equal(whole['backbone.norms.1.weight'])
     with pytest.raises(ValueError, match='init_cfg must be dict'):
         FEC(TINY, init_cfg=dict(type='Kaiming')).init_weights()
+
+
+class Noisy(torch.nn.Module):
+    def forward(self, x):
+        return x
+
+    @torch.jit.export
+    def __getstate__(self):
+        return 3, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[int, bool]) -> None:
+        print('MARK')
+        self.training = state[1]
+
+
+def test_code_of_a_file_does_not_run_in_any_torch(tmp_path, monkeypatch, capfd):
+    torch.jit.script(Noisy()).save(str(tmp_path / 'a.pth'))
+
+    def load(*_, **__):  # before torch 2.6 this hands such files to torch.jit.load, weights_only or not
+        torch.jit.load(tmp_path / 'a.pth')
+
+    monkeypatch.setattr(torch, 'load', load)
+    with pytest.raises(ValueError, match=r'a\.pth must be a checkpoint'):
+        read_weights(tmp_path / 'a.pth')
+    assert 'MARK' not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize('more', [(), ('--backbone',)])
+@pytest.mark.parametrize(
+    'state',
+    [
+        {'layer1.0.conv.weight': torch.zeros(2)}, {'norms.0.weight': torch.zeros(2)}, {3: torch.zeros(2)},
+        {'norms.x.weight': torch.zeros(2)}, {'norms.0.weight': torch.zeros(2), 'stem.proj.bias': 4},
+        {'head.weight': torch.tensor(3.0), 'norms.99999999999.bias': torch.zeros(1)},
+    ],
+)  # fmt: skip
+def test_converter_names_what_is_no_fec(tmp_path, state, more):
+    torch.save(dict(state_dict=state), tmp_path / 'other.pth')
+    with pytest.raises(SystemExit, match=r'^fec: (the weights must be those of an FEC|checkpoint must hold tensors)'):
+        convert(tmp_path / 'other.pth', tmp_path / 'out.pth', *more)
+
+
+def test_converter_never_writes_its_source(tmp_path):
+    torch.save(dict(state_dict=official()), tmp_path / 'theirs.pth')
+    (tmp_path / 'link.pth').symlink_to(tmp_path / 'theirs.pth')
+    before = (tmp_path / 'theirs.pth').read_bytes()
+    for target in ('theirs.pth', 'link.pth'):
+        with pytest.raises(SystemExit, match='which is only read'):
+            convert(tmp_path / 'theirs.pth', tmp_path / target)
+    assert (tmp_path / 'theirs.pth').read_bytes() == before
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(SystemExit, match='fec: '):
+        convert(tmp_path / 'theirs.pth', tmp_path / 'file' / 'out.pth')

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tracemalloc
 from collections import OrderedDict
 
 import numpy as np
@@ -114,3 +115,16 @@ def test_cut_off_files_are_named(content, tmp_path):
         load_restricted(tmp_path / 'infos.pkl')
     with pytest.raises(FileNotFoundError):
         load_restricted(tmp_path / 'nothing.pkl')
+
+
+def test_sizes_that_a_file_claims_take_no_memory():
+    tracemalloc.start()
+    try:
+        claimed = b'\xff\xff\xff\x7f'  # 2 GB
+        assert loads_restricted(b'\x80\x02Nr' + claimed + b'.') is None  # place in the memo
+        for code in (pickle.BINBYTES8, pickle.BYTEARRAY8, pickle.BINUNICODE8):
+            with pytest.raises(ValueError, match='is not a pickle of plain'):
+                loads_restricted(b'\x80\x05' + code + claimed + bytes(4) + b'abc.')
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()

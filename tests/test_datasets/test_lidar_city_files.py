@@ -244,7 +244,7 @@ def test_foreign_data_is_never_touched(tmp_path):
     scan.parent.mkdir(parents=True)
     scan.write_bytes(b'real')
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match='files that are not of a LiDAR city'):
+        with pytest.raises(FileExistsError, match='a LiDAR city of an earlier version, or files of somebody else'):
             generate_lidar_city(tmp_path, overwrite=overwrite, **SMALL)
     assert scan.read_bytes() == b'real'
     file = tmp_path / 'file'

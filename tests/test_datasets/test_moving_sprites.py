@@ -47,7 +47,7 @@ def test_other_settings_are_refused_and_the_same_go_on(tmp_path):
 def test_files_of_others_are_left_alone(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('mine')
-    with pytest.raises(FileExistsError, match='not of moving sprites'):
+    with pytest.raises(FileExistsError, match='moving sprites of an earlier version, or files of somebody else'):
         generate(tmp_path, {'train': 1})
     assert (tmp_path / name).read_text() == 'mine'
 

@@ -317,3 +317,16 @@ class TestLmdb:
             except UnreadableVideo:
                 outcomes.append('unreadable')
         assert sorted(map(str, outcomes)) == ['1', 'unreadable']
+
+
+def test_an_id_with_folders_is_the_file_there_and_no_other(tmp_path):
+    for name in ('a/clip.mp4', 'a/1.2.mp4', 'b/other.mp4'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b'x')
+    store = open_store(tmp_path)
+    assert all(name in store for name in ('clip', 'a/clip', 'a/clip.mp4', '1.2', 'a/1.2', 'b/other'))
+    assert store.fingerprint('a/clip') == store.fingerprint('clip')
+    for name in ('b/clip', '../clip', '/clip', 'x/../a/clip', 'a/clip.avi', '../../a/clip', 'a/'):
+        assert name not in store
+        with pytest.raises(UnreadableVideo, match='no video'):
+            store.open(name)

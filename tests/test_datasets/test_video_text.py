@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -338,3 +339,25 @@ class TestMovingSprites:
         assert caption_of(all_sprites()[0], 4) == 'the circle is red and it goes across the top'
         with pytest.raises(ValueError, match='even'):
             list(generate_moving_sprites('/nowhere', size=17))
+
+
+@pytest.mark.parametrize(
+    'code', [b'Nr\xff\xff\xff\x7f', b'\x8e\xff\xff\xff\xff\xff\xff\x00\x00', b'\x96\xff\xff\xff\x7f' + bytes(4)]
+)
+def test_a_pickle_of_captions_takes_the_memory_of_its_bytes(tmp_path, code):
+    (tmp_path / 'captions.pkl').write_bytes(b'\x80\x05' + code + b'.')
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r'captions\.pkl must'):
+            read_msvd(tmp_path / 'captions.pkl')
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize('text', ['{"\\ud800": "x"}', '[{"video_id": ' + '9' * 5000 + ', "caption": "x"}]'])
+def test_errors_of_odd_json_name_the_file_and_can_be_printed(tmp_path, text):
+    (tmp_path / 'captions.json').write_text(text)
+    with pytest.raises(ValueError, match=r'captions\.json') as error:
+        read_pairs(tmp_path / 'captions.json')
+    str(error.value).encode()

@@ -209,7 +209,7 @@ def test_files_of_others_stay(tool, small, tmp_path, capsys):
     (tmp_path / 'out' / 'a.mp4').write_bytes(b'mine')
     assert tool(small, tmp_path / 'out', '--workers', 1) == 1
     assert (tmp_path / 'out' / 'a.mp4').read_bytes() == b'mine'
-    assert 'a.mp4: a.mp4 is there already and was not made by this tool' in capsys.readouterr().out
+    assert 'a.mp4: a.mp4 is there already without a note of what it was made of' in capsys.readouterr().out
     assert open_video(tmp_path / 'out' / 'b.mp4').length == 6
 
 

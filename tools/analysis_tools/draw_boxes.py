@@ -42,6 +42,7 @@ def main() -> int:
 
     from clusterplug.checkpoints import load_checkpoint_into
     from clusterplug.cli import build_runner, load_config
+    from clusterplug.core.outputs import refuse_source_targets
 
     if args.out.exists() and not args.out.is_dir():
         sys.exit(f'draw_boxes: --out must be a folder, got the file {args.out}')
@@ -58,6 +59,10 @@ def main() -> int:
             load_checkpoint_into(model, args.checkpoint)
         except (OSError, ValueError, UnpicklingError) as error:
             sys.exit(f'draw_boxes: {error}')
+    try:
+        refuse_source_targets(_sources(dataset, frames, args), [args.out, *(_target(dataset, n, args) for n in frames)])
+    except ValueError as error:
+        sys.exit(f'draw_boxes: {error}')
     for number in frames:
         data, found = dataset[number], None
         if args.checkpoint:
@@ -66,10 +71,21 @@ def main() -> int:
             with torch.no_grad():
                 found = model.test_step(pseudo_collate([data]))[0].pred_instances_3d.to('cpu')
             found = found[found.scores_3d >= args.score]
-        path = args.out / f'{Path(dataset.get_data_info(number)["lidar_points"]["lidar_path"]).stem}.png'
+        path = _target(dataset, number, args)
         draw(path, dataset, number, data['inputs']['points'].numpy(), found)
         print(path)
     return 0
+
+
+def _sources(dataset, frames, args) -> set[Path]:
+    paths = [dataset.get_data_info(number)['lidar_points']['lidar_path'] for number in frames]
+    folders = {Path(path).parent for path in paths}
+    images = Path(dataset.data_root) / 'training/image_2'
+    return folders | {images, Path(args.config)} | ({Path(args.checkpoint)} if args.checkpoint else set())
+
+
+def _target(dataset, number: int, args) -> Path:
+    return args.out / f'{Path(dataset.get_data_info(number)["lidar_points"]["lidar_path"]).stem}.png'
 
 
 def draw(path: Path, dataset, number: int, points, found) -> None:

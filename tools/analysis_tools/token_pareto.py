@@ -29,6 +29,7 @@ import torch.nn.functional as F
 
 from clusterplug import patch
 from clusterplug.core.files import whole_file, write_bytes
+from clusterplug.core.outputs import refuse_source_targets
 from clusterplug.patch._hosts import find_layout
 
 COLUMNS = (
@@ -427,6 +428,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(0)
     try:
         folder = Path(arguments.out)
+        refuse_source_targets([source for source in (arguments.images, arguments.labels) if source], [folder])
         folder.mkdir(parents=True, exist_ok=True)
         device = torch.empty(1, device=arguments.device).device
         model = build(arguments.model, arguments.size, arguments.pretrained).to(device)

@@ -44,11 +44,16 @@ def main(arguments=None) -> int:
     import torch
 
     from clusterplug.backbones import FEC, load_fec
+    from clusterplug.core.outputs import refuse_source_targets
+    from clusterplug.user_errors import check_folder
     from clusterplug.visualization.cluster_page import save_cluster_page, save_cluster_panels
     from clusterplug.visualization.cluster_views import cluster_views
 
     torch.manual_seed(args.seed)
+    page, panels = args.out / f'{args.image.stem}.html', args.out / f'{args.image.stem}.png'
     try:
+        refuse_source_targets([args.image, *([args.checkpoint] if args.checkpoint else [])], [page, panels])
+        check_folder(args.out, '--out')
         image = read_image(args.image, args.size)
         model = FEC(args.arch).eval()
         if args.checkpoint is not None:
@@ -59,7 +64,6 @@ def main(arguments=None) -> int:
     mean, std = (torch.tensor(each)[:, None, None] for each in (MEAN, STD))
     views = cluster_views(model, (pixels - mean) / std, args.groups)
     weights = args.checkpoint.name if args.checkpoint else 'random weights'
-    page, panels = args.out / f'{args.image.stem}.html', args.out / f'{args.image.stem}.png'
     save_cluster_page(page, image, views, title=f'{args.image.name}: FEC-{args.arch}, {weights}')
     chosen = [view for view in views if 'block' not in view.name or view.name.endswith('block 1, head 1')]
     save_cluster_panels(panels, image, chosen)

@@ -40,6 +40,7 @@ def main() -> int:
 
     from clusterplug.checkpoints import load_checkpoint_into
     from clusterplug.cli import build_runner, load_config
+    from clusterplug.core.outputs import refuse_source_targets
     from clusterplug.segmentors import check_predictable, predict_subclasses, true_classes
     from clusterplug.visualization import save_rerun
     from clusterplug.visualization.subclass_views import save_memory_views, save_scan_views, scan_colorings
@@ -63,6 +64,11 @@ def main() -> int:
     dataset = runner.build_dataloader(runner.cfg.val_dataloader).dataset
     if max(args.scans) >= len(dataset) or min(args.scans) < 0:
         sys.exit(f'view_subclasses: --scans must be from 0 to {len(dataset) - 1}, got {args.scans}')
+    folders = {Path(dataset.get_data_info(n)['lidar_points']['lidar_path']).parent for n in args.scans}
+    try:
+        refuse_source_targets(folders, [args.out])
+    except ValueError as error:
+        sys.exit(f'view_subclasses: {error}')
     names, memory = dataset.metainfo.get('classes', ()), model.clustering.loss.memory
     known = names if len(names) == memory.num_classes else None
     files, recorded = save_memory_views(args.out, memory, known), []

@@ -25,14 +25,17 @@ def main(arguments=None) -> int:
     from clusterplug.backbones import FEC, list_models, load_fec
     from clusterplug.backbones.fec_checkpoint import backbone_weights, read_weights
     from clusterplug.core.files import whole_file
+    from clusterplug.core.outputs import refuse_source_targets
 
     try:
+        refuse_source_targets([args.source], [args.target])
         weights = read_weights(args.source)
-    except (FileNotFoundError, ValueError) as error:
+        head = weights.get('head.weight')
+        classes = len(head) if head is not None and head.ndim else 0
+        if args.backbone or not classes:
+            weights, classes = backbone_weights(weights), 0
+    except (OSError, ValueError) as error:
         sys.exit(f'fec: {error}')
-    classes = len(weights['head.weight']) if 'head.weight' in weights else 0
-    if args.backbone or not classes:
-        weights, classes = backbone_weights(weights), 0
     for name in list_models():
         with torch.device('meta'):
             model = FEC(name.removeprefix('fec_'), num_classes=classes)
@@ -44,9 +47,12 @@ def main(arguments=None) -> int:
         )
     model = model.to_empty(device='cpu')
     load_fec(model, weights)
-    args.target.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(args.target, 'wb') as file:
-        torch.save(dict(meta=dict(arch=name, num_classes=classes), state_dict=dict(weights)), file)
+    try:
+        args.target.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(args.target, 'wb') as file:
+            torch.save(dict(meta=dict(arch=name, num_classes=classes), state_dict=dict(weights)), file)
+    except OSError as error:
+        sys.exit(f'fec: {error}')
     head = f'head of {classes} classes' if classes else 'no head'
     print(f'{args.target}: {name}, {head}, {sum(value.numel() for value in weights.values()):,} numbers')
     return 0

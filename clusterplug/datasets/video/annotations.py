@@ -1,5 +1,6 @@
 """Annotation files of text-video data sets in their published formats: video ids and captions out."""
 
+import io
 import os
 import pickle
 from collections import Counter
@@ -122,7 +123,7 @@ def read_activitynet(path: str | os.PathLike, split_file: str | os.PathLike | No
         raise ValueError(f'{path} must hold one object {{video id: {{sentences: [...]}}}}, got a list')
     pairs = []
     for video, value in content.items():
-        where = f'{path}, video {video}'
+        where = f'{path}, video {_printable(video)}'
         sentences = value.get('sentences') if isinstance(value, dict) else None
         if not isinstance(sentences, list):
             raise ValueError(f'{where} must have a list of sentences, got {str(value)[:60]}')
@@ -190,7 +191,7 @@ def chosen(captions: Captions, split_file: str | os.PathLike | None) -> Captions
 
 def _pairs(content: list[Entry] | dict, path: Path) -> Iterable[tuple[str, object, object]]:
     if isinstance(content, dict):
-        groups = [(f'{path}, video {video}', video, texts) for video, texts in content.items()]
+        groups = [(f'{path}, video {_printable(video)}', video, texts) for video, texts in content.items()]
     else:
         names = 'video_id and caption'
         groups = [(each.where, field(each, VIDEO_KEYS, names), field(each, CAPTION_KEYS, names)) for each in content]
@@ -199,6 +200,10 @@ def _pairs(content: list[Entry] | dict, path: Path) -> Iterable[tuple[str, objec
         if not texts:
             raise ValueError(f'{where} must have a caption, got an empty list')
         yield from ((where, video, text) for text in texts)
+
+
+def _printable(video: object) -> str:
+    return str(video).encode('utf-8', 'backslashreplace').decode()
 
 
 def _several(value) -> list:
@@ -243,8 +248,14 @@ class _RefusedPickle(pickle.UnpicklingError, ValueError):
     """A pickle that holds more than plain captions, or is damaged."""
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads lists, dicts and strings, and refuses everything that would run code."""
+class _PlainUnpickler(pickle._Unpickler):
+    """Reads lists, dicts and strings, and refuses everything that would run code.
+
+    The unpickler in Python: the memo of the other one grows to any index that the file names.
+    """
+
+    # bytes that can be changed are no captions, and as much memory is taken for them as the file claims
+    dispatch = {code: method for code, method in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}
 
     def find_class(self, module, name):
         if (module, name) in _PLAIN:
@@ -254,9 +265,9 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def _read_pickle(path: Path) -> dict:
     try:
-        with open(path, 'rb') as file:
-            content = _PlainUnpickler(file, encoding='utf-8').load()
-    except (OSError, MemoryError):
+        # From memory, where no more is read than there is, whatever length the file claims.
+        content = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding='utf-8').load()
+    except OSError:
         raise
     except Exception as error:  # a damaged pickle raises nearly anything
         raise _RefusedPickle(f'{path} must be a pickle of captions: {error}') from error

@@ -167,7 +167,10 @@ def _prepare(source: Path, target: Path, found: Found, wanted: dict, rate: float
                 if state == 'done':
                     yield Done(str(name), '', str(small))
                 elif state == 'foreign':
-                    problems[str(name)] = f'{small} is there already and was not made by this tool; move it away'
+                    problems[str(name)] = (
+                        f'{small} is there already without a note of what it was made of: by an earlier version, or '
+                        'by another tool. Move it away to have it made, or choose another folder'
+                    )
                     yield Done(str(name), problems[str(name)], kind='kept')
                 else:
                     left[name] = small

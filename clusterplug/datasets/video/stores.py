@@ -89,7 +89,7 @@ class VideoStore(ABC):
 
     def __contains__(self, video_id: str) -> bool:
         self._index()
-        return video_id in self._frames or self._key(video_id) in self._files
+        return video_id in self._frames or bool(self._named(video_id))
 
     def open(self, video_id: str, backend: str = 'auto') -> Video:
         """Open a video.
@@ -135,16 +135,19 @@ class VideoStore(ABC):
             raise UnreadableVideo(f'{video_id} is the name of {len(folders)} folders: {", ".join(sorted(folders)[:3])}')
         if folders:
             return next(iter(folders.values())), True
-        names = self._files.get(self._key(video_id), ())
-        names = [name for name in names if PurePosixPath(name).name == video_id] or names
+        names = self._named(video_id)
         if not names:
             raise UnreadableVideo(f'no video {video_id} in {self.path}')
         if len(names) > 1:
             raise UnreadableVideo(f'{video_id} is the name of {len(names)} files: {", ".join(sorted(names)[:3])}')
         return list(names), False
 
-    def _key(self, video_id: str) -> str:
-        return _stem(video_id)
+    def _named(self, video_id: str) -> list[str]:
+        """Files of an id; of one with folders the file that lies there, never another of its name."""
+        names = self._files.get(_stem(video_id), [])
+        if '/' in video_id:
+            return [name for name in names if video_id in (name, str(PurePosixPath(name).with_name(_stem(name))))]
+        return [name for name in names if PurePosixPath(name).name == video_id] or names
 
     def _index(self) -> None:
         if self._files is not None:

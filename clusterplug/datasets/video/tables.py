@@ -162,6 +162,10 @@ def video_name(value: object, where: str) -> str:
     """Return the id of a video: text or a whole number, not empty."""
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise ValueError(f'{where} must name a video by text or a whole number, got {value!r}')
+    try:
+        str(value).encode('utf-8', 'surrogateescape')  # as names of files that are no UTF-8 come
+    except UnicodeEncodeError as error:
+        raise ValueError(f'{where} must name a video by characters, got half of one ({value!a:.60})') from error
     return str(value).strip()
 
 
@@ -218,6 +222,10 @@ def _parse_json(text: str, where: str) -> object:
         raise ValueError(
             f'{where} must hold JSON, got {error.msg} (line {error.lineno}, column {error.colno})'
         ) from error
+    except ValueError as error:
+        if str(error).startswith(where):
+            raise
+        raise ValueError(f'{where} must hold JSON, got {error}') from error  # a number of too many digits
     except RecursionError as error:
         raise ValueError(f'{where} must hold JSON of few levels, got too many') from error
 
