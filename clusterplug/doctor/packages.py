@@ -79,7 +79,7 @@ def fixed_version(package: Package) -> str:
     if package.found != package.requirement and package.found.startswith('spconv'):
         return f'{package.found}==2.3.8'
     if package.requirement == 'mmcv':
-        return "'setuptools<81' wheel ninja && MMCV_WITH_OPS=1 pip install --no-build-isolation mmcv==2.1.0"
+        return "'setuptools<82' wheel ninja && MMCV_WITH_OPS=1 pip install --no-build-isolation mmcv==2.1.0"
     pinned = PINNED.get(package.requirement)
     return f'{package.requirement}=={pinned}' if pinned else f"'{package.requirement}{package.allowed}'"
 
