@@ -1,11 +1,14 @@
 """Arrays in, tensors inside, the same kind of array out."""
 
 import numbers
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from clusterplug.functional._numerics import working_dtype
 
 
 class Points(NamedTuple):
@@ -79,21 +82,25 @@ def _features(estimator: Any, count: int, reset: bool) -> None:
 
 
 def read_weights(sample_weight: Any, points: Points) -> Tensor | None:
-    """Return the weights as a tensor (N,) beside the points, or None."""
+    """Return the weights as a tensor (N,) next to the points, or None.
+
+    In fp32 where the points are in half precision: weights of 70,000 or of 300.5 are none of theirs.
+    """
     if sample_weight is None:
         return None
     tensor = points.tensor
+    dtype = working_dtype(tensor.dtype)
     if isinstance(sample_weight, numbers.Number):
-        sample_weight = torch.full((len(tensor),), float(sample_weight), dtype=tensor.dtype)
+        sample_weight = torch.full((len(tensor),), float(sample_weight), dtype=dtype, device=tensor.device)
     if not isinstance(sample_weight, Tensor):
         sample_weight = torch.from_numpy(np.array(sample_weight, dtype=np.float64))
-    weights = sample_weight.to(tensor)
+    weights = sample_weight.detach().to(tensor.device, dtype)
     if weights.shape != (len(tensor),):
         raise ValueError(
             f'Sample weights must be 1D array or scalar: sample_weight must have shape ({len(tensor)},), '
             f'got {tuple(weights.shape)}'
         )
-    if not bool(weights.sum() > 0) or bool((weights < 0).any()):
+    if not bool(weights.double().sum() > 0) or not bool(((weights >= 0) & torch.isfinite(weights)).all()):
         raise ValueError('sample_weight must not be negative, nor all zero, and must be finite; drop samples instead')
     return weights
 
@@ -126,15 +133,18 @@ def make_generator(random_state: Any, device: torch.device) -> torch.Generator |
 def as_tensor_beside(values: Any, points: Tensor, name: str) -> Tensor:
     """Return ``values`` (array or tensor) in the type and on the device of ``points``."""
     try:
-        return torch.as_tensor(values).to(points)
+        return torch.as_tensor(values, device=points.device).to(points.dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f'{name} must be a string or an array, got {type(values).__name__}') from error
 
 
-def check_interval(name: str, value: Any, kind: type, low: float, high: float = float('inf')) -> None:
-    """Raise unless ``value`` is a number of ``kind`` with ``low <= value <= high``."""
-    allowed = f'{name} must be {"an int" if kind is numbers.Integral else "a number"} from {low} to {high}'
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, kind):
-        raise ValueError(f'{allowed}, got {value!r}')
-    if not low <= value <= high:
-        raise ValueError(f'{allowed}, got {value}')
+class InvalidParameterError(ValueError, TypeError):
+    """A constructor argument of a wrong type or value; both kinds of error, as in scikit-learn."""
+
+
+def check_parameter(check: Callable, value: Any, name: str, *bounds: Any) -> Any:
+    """Return ``check(value, name, *bounds)`` of :mod:`clusterplug.core.checks`, with scikit-learn's kind of error."""
+    try:
+        return check(value, name, *bounds)
+    except (TypeError, ValueError) as error:
+        raise InvalidParameterError(str(error)) from None

@@ -1,6 +1,7 @@
 """What the estimators share: scikit-learn's conventions, with or without scikit-learn, and files."""
 
 import inspect
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ class NotFittedError(ValueError, AttributeError):
     """Raised by predict and transform before fit, where scikit-learn's own class is not there."""
 
 
+class ConvergenceWarning(UserWarning):
+    """Warned of fewer clusters than asked for, where scikit-learn's own class is not there."""
+
+
 class Clusterer(ClusterMixin, BaseEstimator):
     """Base of the estimators: files, and the check that fit has been called."""
 
@@ -84,6 +89,22 @@ class Clusterer(ClusterMixin, BaseEstimator):
         except ImportError:
             error = NotFittedError
         raise error(f"This {type(self).__name__} instance is not fitted yet; call 'fit' first")
+
+    def _warn_if_fewer(self, labels: Any) -> None:
+        """Warn, as scikit-learn, when the labels of the fitted data are of fewer clusters than asked for."""
+        found = int((torch.bincount(torch.as_tensor(labels, device=getattr(labels, 'device', 'cpu'))) > 0).sum())
+        if found >= self.n_clusters:
+            return
+        try:
+            from sklearn.exceptions import ConvergenceWarning as category
+        except ImportError:
+            category = ConvergenceWarning
+        warnings.warn(
+            f'{type(self).__name__} found {found} distinct clusters, fewer than n_clusters={self.n_clusters}; X may '
+            f'hold too few different samples, then ask for at most {found} clusters',
+            category,
+            stacklevel=3,
+        )
 
     def _report(self, message: str) -> None:
         if self.verbose:

@@ -1,11 +1,11 @@
 """Agglomerative clustering as an estimator."""
 
-import numbers
 from typing import Any
 
 import torch
 
-from clusterplug.estimators._arrays import check_interval, read_points
+from clusterplug.core.checks import check_choice, check_count, check_number
+from clusterplug.estimators._arrays import check_parameter, read_points
 from clusterplug.estimators._base import Clusterer
 from clusterplug.estimators.kmeans import check_enough
 from clusterplug.functional.linkage import cut_linkage, cut_linkage_at, linkage
@@ -56,9 +56,15 @@ class AgglomerativeClustering(Clusterer):
                 f'{self.distance_threshold!r}'
             )
         if self.n_clusters is not None:
-            check_interval('n_clusters', self.n_clusters, numbers.Integral, 1)
+            check_parameter(check_count, self.n_clusters, 'n_clusters', 1)
         else:
-            check_interval('distance_threshold', self.distance_threshold, numbers.Real, 0)
+            check_parameter(check_number, self.distance_threshold, 'distance_threshold', 0)
+        check_parameter(check_choice, self.linkage, 'linkage', ('ward', 'average', 'complete', 'single'))
+        check_parameter(check_choice, self.metric, 'metric', ('euclidean', 'cosine', 'precomputed'))
+        if self.linkage == 'ward' and self.metric == 'cosine':
+            raise ValueError(
+                "linkage='ward' needs Euclidean distances, got metric='cosine'; normalize X and use 'euclidean'"
+            )
         points = read_points(self, X, reset=True)
         if len(points.tensor) < 2:
             raise ValueError('X must hold at least 2 samples, got 1 sample (n_samples=1)')
@@ -68,7 +74,7 @@ class AgglomerativeClustering(Clusterer):
             labels = cut_linkage(tree, int(self.n_clusters))
         else:
             # A merge AT the threshold does not take place, as in scikit-learn; the function, as scipy, does it.
-            height = torch.tensor(float(self.distance_threshold), dtype=tree.heights.dtype)
+            height = torch.tensor(float(self.distance_threshold), dtype=tree.heights.dtype, device='cpu')
             labels = cut_linkage_at(tree, float(torch.nextafter(height, torch.full_like(height, -torch.inf))))
         self.labels_ = points.like(labels)
         self.children_ = points.like(tree.children)

@@ -1,15 +1,15 @@
 """k-means as an estimator."""
 
-import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from clusterplug.core.checks import check_count, check_number
 from clusterplug.estimators._arrays import (
     Points,
     as_tensor_beside,
-    check_interval,
+    check_parameter,
     make_generator,
     read_points,
     read_weights,
@@ -36,8 +36,13 @@ class CenterClusterer(TransformerMixin, Clusterer):
         """Return minus the sum of squared distances of ``X`` to the nearest centers: higher is better."""
         points, centers = self._beside_centers(X)
         squared = nearest_center(points.tensor, centers)[1]
-        weights = read_weights(sample_weight, points)
-        return -float((squared if weights is None else squared * weights).sum())
+        return -sum_of_squares(squared, read_weights(sample_weight, points))
+
+    def _label(self, points: Points, weights: Tensor | None) -> None:
+        """Set labels and inertia to what ``predict`` and ``-score`` give: the same operations on the same numbers."""
+        centers = torch.as_tensor(self.cluster_centers_, device=points.tensor.device)
+        labels, squared = nearest_center(points.tensor, centers)
+        self.labels_, self.inertia_ = points.like(labels), sum_of_squares(squared, weights)
 
     @property
     def _n_features_out(self) -> int:
@@ -46,7 +51,7 @@ class CenterClusterer(TransformerMixin, Clusterer):
     def _beside_centers(self, X: Any) -> tuple[Points, Tensor]:
         self._check_fitted()
         points = read_points(self, X, reset=False)
-        return points, torch.as_tensor(self.cluster_centers_).to(points.tensor)
+        return points, torch.as_tensor(self.cluster_centers_, device=points.tensor.device).to(points.tensor.dtype)
 
     def _start(self, points: Tensor) -> str | Tensor:
         if isinstance(self.init, str):
@@ -58,6 +63,11 @@ class CenterClusterer(TransformerMixin, Clusterer):
                 f'give one center for each cluster'
             )
         return centers
+
+
+def sum_of_squares(squared: Tensor, weights: Tensor | None) -> float:
+    """Return the sum of weight x squared distance, summed in float64."""
+    return float((squared if weights is None else squared * weights).double().sum())
 
 
 def check_enough(num_samples: int, num_clusters: int) -> None:
@@ -117,8 +127,8 @@ class KMeans(CenterClusterer):
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> 'KMeans':
         """Cluster ``X`` (N, D), with ``sample_weight`` (N,) if given. ``y`` is ignored."""
         for name in ('n_clusters', 'n_init', 'max_iter'):
-            check_interval(name, getattr(self, name), numbers.Integral, 1)
-        check_interval('tol', self.tol, numbers.Real, 0)
+            check_parameter(check_count, getattr(self, name), name, 1)
+        check_parameter(check_number, self.tol, 'tol', 0)
         points = read_points(self, X, reset=True)
         check_enough(len(points.tensor), self.n_clusters)
         weights = read_weights(sample_weight, points)
@@ -141,7 +151,7 @@ class KMeans(CenterClusterer):
             if best is None or result.inertia < best.inertia:
                 best = result
         self.cluster_centers_ = points.like(best.centers)
-        self.labels_ = points.like(best.labels)
-        self.inertia_ = float(best.inertia)
         self.n_iter_ = int(best.num_iters)
+        self._label(points, weights)
+        self._warn_if_fewer(self.labels_)
         return self

@@ -1,11 +1,11 @@
 """k-medoids as an estimator."""
 
-import numbers
 from typing import Any
 
 import torch
 
-from clusterplug.estimators._arrays import as_tensor_beside, check_interval, read_points
+from clusterplug.core.checks import check_choice, check_count, check_number
+from clusterplug.estimators._arrays import as_tensor_beside, check_parameter, read_points
 from clusterplug.estimators._base import Clusterer, TransformerMixin
 from clusterplug.estimators.kmeans import check_enough
 from clusterplug.functional.distances import pairwise_distances
@@ -13,6 +13,7 @@ from clusterplug.functional.kmedoids import kmedoids
 from clusterplug.functional.kmedoids_swap import kmedoids_swap
 
 _METHODS = ('alternate', 'swap')
+_METRICS = ('euclidean', 'cosine', 'precomputed')
 
 
 class KMedoids(TransformerMixin, Clusterer):
@@ -61,11 +62,11 @@ class KMedoids(TransformerMixin, Clusterer):
 
     def fit(self, X: Any, y: Any = None) -> 'KMedoids':
         """Cluster ``X``, (N, D) or (N, N) distances. ``y`` is ignored."""
-        check_interval('n_clusters', self.n_clusters, numbers.Integral, 1)
-        check_interval('max_iter', self.max_iter, numbers.Integral, 1)
-        check_interval('tol', self.tol, numbers.Real, 0)
-        if self.method not in _METHODS:
-            raise ValueError(f'method must be one of {", ".join(_METHODS)}, got {self.method!r}')
+        check_parameter(check_count, self.n_clusters, 'n_clusters', 1)
+        check_parameter(check_count, self.max_iter, 'max_iter', 1)
+        check_parameter(check_number, self.tol, 'tol', 0)
+        check_parameter(check_choice, self.method, 'method', _METHODS)
+        check_parameter(check_choice, self.metric, 'metric', _METRICS)
         points = read_points(self, X, reset=True)
         check_enough(len(points.tensor), self.n_clusters)
         init = self.init
@@ -82,13 +83,13 @@ class KMedoids(TransformerMixin, Clusterer):
         self.medoid_indices_ = points.like(result.medoids)
         precomputed = self.metric == 'precomputed'
         self.cluster_centers_ = None if precomputed else points.like(points.tensor[result.medoids])
-        labels, cost = result.labels, result.cost
-        if points.tensor.element_size() < 4:
-            # The function compares distances in fp32, predict those in the type of X: one rule for both.
-            nearest, labels = self._to_medoids(X)[1].min(-1)
-            cost = nearest.double().sum()
+        # The function compares distances in fp32 at least, and keeps a medoid in its own cluster though another is the
+        # same point; predict compares those in the type of X. One rule for both.
+        nearest, labels = self._to_medoids(X)[1].min(-1)
+        cost = nearest.double().sum() if points.tensor.element_size() < 4 else result.cost
         self.labels_, self.inertia_ = points.like(labels), float(cost)
         self.n_iter_ = int(result.num_iters)
+        self._warn_if_fewer(self.labels_)
         self._report(f'{self.n_iter_} rounds, cost {self.inertia_:.6g}')
         return self
 
@@ -110,8 +111,8 @@ class KMedoids(TransformerMixin, Clusterer):
         self._check_fitted()
         points = read_points(self, X, reset=False)
         if self.metric == 'precomputed':
-            return points, points.tensor[:, torch.as_tensor(self.medoid_indices_).to(points.tensor.device)]
-        centers = torch.as_tensor(self.cluster_centers_).to(points.tensor)
+            return points, points.tensor[:, torch.as_tensor(self.medoid_indices_, device=points.tensor.device)]
+        centers = torch.as_tensor(self.cluster_centers_, device=points.tensor.device).to(points.tensor.dtype)
         return points, pairwise_distances(points.tensor, centers, metric=self.metric)
 
     def __sklearn_tags__(self) -> Any:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clusterplug.estimators._arrays import Points, check_interval, make_generator, read_points
+from clusterplug.core.checks import check_count
+from clusterplug.estimators._arrays import Points, check_parameter, make_generator, read_points
 from clusterplug.estimators._base import Clusterer
 from clusterplug.losses.point_cluster import PointClusterLoss
 
@@ -81,8 +82,8 @@ class OnlineSubclassClusterer(Clusterer):
         Raises:
             ValueError: bad arguments, NaN or infinity, lengths that differ.
         """
-        check_interval('batch_size', self.batch_size, numbers.Integral, 1)
-        check_interval('max_iter', self.max_iter, numbers.Integral, 1)
+        check_parameter(check_count, self.batch_size, 'batch_size', 1)
+        check_parameter(check_count, self.max_iter, 'max_iter', 1)
         points = read_points(self, X, reset=True)
         self._start(y, points)
         x, target = points.tensor, self._targets(y, points)
@@ -164,19 +165,20 @@ class OnlineSubclassClusterer(Clusterer):
         clusters = int(clusters) if isinstance(clusters, numbers.Integral) else [int(k) for k in clusters]
         most = clusters if isinstance(clusters, int) else max(clusters, default=1)
         if self.samples_per_class is not None:
-            check_interval('samples_per_class', self.samples_per_class, numbers.Integral, 1)
-        return PointClusterLoss(
-            len(self.classes_), num_clusters=clusters, embed_dims=self.n_features_in_, momentum=self.momentum,
-            sinkhorn_eps=self.sinkhorn_eps, queue_len=1, enqueue_per_step=1, terms=('center',),
-            num_anchors_per_class=int(self.samples_per_class or max(256, 4 * most)), ignore_index=-1,
-            projector=nn.Identity(),
-        ).to(device)  # fmt: skip
+            check_parameter(check_count, self.samples_per_class, 'samples_per_class', 1)
+        with device:  # not on torch's default device, whatever that is
+            return PointClusterLoss(
+                len(self.classes_), num_clusters=clusters, embed_dims=self.n_features_in_, momentum=self.momentum,
+                sinkhorn_eps=self.sinkhorn_eps, queue_len=1, enqueue_per_step=1, terms=('center',),
+                num_anchors_per_class=int(self.samples_per_class or max(256, 4 * most)), ignore_index=-1,
+                projector=nn.Identity(),
+            ).to(device)  # fmt: skip
 
     def _loss(self, device: torch.device) -> PointClusterLoss:
         """The module; built anew from the attributes after loading, unpickling or cloning."""
         if getattr(self, '_module', None) is None:
             self._module = self._build(device)
-            state = {name: torch.as_tensor(getattr(self, f'memory_{name}_')) for name in _STATE}
+            state = {name: torch.as_tensor(getattr(self, f'memory_{name}_'), device=device) for name in _STATE}
             self._module.memory.load_state_dict(state)
         return self._module.to(device)
 

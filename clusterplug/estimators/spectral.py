@@ -1,9 +1,9 @@
 """Spectral clustering as an estimator."""
 
-import numbers
 from typing import Any
 
-from clusterplug.estimators._arrays import check_interval, read_points
+from clusterplug.core.checks import check_count
+from clusterplug.estimators._arrays import check_parameter, read_points
 from clusterplug.estimators._base import Clusterer
 from clusterplug.estimators.kmeans import check_enough
 from clusterplug.functional.spectral import spectral_clustering
@@ -12,8 +12,8 @@ from clusterplug.functional.spectral import spectral_clustering
 class SpectralClustering(Clusterer):
     """Spectral clustering of NumPy arrays or tensors, on the device of the data. Deterministic.
 
-    A thin estimator over :func:`clusterplug.functional.spectral_clustering`. Unlike the function, the width of the
-    weights is local by default, since the unit of X is not known here.
+    A thin estimator over :func:`clusterplug.functional.spectral_clustering`. The width of the weights is
+    local by default, since the unit of X is not known here.
 
     Args:
         n_clusters: K.
@@ -52,10 +52,12 @@ class SpectralClustering(Clusterer):
 
     def fit(self, X: Any, y: Any = None) -> 'SpectralClustering':
         """Cluster ``X``, (N, D) or (N, N) weights. ``y`` is ignored."""
-        check_interval('n_clusters', self.n_clusters, numbers.Integral, 1)
-        check_interval('n_neighbors', self.n_neighbors, numbers.Integral, 1)
+        check_parameter(check_count, self.n_clusters, 'n_clusters', 1)
+        check_parameter(check_count, self.n_neighbors, 'n_neighbors', 1)
         points = read_points(self, X, reset=True)
         check_enough(len(points.tensor), self.n_clusters)
+        if self.affinity == 'precomputed' and bool((points.tensor < 0).any()):
+            raise ValueError("X must hold non-negative weights for affinity='precomputed', got negative ones")
         result = spectral_clustering(
             points.tensor,
             int(self.n_clusters),
@@ -66,10 +68,11 @@ class SpectralClustering(Clusterer):
         )
         self.labels_ = points.like(result.labels)
         self.medoid_indices_ = points.like(result.medoids)
+        self._warn_if_fewer(self.labels_)
         self._report(f'{len(points.tensor)} samples in {self.n_clusters} clusters')
         return self
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.pairwise = self.affinity == 'precomputed'
+        tags.input_tags.pairwise = tags.input_tags.positive_only = self.affinity == 'precomputed'
         return tags

@@ -143,7 +143,7 @@ def largest_members(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     eager = host_checks_allowed(scores) and not torch.jit.is_tracing() and not exporting()
     if eager and scores.numel() >= LEAST_COMPARED:
         best, members = _Compare.apply(scores)
-        numbers = torch.arange(scores.shape[1], dtype=scores.dtype)
+        numbers = torch.arange(scores.shape[1], dtype=scores.dtype, device=scores.device)
         counts, sums = (torch.stack([torch.ones_like(numbers), numbers]) @ members).unbind(1)
         if bool((counts == 1).all()):
             return best, sums.long(), members

@@ -83,14 +83,14 @@ def _small_on_host(x: Tensor, entries: int) -> bool:
 def _mean_of_cells(size: tuple[int, int], grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """Return (H W, h w), which must not be written to: each column the weights of a cell's mean."""
     with torch.inference_mode(False):
-        like = torch.zeros((), dtype=dtype)
+        like = torch.zeros((), dtype=dtype, device='cpu')
         rows, columns = (_mean_matrix(length, cells, like) for length, cells in zip(size, grid))
         return torch.kron(rows, columns).T.contiguous()
 
 
 def _mean_matrix(length: int, cells: int, like: Tensor) -> Tensor:
     """Return (cells, length): each row the weights of a cell's mean."""
-    rows = torch.zeros(cells, length, dtype=like.dtype)
+    rows = torch.zeros(cells, length, dtype=like.dtype, device='cpu')
     for cell in range(cells):
         start, end = cell * length // cells, -(-(cell + 1) * length // cells)
         rows[cell, start:end] = 1 / (end - start)

@@ -56,7 +56,7 @@ class CpuAssigner:
         """Take points (B, N, D) and the centers (B, K, D) to begin with."""
         batch, num_clusters, dim = centers.shape
         self.points, self.centers = points, centers.clone(memory_format=torch.contiguous_format)
-        ranks = torch.arange(num_clusters, dtype=centers.dtype)
+        ranks = torch.arange(num_clusters, dtype=centers.dtype, device=centers.device)
         self.readout = torch.stack([ranks, torch.ones_like(ranks)]).expand(batch, 2, num_clusters)
         score_bytes = batch * num_clusters * points.element_size()
         self.parts = [slice(0, points.shape[1])]
@@ -107,7 +107,9 @@ class CpuAssigner:
             return False
         moved = self.centers.view(-1, dim).index_select(0, self.stale)
         renewed = moved.new_empty(len(moved), self.points.shape[1])
-        ends = torch.searchsorted(self.stale, torch.arange(1, batch + 1) * num_clusters).tolist()
+        ends = torch.searchsorted(
+            self.stale, torch.arange(1, batch + 1, device=self.points.device) * num_clusters
+        ).tolist()
         start = 0
         for points, end in zip(self.points, ends):  # a padded batch would compute up to three times as many rows
             if end > start:
@@ -132,7 +134,7 @@ def nearest(points: Tensor, centers: Tensor) -> Tensor:
         return points.new_empty(batch, 0, dtype=torch.int64)
     num_clusters = centers.shape[-2]
     if host_checks_allowed(points):
-        labels = torch.empty(batch, num_points, dtype=torch.int64)
+        labels = torch.empty(batch, num_points, dtype=torch.int64, device=points.device)
         for group in problem_groups(points, num_clusters):
             CpuAssigner(points[group], centers[group])(labels[group])
         return labels

@@ -74,8 +74,10 @@ class _Sums:
         self.points, self.weights, self.assign = points, weights, assign
         batch, num_points, self.dim = points.shape
         self.num_clusters = assign.centers.shape[1]
-        self.offset = None if batch == 1 else torch.arange(batch).unsqueeze(-1) * self.num_clusters
-        self.labels, self.next = None, torch.empty(batch, num_points, dtype=torch.int64)
+        self.offset = (
+            None if batch == 1 else torch.arange(batch, device=points.device).unsqueeze(-1) * self.num_clusters
+        )
+        self.labels, self.next = None, torch.empty(batch, num_points, dtype=torch.int64, device=points.device)
         # many short fp32 sums, one for each block, are added in float64; a single block needs no second sum
         several = len(assign.parts) > 1
         self.total = points.new_zeros(
@@ -102,7 +104,7 @@ class _Sums:
         counts = differs.sum(-1).tolist()
         index = differs.view(-1).nonzero().squeeze(-1)
         before, after = (self._flat(labels).index_select(0, index) for labels in (self.labels, self.next))
-        self.touched = torch.zeros(len(self.total), dtype=torch.bool)
+        self.touched = self.total.new_zeros(len(self.total), dtype=torch.bool)
         self.touched.index_fill_(0, before, True).index_fill_(0, after, True)
         if not renew and len(index):
             self._add_changed(index, before, after)

@@ -31,27 +31,27 @@ def scipy_trees(distances: Tensor, method: str, mask: Tensor | None) -> tuple[Te
     from scipy.cluster import hierarchy
 
     num_problems, num_points, _ = distances.shape
-    children = torch.full((num_problems, num_points - 1, 2), -1)
+    children = torch.full((num_problems, num_points - 1, 2), -1, device=distances.device)
     heights = distances.new_full((num_problems, num_points - 1), torch.inf)
-    sizes = torch.zeros((num_problems, num_points - 1), dtype=torch.int64)
-    row, column = torch.triu_indices(num_points, num_points, 1)
+    sizes = torch.zeros_like(heights, dtype=torch.int64)
+    row, column = torch.triu_indices(num_points, num_points, 1, device=distances.device)
     if not torch.isfinite(distances).all():
         raise ValueError(OVERFLOW)
     for index, problem in enumerate(distances):
         points = None if mask is None else mask[index].nonzero().squeeze(-1)
         if points is None:
             pairs = problem.reshape(-1).index_select(0, row * num_points + column)
-            points = torch.arange(num_points)
+            points = torch.arange(num_points, device=distances.device)
         elif len(points) < 2:
             continue
         else:
-            first, second = points[torch.triu_indices(len(points), len(points), 1)]
+            first, second = points[torch.triu_indices(len(points), len(points), 1, device=points.device)]
             pairs = problem[first, second]
         pairs = pairs.double()
         unit = power_of_two(pairs.amax())  # scipy squares distances: neither infinity nor 0 may come out
         tree = torch.from_numpy(hierarchy.linkage((pairs / unit).numpy(), method))
         # scipy numbers the nodes after the points that take part, the result after all points
-        nodes = torch.cat([points, num_points + torch.arange(len(tree))])
+        nodes = torch.cat([points, num_points + torch.arange(len(tree), device=points.device)])
         children[index, : len(tree)] = nodes[tree[:, :2].long()]
         heights[index, : len(tree)] = (tree[:, 2] * unit).to(distances.dtype)
         sizes[index, : len(tree)] = tree[:, 3].long()

@@ -80,8 +80,12 @@ def solve_scaling_in_blocks(problem: Problem, peak: float, epsilon: float, num_i
     flat = scores.reshape(-1, *scores.shape[-2:])
     plans = torch.empty_like(flat, memory_format=torch.contiguous_format)
     lead = scores.shape[:-2]
-    row_mass = torch.as_tensor(row_masses(problem), dtype=flat.dtype).expand(*lead, flat.shape[-2], 1)
-    col_mass = torch.as_tensor(col_masses(problem), dtype=flat.dtype).expand(*lead, 1, flat.shape[-1])
+    row_mass = torch.as_tensor(row_masses(problem), dtype=flat.dtype, device=flat.device).expand(
+        *lead, flat.shape[-2], 1
+    )
+    col_mass = torch.as_tensor(col_masses(problem), dtype=flat.dtype, device=flat.device).expand(
+        *lead, 1, flat.shape[-1]
+    )
     row_mass, col_mass = row_mass.reshape(len(flat), -1), col_mass.reshape(len(flat), -1)
     for plan, part, rows, cols in zip(plans, flat, row_mass, col_mass):
         _solve_one(plan, part, rows, cols, peak, epsilon, num_iters)

@@ -162,7 +162,7 @@ def _most_agreeing(pairs: _Pairs) -> int:
 
 
 def _by_dense_table(pairs: _Pairs, shape: tuple[int, int]) -> int:
-    table = torch.zeros(shape, dtype=torch.int64)
+    table = torch.zeros(shape, dtype=torch.int64, device='cpu')
     table[pairs.classes, pairs.clusters] = pairs.counts
     rows, cols = _best_assignment(-table.double())
     return int(table[rows, cols].sum())
@@ -181,7 +181,7 @@ def _by_sparse_graph(pairs: _Pairs, shape: tuple[int, int]) -> int:
     size = num_classes + num_clusters
     counts, classes, clusters = pairs[:3]
     # Rows: classes, then spares of clusters. Columns: clusters, then spares of classes. No weight may be 0.
-    own_classes, own_clusters = torch.arange(num_classes), torch.arange(num_clusters)
+    own_classes, own_clusters = (torch.arange(count, device='cpu') for count in shape)
     rows = torch.cat([classes, num_classes + clusters, own_classes, num_classes + own_clusters])
     cols = torch.cat([clusters, num_clusters + classes, num_clusters + own_classes, own_clusters])
     most = int(counts.max()) + 1
@@ -197,7 +197,9 @@ def _linked_parts(pairs: _Pairs):
     while before is None or not torch.equal(group, before):  # the smallest class of a set spreads over it
         before = group
         for labels, sizes in ((pairs.clusters, pairs.cluster_sizes), (pairs.classes, pairs.class_sizes)):
-            least = torch.full((len(sizes),), len(group)).scatter_reduce(0, labels, group, 'amin', include_self=False)
+            least = group.new_full((len(sizes),), len(group)).scatter_reduce(
+                0, labels, group, 'amin', include_self=False
+            )
             group = least[labels]
     order = group.argsort()
     for part in order.split(group.unique(return_counts=True)[1].tolist()):
@@ -223,11 +225,11 @@ def _shortest_augmenting_paths(cost: Tensor) -> tuple[Tensor, Tensor]:
         cols, rows = _shortest_augmenting_paths(cost.mT)
         return rows, cols
     num_rows, num_cols = cost.shape
-    row_of = torch.full((num_cols,), -1)
+    row_of = torch.full((num_cols,), -1, device=cost.device)
     row_price, col_price = cost.new_zeros(num_rows), cost.new_zeros(num_cols)
     for start in range(num_rows):
         distance = cost.new_full((num_cols,), math.inf)
-        previous, done = torch.full((num_cols,), -1), torch.zeros(num_cols, dtype=torch.bool)
+        previous, done = torch.full((num_cols,), -1, device=cost.device), cost.new_zeros(num_cols, dtype=torch.bool)
         row, column, lowest = start, -1, 0.0
         while row != -1:
             through = lowest + cost[row] - row_price[row] - col_price

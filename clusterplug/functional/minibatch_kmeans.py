@@ -104,6 +104,7 @@ def minibatch_kmeans_update(
     weights: Tensor | None = None,
     move_ratio: float | None = 0.01,
     group=None,
+    generator: torch.Generator | None = None,
 ) -> MiniBatchKMeansStep:
     r"""Move the centers by one batch.
 
@@ -112,8 +113,9 @@ def minibatch_kmeans_update(
 
     Every center is thus the mean of all points it was ever given. A center that has seen nothing, and every 10 K
     points one that has seen less than ``move_ratio`` of what the busiest center has, moves to a point of the batch
-    far from all centers and takes over the smallest count of the others. Off the CPU the host reads nothing, except
-    with ``group`` once in a call: the number of points on all ranks.
+    and takes over the smallest count of the others: to a point far from all centers, or with ``generator`` to one
+    drawn at random. Off the CPU the host reads nothing, except with ``group`` once in a call: the number of points on
+    all ranks.
 
     Args:
         state: From ``minibatch_kmeans_start`` or the last update.
@@ -125,6 +127,9 @@ def minibatch_kmeans_update(
             None = none does.
         group: torch.distributed group whose ranks each hold a part of the batch; the result is that of one process
             with the whole batch. Every rank must make the same calls.
+        generator: Rare centers move to points drawn from the batch without replacement, each valid point of positive
+            weight alike: outliers, which the farthest points are first of all, then take no more centers than their
+            share. None = to the farthest points, without random numbers.
 
     Returns:
         ``MiniBatchKMeansStep(state, labels, inertia)``; labels and inertia are for the centers before the update.
@@ -135,7 +140,7 @@ def minibatch_kmeans_update(
             valid point (on the CPU).
 
     Source: Sculley, "Web-scale k-means clustering", WWW 2010. **Differs from scikit-learn's ``MiniBatchKMeans``**:
-    rare centers move to far points, not to random ones, so a run is deterministic.
+    without ``generator`` rare centers move to far points, so a run is deterministic.
 
     Example:
         >>> state = MiniBatchKMeansState(torch.tensor([[0.0], [10.0]]), torch.ones(2).double(), 0, 1)
@@ -159,18 +164,22 @@ def minibatch_kmeans_update(
         centers = centers - offset
         labels = nearest(points, centers)
         distances = squared_distances_to(points, centers, labels)
-        weight = torch.ones_like(distances) if weight is None else weight.to(dtype)
-        inertia = sum_over_ranks((distances * weight).sum(-1, dtype=torch.float64), group)
+        weight = None if weight is None else weight.to(dtype)
+        weighted = distances if weight is None else distances * weight
+        inertia = sum_over_ranks(weighted.sum(-1, dtype=torch.float64), group)
         sums, mass = _sums(points, weight, labels, num_clusters)
-        both = sum_over_ranks(torch.cat([sums, mass.unsqueeze(-1)], -1), group)
-        sums, mass = both[..., :-1], both[..., -1]
+        if group is not None:
+            both = sum_over_ranks(torch.cat([sums, mass.unsqueeze(-1)], -1), group)
+            sums, mass = both[..., :-1], both[..., -1]
         counts = state.counts.reshape(-1, num_clusters) + mass
         step = (sums - mass.unsqueeze(-1) * centers) / counts.clamp(min=torch.finfo(torch.float64).tiny).unsqueeze(-1)
         centers = (centers + step).to(dtype)
         seen = state.num_points + _num_points(num_points, x, group)
         due = seen >= POINTS_BETWEEN_MOVES * num_clusters
-        if move_ratio is not None:
-            centers, counts = _move_rare(centers, counts, points, distances * (weight > 0), move_ratio * due, group)
+        if move_ratio is not None and _may_move(counts, move_ratio * due):
+            keys = distances if generator is None else _random_keys(distances, generator)
+            keys = keys if weight is None else keys * (weight > 0)
+            centers, counts = _move_rare(centers, counts, points, keys, move_ratio * due, group)
     if valid is not None:
         labels = labels.masked_fill(~valid, -1)
     following = MiniBatchKMeansState(
@@ -180,23 +189,58 @@ def minibatch_kmeans_update(
     return MiniBatchKMeansStep(following, labels.view(*lead, num_points), inertia.to(dtype).view(lead))
 
 
-def _sums(points: Tensor, weights: Tensor, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
-    """Return float64 weighted sums (B, K, D) and masses (B, K) by products with the 0/1 matrix, block by block."""
+def _sums(points: Tensor, weights: Tensor | None, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
+    """Return float64 weighted sums (B, K, D) and masses (B, K).
+
+    On accelerators by products with the 0/1 matrix, block by block, in an order that does not change.
+    """
     batch, num_points, dim = points.shape
+    if host_checks_allowed(points):
+        return _host_sums(points, weights, labels, num_clusters)
     sums = points.new_zeros(batch, num_clusters, dim, dtype=torch.float64)
     mass = points.new_zeros(batch, num_clusters, dtype=torch.float64)
     ranks = torch.arange(num_clusters, device=points.device)
     for part in blocks(num_points, batch * (num_clusters + dim) * points.element_size(), points.device):
-        chosen = (labels[:, part].unsqueeze(-1) == ranks) * weights[:, part].unsqueeze(-1)
+        chosen = (labels[:, part].unsqueeze(-1) == ranks).to(points.dtype)
+        chosen = chosen if weights is None else chosen * weights[:, part].unsqueeze(-1)
         sums += chosen.mT @ points[:, part]
         mass += chosen.sum(1)
     return sums, mass
 
 
+def _host_sums(points: Tensor, weights: Tensor | None, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
+    batch, num_points, dim = points.shape
+    rows = labels if batch == 1 else labels + num_clusters * torch.arange(batch, device=points.device).unsqueeze(-1)
+    table = torch.empty(batch * num_points, dim + 1, dtype=torch.float64, device=points.device)
+    rows_of_points, weights = points.reshape(-1, dim), 1.0 if weights is None else weights.reshape(-1, 1)
+    table[:, :dim] = rows_of_points if isinstance(weights, float) else rows_of_points * weights
+    table[:, dim:] = weights
+    both = table.new_zeros(batch * num_clusters, dim + 1).index_add_(0, rows.reshape(-1), table)
+    both = both.view(batch, num_clusters, dim + 1)
+    return both[..., :-1], both[..., -1]
+
+
+def _is_rare(counts: Tensor, ratio: float) -> Tensor:
+    return (counts <= 0) | (counts < ratio * counts.amax(-1, keepdim=True))
+
+
+def _may_move(counts: Tensor, ratio: float) -> bool:
+    """Return whether a center is to move, where asking is free: counts are the same on all ranks."""
+    if not host_checks_allowed(counts) or counts.numel() == 0:
+        return True
+    least, most = (float(each) for each in counts.aminmax())
+    return least <= 0 or least < ratio * most  # of all problems together: no center of any is rare unless this holds
+
+
+def _random_keys(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return numbers in (0, 1] of the shape of ``like``; the points of the largest ones are a random draw."""
+    return 1 - torch.rand(like.shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
+
+
 def _move_rare(centers, counts, points, distances, ratio, group) -> tuple[Tensor, Tensor]:
     """Return centers and counts after unseen centers, and those below ratio x the largest count, moved."""
     num_clusters = centers.shape[1]
-    rare = (counts <= 0) | (counts < ratio * counts.amax(-1, keepdim=True))
+    rare = _is_rare(counts, ratio)
     # the farthest points of each rank, then of all; padded so that a rank may hold fewer points than centers
     missing = max(0, num_clusters - points.shape[1])
     distances = torch.nn.functional.pad(distances, (0, missing))

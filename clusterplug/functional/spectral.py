@@ -12,7 +12,7 @@ from clusterplug.functional._leading_eigenvectors import leading_eigenvectors
 from clusterplug.functional._medoid_steps import KMedoidsResult, farthest_first, problems_at_once
 from clusterplug.functional._numerics import exact_products, working_dtype
 from clusterplug.functional._origin import power_of_two
-from clusterplug.functional._self_distances import check_square, self_distances
+from clusterplug.functional._self_distances import self_distances
 from clusterplug.functional.kmedoids import alternate
 
 AFFINITIES = ('knn', 'heat', 'precomputed')
@@ -164,7 +164,11 @@ def _check_options(x: Tensor, affinity: str, sigma: float | str, num_neighbors: 
         raise ValueError(f'affinity must be one of {", ".join(AFFINITIES)}, got {affinity!r}')
     if solver not in SOLVERS:
         raise ValueError(f'solver must be one of {", ".join(SOLVERS)}, got {solver!r}')
-    check_square(x, affinity)
+    if affinity == 'precomputed' and x.shape[-1] != x.shape[-2]:
+        raise ValueError(
+            f"x must be square (..., N, N) for affinity='precomputed', got {tuple(x.shape)}; pass the weights between "
+            f"the points, or the points with affinity='knn'"
+        )
     if isinstance(sigma, str):
         if sigma != 'local':
             raise ValueError(f"sigma must be a positive number or 'local', got {sigma!r}")
