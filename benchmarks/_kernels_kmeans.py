@@ -1,4 +1,4 @@
-"""k-means against scikit-learn, faiss, fast-pytorch-kmeans, torch-kmeans and the arithmetic limit."""
+"""k-means against scikit-learn, faiss, fast-pytorch-kmeans, torch-kmeans and the products of plain Lloyd alone."""
 
 import importlib
 import statistics

@@ -66,7 +66,7 @@ def launches(call: Callable, device: str) -> int:
     return sum(not event.name.startswith(('Memcpy', 'Memset')) for event in on_device)
 
 
-def synchronisations(call: Callable, device: str) -> int:
+def synchronizations(call: Callable, device: str) -> int:
     """Waits of the host for the device; on CUDA those that torch warns of in its debug mode."""
     if device != 'cuda':
         return count_host_syncs(call).total()
