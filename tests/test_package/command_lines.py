@@ -32,10 +32,8 @@ def parser_of(command: str) -> argparse.ArgumentParser:
             setattr(argparse.ArgumentParser, name, stop)
         sys.argv = [command]
         with contextlib.suppress(_Reached):
-            if command.endswith('.py'):
-                runpy.run_path(str(ROOT / command), run_name='__main__')
-            else:
-                runpy.run_module(command, run_name='__main__', alter_sys=True)
+            file = command if command.endswith('.py') else f'{command}/__main__.py'
+            runpy.run_path(str(ROOT / file), run_name='__main__')
     finally:
         for name, function in before.items():
             setattr(argparse.ArgumentParser, name, function)

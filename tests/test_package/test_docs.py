@@ -1,5 +1,6 @@
 """The documentation builds without a warning, works offline, and names every system."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -134,3 +135,51 @@ def test_docstrings_are_translated(monkeypatch):
         'See `SubclassMemory` and `torch.sum`.\n\n'
         '\n```text\na = b\nc = d\n```\n\nAfter.\n\nExamples:\n    >>> 1'
     )  # fmt: skip
+
+
+def reached(name):
+    """Return whether a dotted name leads somewhere, as a reader would import it."""
+    parts = name.split('.')
+    for length in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module('.'.join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            if not hasattr(value, part):
+                return known_type(name)
+            value = getattr(value, part)
+        return True
+    return False
+
+
+def known_type(name):
+    """Return whether a name is a registered type, as configs write it."""
+    from clusterplug import registry
+
+    tables = [value for value in vars(registry).values() if hasattr(value, 'module_dict')]
+    return any(table.get(name) is not None for table in tables)
+
+
+def test_every_dotted_name_in_the_documents_can_be_reached():
+    pytest.importorskip('mmdet3d', reason='needs mmdet3d')
+    names = set()
+    for document in [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *(ROOT / 'docs').glob('*.md')]:
+        names |= set(re.findall(r'(?<![\w./-])(clusterplug(?:\.[A-Za-z_]\w*)+)(?![\w/:])', document.read_text()))
+    names = {name for name in names if not name.endswith(('.mim', '.X'))}
+    assert len(names) > 40
+    assert sorted(name for name in names if not reached(name)) == []
+
+
+@pytest.mark.parametrize(
+    'name', ['README.md', 'CHANGELOG.md', 'docs/index.md', 'docs/getting_started.md', 'docs/systems.md']
+)  # fmt: skip
+def test_the_first_pages_speak_one_english(name):
+    words = r'neighbour|colour|normalis|centre|\bgrey|\bmend|\bwished|\bbeside\b|made anew|left out|stand still|licence'
+    assert re.findall(words, (ROOT / name).read_text(), re.IGNORECASE) == []
+
+
+def test_a_name_that_leads_nowhere_is_found():
+    assert reached('clusterplug.estimators.KMeans')
+    assert not reached('clusterplug.estimators.KMeanz')
+    assert not reached('clusterplug.estimator.KMeans')
