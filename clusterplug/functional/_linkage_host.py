@@ -10,7 +10,7 @@ from clusterplug.functional._origin import power_of_two
 
 
 def scipy_installed() -> bool:
-    """Tell whether scipy, an optional package here, can be imported."""
+    """Return whether scipy, an optional package here, can be imported."""
     return importlib.util.find_spec('scipy') is not None
 
 
@@ -58,3 +58,31 @@ def scipy_trees(distances: Tensor, method: str, mask: Tensor | None) -> tuple[Te
         if not torch.isfinite(heights[index, : len(tree)]).all():
             raise ValueError(OVERFLOW)
     return children, heights, sizes
+
+
+# From so many dimensions on, distances by a matrix product are faster than scipy's loop over dimensions.
+MANY_DIMENSIONS = 64
+
+
+def scipy_trees_of_points(points: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`scipy_trees`, from points (B, N, D) with N >= 2, all valid and finite, and Euclidean distances.
+
+    scipy measures the points itself, in float64 and without a square matrix.
+
+    Raises:
+        ValueError: If a height is too large for the type of the points.
+    """
+    from scipy.cluster import hierarchy
+
+    num_problems, num_points, _ = points.shape
+    values = points.double()
+    unit = power_of_two(values.abs().amax((1, 2)))  # squares of distances stay in range
+    scaled = (values / unit[:, None, None]).numpy()
+    if not num_problems:
+        empty = points.new_zeros((0, num_points - 1))
+        return torch.zeros((0, num_points - 1, 2), dtype=torch.int64), empty, empty.long()
+    tree = torch.stack([torch.from_numpy(hierarchy.linkage(problem, method)) for problem in scaled])
+    heights = (tree[..., 2] * unit[:, None]).to(points.dtype if points.dtype == torch.float64 else torch.float32)
+    if not torch.isfinite(heights).all():
+        raise ValueError(OVERFLOW)
+    return tree[..., :2].long(), heights, tree[..., 3].long()

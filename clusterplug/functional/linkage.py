@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clusterplug.core.checks import check_finite, check_mask, check_num_clusters, check_points
-from clusterplug.functional._linkage_host import scipy_installed, scipy_trees
+from clusterplug.functional._linkage_host import MANY_DIMENSIONS, scipy_installed, scipy_trees, scipy_trees_of_points
 from clusterplug.functional._medoid_steps import problems_at_once
 from clusterplug.functional._merges import reciprocal_merges, spanning_tree
 from clusterplug.functional._numerics import exact_products, host_checks_allowed
@@ -43,7 +43,7 @@ def linkage(
     The distance between clusters is the smallest (``'single'``), the largest (``'complete'``) or the mean
     (``'average'``) of the distances between their points, or the growth of the sum of squares,
     sqrt(2 |a| |b| / (|a| + |b|)) times the distance of the means (``'ward'``). Single linkage is a minimum spanning
-    tree; the others merge all pairs of mutual nearest neighbours at once, which gives the same tree as one merge
+    tree; the others merge all pairs of mutual nearest neighbors at once, which gives the same tree as one merge
     after the other in about log N rounds. On the CPU scipy builds the tree from the distances, where it is installed.
     Equal distances are legal; which of them merges first is not defined.
 
@@ -64,7 +64,7 @@ def linkage(
 
     Source:
         Müllner, "Modern hierarchical, agglomerative clustering algorithms", 2011, section 2 (update rules); Murtagh,
-        "A survey of recent advances in hierarchical clustering algorithms", 1983 (mutual nearest neighbours).
+        "A survey of recent advances in hierarchical clustering algorithms", 1983 (mutual nearest neighbors).
         **Differs** from scipy only where distances tie.
 
     Example:
@@ -91,12 +91,16 @@ def linkage(
         mask = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
     step = problems_at_once(len(points), num_points, x.device)
     chunks = []
+    on_host = num_points > 1 and host_checks_allowed(x) and scipy_installed()
     with exact_products(x):
         for start in range(0, max(1, len(points)), step):  # an empty batch, too, is one part
             part = slice(start, start + step)
             part_mask = None if flat_mask is None else flat_mask[part]
+            if on_host and part_mask is None and metric == 'euclidean' and x.shape[-1] <= MANY_DIMENSIONS:
+                chunks.append(scipy_trees_of_points(points[part], method))
+                continue
             distances = self_distances(points[part], metric, part_mask)
-            if num_points > 1 and host_checks_allowed(x) and scipy_installed():
+            if on_host:
                 chunks.append(scipy_trees(distances, method, part_mask))
             else:
                 pairs, heights = _merges(distances, method, part_mask)
