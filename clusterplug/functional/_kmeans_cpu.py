@@ -12,6 +12,8 @@ from clusterplug.functional._kmeans_update import RELOCATE_EVERY, averages, beyo
 REFRESH_SHARE = 1 / 3
 # Sums are made anew this often, so that rounding does not pile up.
 REFRESH_EVERY = 25
+# One problem of so few distances is summed anew in each iteration: to find out what changed would take longer.
+SMALL_PROBLEM = 1 << 16
 # For timing: run all iterations of the fixed-iteration form even where nothing changes any more.
 RUN_ALL = False
 
@@ -86,6 +88,7 @@ class _Sums:
         self.part_sums = self.total.to(points.dtype)  # the same memory where the types are equal
         # what share of the labels the next iteration will change
         self.expected, self.age = 0.5 if several else 0.0, 0
+        self.small = batch == 1 and not several and num_points * self.num_clusters <= SMALL_PROBLEM
         # for each problem, whether a cluster was empty when the centers were last moved
         self.empty, self.touched = [False] * batch, None
 
@@ -95,6 +98,12 @@ class _Sums:
             self.assign(self.next, self._add_all)
             self.labels, self.next = self.next, torch.empty_like(self.next)
             return [True] * len(self.labels)
+        if self.small:
+            self.total.zero_()
+            self.assign(self.next, self._add_all)
+            same = torch.equal(self.next, self.labels)
+            self.labels, self.next = self.next, self.labels
+            return [not same]
         # moving weights in and out would leave rounding in the mass of a cluster that became empty
         renew = self.weights is not None or self.age >= REFRESH_EVERY or self.expected > REFRESH_SHARE
         if renew:

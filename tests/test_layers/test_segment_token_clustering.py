@@ -272,9 +272,11 @@ def test_compiles_without_a_break_and_equals_eager():
 
 def test_no_wait_for_the_device_with_fixed_rounds(monkeypatch):
     """On a GPU the layer takes tol=None; the same path is taken here by pretending that the host may not look."""
+    from clusterplug.functional import _self_distances
     from clusterplug.layers import segment_token_clustering
 
-    monkeypatch.setattr(segment_token_clustering, 'host_checks_allowed', lambda tensor: False)
+    for module in (segment_token_clustering, _self_distances):
+        monkeypatch.setattr(module, 'host_checks_allowed', lambda tensor: False)
     tokens, mask = video(), torch.ones(2, 6, dtype=torch.bool)
     layer = SegmentTokenClustering(2, 4)
     for arguments in ((tokens,), (tokens, mask)):
