@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packaging of clusterplug; the metadata is in pyproject.toml, the version ranges in clusterplug/dependencies.py.
 
 Beside the code a wheel carries ``clusterplug/.mim`` with configs, tools and model-index.yml, the place where

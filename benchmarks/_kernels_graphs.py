@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spectral clustering against a loop over scikit-learn's, and linkage against a loop over scipy's.
 
 The data is separable, so that both spectral forms must find the true clusters; the adjusted Rand index is printed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """k-means against scikit-learn, faiss, fast-pytorch-kmeans, torch-kmeans and the products of plain Lloyd alone."""
 
 import importlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """k-medoids against the dense form that CenterCLIP's code takes, FasterPAM, and the alternation of the same package."""
 
 import torch

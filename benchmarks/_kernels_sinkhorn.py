@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sinkhorn on 10,000 x 600 (prototype assignment) and on many small problems, against the matrix form and POT."""
 
 import statistics

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Within-class clustering as published code writes it: one class, one subclass, one slot at a time.
 
 The baseline of ``point_cluster_loss.py``, written from a description of the authors' program, with its mistakes left

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Process time, CUDA time, memory, launches and waits of a call, and the rates of the machine it runs on."""
 
 import platform

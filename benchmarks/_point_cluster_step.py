@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Share of the point cluster loss in a training step of a config's segmentor, the demo's MinkUNet18 by default."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Timing that can be believed: warm-up, interleaved repeats, median process time, the roof measured in the same run."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Variants of token clustering that were compared to find the defaults, as methods that ``patch.apply`` can run."""
 
 import dataclasses

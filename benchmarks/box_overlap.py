@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rotated boxes compared with themselves after a quarter, half or whole turn, where the overlap is known to be 1.
 
     PYTHONPATH=. python benchmarks/box_overlap.py     # needs mmcv with its operators; some seconds

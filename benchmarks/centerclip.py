@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CenterCLIP inside CLIP's image tower: time against plain CLIP and against the FLOPs, memory, dense k-medoids.
 
     OMP_NUM_THREADS=1 python benchmarks/centerclip.py speed --arch b32

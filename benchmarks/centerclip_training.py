@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CenterCLIP trained from nothing on generated videos, against the unclustered model and sparse sampling, over seeds.
 
     python benchmarks/centerclip_training.py data/moving_sprites work_dirs/centerclip_training

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FEC against its dense form, and next to timm models of about equal FLOPs.
 
     OMP_NUM_THREADS=1 python benchmarks/fec.py dense [--arch small] [--batch 1 8]

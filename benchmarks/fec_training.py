@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether FEC learns: FEC-small against a ResNet and a ViT of its size, over seeds, in runs of a minute or two.
 
     python benchmarks/fec_training.py run --model fec-small --seed 0 [--steps 300] [--out work_dirs/fec_training]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The clustering kernels against scikit-learn, faiss, torch-kmeans, POT, FasterPAM, scipy and dense forms: one table.
 
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/kernels.py                 # everything, some minutes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the point-cluster loss brings on the LiDAR city: paired trainings over seeds, with an interval.
 
     python benchmarks/point_cluster_gain.py --city 2 --seeds 0 1 2 --settings point cell instance    # to choose

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 r"""PointClusterLoss against the published way to compute it, and its share of a training step.
 
     python benchmarks/point_cluster_loss.py                 # table: time, launches, waits, memory

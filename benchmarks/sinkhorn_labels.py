@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many labels of a balanced assignment are those of its limit, by the number of Sinkhorn iterations.
 
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/sinkhorn_labels.py             # some seconds

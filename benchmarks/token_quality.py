@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token reduction on trained weights and real pictures: what is kept of features and of a saliency mask, at what speed.
 
     OMP_NUM_THREADS=1 CLUSTERPLUG_DATA=... python benchmarks/token_quality.py methods --size 518 --batch 1

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token clustering: the operators against the dense form, whole transformers against their FLOPs, methods side by side.
 
     OMP_NUM_THREADS=1 python benchmarks/tokens.py operators

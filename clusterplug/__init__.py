@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """clusterplug: clustering inside vision models.
 
 ``import clusterplug`` loads nothing, so that ``python -m clusterplug doctor`` also runs where torch does not.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Command line: ``python -m clusterplug doctor`` (or ``clusterplug doctor``)."""
 
 import argparse

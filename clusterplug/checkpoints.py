@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one way in which tools read a checkpoint: as data, and only when it fits the model that the config builds."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``tools/train.py`` and ``tools/test.py`` do: mmdet3d's options with mmdet3d's names, and this package's compat.
 
 The tools themselves are a few lines, so that those of a checkout and those of an installed package are the same.

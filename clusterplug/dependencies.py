@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every package that clusterplug works with, the versions it works with, and the extra that brings it.
 
 The one table behind ``setup.py`` (which runs this file without importing torch) and ``python -m clusterplug doctor``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Registries of clusterplug (scope ``clusterplug``), children of mmengine's.
 
 ``type='clusterplug.X'`` in any mm config imports this file by itself and, at the first look-up, the modules in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors that the user of a tool can resolve, in one sentence: files, folders, configs, packages that are missing."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hook of mkdocs: one API page for each public package of clusterplug, made from its docstrings at build time."""
 
 import ast

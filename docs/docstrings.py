@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Extension of griffe: three habits of docstrings here, in the words that the page builder understands."""
 
 import re

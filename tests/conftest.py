@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all tests share: one thread a process, and the folder of real data."""
 
 import os

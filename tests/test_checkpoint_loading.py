@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints of other models, cut off files, folders that were copied: refused or passed over by name."""
 
 import collections

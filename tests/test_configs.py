@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every config of the repository builds, and takes one training step on tiny real files."""
 
 from pathlib import Path

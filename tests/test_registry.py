@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names in the scope clusterplug: found without custom_imports, and an error that says so when they do not exist."""
 
 import subprocess

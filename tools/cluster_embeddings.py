@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cluster a folder of embeddings that is larger than memory.
 
     python tools/cluster_embeddings.py FOLDER OUT --num-clusters 1000

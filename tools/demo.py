@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train a MinkUNet on generated LiDAR streets with and without within-class clustering, and compare.
 
 Everything is mmdet3d's own: data set, pipelines, model, Runner, SegMetric. Both trainings run at the same time. What is

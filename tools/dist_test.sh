@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Test on several processes of one or more machines:  tools/dist_test.sh CONFIG CKPT NUM_PROCESSES [options of test.py]
 # A process is a GPU; without CUDA the processes share the CPU (backend gloo).
 # Several machines: the same line on each, with NNODES, NODE_RANK and MASTER_ADDR set.

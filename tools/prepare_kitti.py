@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
 """Write mmdet3d's KITTI info files, reduced point files and ground-truth database from the raw KITTI layout.
 
     python tools/prepare_kitti.py data/kitti                                  # the lists in data/kitti/ImageSets

@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
 """Write the LiDAR city: ``python tools/prepare_lidar_city.py data/lidar_city --num-train 160 --num-val 40``."""
 
 import sys

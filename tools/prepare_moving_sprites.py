@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
 """Write generated videos with captions for text-video retrieval.
 
     python tools/prepare_moving_sprites.py data/moving_sprites

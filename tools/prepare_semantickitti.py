@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
 """Write mmdet3d's info files for the scans that exist in a folder in SemanticKITTI layout, and check every file.
 
     python tools/prepare_semantickitti.py data/semantickitti                       # the official split

@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
 """Re-encode videos to few small frames, so that training reads ten times less.
 
     python tools/prepare_videos.py RAW data/msrvtt/videos                 # 3 frames a second, shorter side 224

@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
 """Find videos of a folder by a sentence.
 
     python tools/search_videos.py index FOLDER --config CONFIG --checkpoint CKPT

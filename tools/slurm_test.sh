@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Test under Slurm:  tools/slurm_test.sh PARTITION JOB_NAME CONFIG CKPT [options of test.py]
 # GPUS (8) is the number of processes, GPUS_PER_NODE (8) and CPUS_PER_TASK (5) what each asks for;
 # SRUN_ARGS goes to srun as it is.

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Train under Slurm:  tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [options of train.py]
 # GPUS (8) is the number of processes, GPUS_PER_NODE (8) and CPUS_PER_TASK (5) what each asks for;
 # SRUN_ARGS goes to srun as it is.

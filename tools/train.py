@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
 """Train a model: ``python tools/train.py CONFIG``; ``--help`` lists the options, which are those of mmdet3d."""
 
 import sys

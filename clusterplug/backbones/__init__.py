@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks that cluster what they see."""
 
 from clusterplug.backbones.fec import FEC, LayerClusters

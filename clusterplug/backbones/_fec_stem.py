@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The first layer of FEC: colours and places of 4 x 4 pixels become a point."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FEC: an image backbone whose blocks cluster pixels."""
 
 from collections.abc import Sequence

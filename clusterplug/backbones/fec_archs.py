@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sizes of FEC, and the settings that each task uses."""
 
 from typing import NamedTuple

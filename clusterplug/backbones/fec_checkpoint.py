@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights of FEC in files: the authors' names and ours, classifiers and backbones."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FEC by name, as timm users make models; and its names inside timm."""
 
 import os

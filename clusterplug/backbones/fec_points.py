@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FEC on points: a small U-shaped backbone for point cloud segmentation."""
 
 from collections.abc import Sequence

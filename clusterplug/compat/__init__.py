@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every workaround for a fault of a host package: small, dated, with the upstream thread, tested, removable.
 
 ``apply_all`` changes nothing for tensors on CUDA and imports no host. ``python -m clusterplug doctor`` lists them.

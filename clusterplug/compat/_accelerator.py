@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether mmengine would compute on something else than the CPU."""
 
 

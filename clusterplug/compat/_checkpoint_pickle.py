@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a checkpoint's pickle may name and do: weights, numbers, text and mmengine's own records, and nothing else.
 
 It stands where ``torch.load(weights_only=True)`` has its own unpickler. That one lets a file call everything that is

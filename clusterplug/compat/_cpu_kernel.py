@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the CPU kernels of mmcv's operations share: the way in, neighbours, and a check of indices."""
 
 from collections.abc import Callable, Iterator

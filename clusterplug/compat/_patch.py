@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one mechanism behind every workaround: replace attributes of a host module, and put them back.
 
 A workaround waits for its host: when the host module is loaded already it is patched at once, otherwise right

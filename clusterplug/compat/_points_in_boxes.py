@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which points lie in which turned box, as mmcv's CUDA kernels decide it."""
 
 from torch import Tensor

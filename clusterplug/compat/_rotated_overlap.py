@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Overlap of turned rectangles in the plane, exact also for boxes whose sides coincide.
 
 mmcv's ``box_iou_rotated`` looks for crossings of the sides and their convex hull, and loses area when sides lie on

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Warnings that are given once in a process, however many items they concern."""
 
 import warnings

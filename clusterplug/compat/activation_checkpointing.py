@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Activation checkpointing that trains sparse layers: mmengine leaves the choice of the variant to torch.
 
 torch then takes the reentrant one, which gives gradients only to layers whose arguments are tensors: a layer that takes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--amp`` without a GPU: mmengine's AmpOptimWrapper refuses to be built, so AMP configs cannot even be tried.
 
 On the CPU it now runs with bfloat16 autocast (the only type that mmengine allows there) and torch's CPU gradient

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PAConv's assembly of kernels from neighbours on the CPU, forward and backward; mmcv has CUDA kernels only.
 
 With neighbours ``j = idx[n, k]``, center ``i = idx[n, 0]`` and kernels m:

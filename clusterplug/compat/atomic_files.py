@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints are written next to their place and moved there: mmengine opens the old file for writing at once.
 
 When the disk is full, or the run is stopped while a checkpoint is written under a name that exists (a best

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The first points inside a ball, on the CPU; mmcv has a CUDA kernel only."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The old checkpoint goes after the new one is there: mmengine deletes first and writes then.
 
 With ``max_keep_ckpts=1`` or ``save_best`` a full disk leaves no checkpoint at all. The file ``last_checkpoint``,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configs are written as readable Python in milliseconds: mmengine runs yapf over them for every checkpoint.
 
 mmengine 0.10.7 formats the whole config when a run starts (three times) and again in each ``save_checkpoint``. For a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DistributedDataParallel for a model on the CPU: mmengine always names a device, which torch refuses there."""
 
 from clusterplug.compat._patch import Workaround

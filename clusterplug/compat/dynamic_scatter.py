@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sum, mean or maximum of the points in each voxel on the CPU, forward and backward; mmcv has CUDA kernels only."""
 
 import math

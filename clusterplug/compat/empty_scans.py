@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A scan of which the pipeline leaves nothing is named; mmdet3d goes on to an IndexError or a batch-norm error."""
 
 from clusterplug.compat._patch import Workaround

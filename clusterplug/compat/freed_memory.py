@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keep freed memory in the process: on the CPU, asking the system for it again costs a quarter of a training step.
 
 glibc returns every block above 32 MB to the system when it is freed, so each activation of a large point cloud comes

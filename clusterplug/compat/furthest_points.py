@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Furthest point sampling on the CPU, which mmcv has for CUDA only; same points, also among equally distant ones."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gathering the features of sampled points on the CPU, forward and backward; mmcv has CUDA kernels only."""
 
 from clusterplug.compat._cpu_kernel import check_indices, for_cpu

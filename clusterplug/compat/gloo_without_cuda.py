@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--launcher`` without a GPU: mmengine's launchers select a CUDA device and the configs ask for NCCL."""
 
 import torch

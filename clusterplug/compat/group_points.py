@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gathering the features of groups of points on the CPU, forward and backward; mmcv has CUDA kernels only."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--show-dir`` without a display: mmdet3d draws segmentation with an Open3D window and saves nothing without one.
 
 Segmentation results (``--task lidar_seg``) are drawn from above, truth on the left when it is asked for, and written

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Overlap and suppression of turned boxes seen from above, on the CPU; mmcv's ``iou3d`` has CUDA kernels only."""
 
 import torch

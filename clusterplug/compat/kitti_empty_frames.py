@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KITTI evaluation with frames that hold no object: mmdet3d reads the first angle of every frame and raises."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KITTI evaluation without CUDA: mmdet3d computes the overlap of turned boxes with numba on CUDA alone.
 
 Where CUDA is there, mmdet3d's own kernel runs.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The k nearest points on the CPU; mmcv asks for the current CUDA device, and has a CUDA kernel only."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MinkUNet voxels on the device of the points: mmdet3d moves them to CUDA whatever the device is.
 
 Follows mmdet3d's function statement by statement, so that the voxels are the same (Apache-2.0, see NOTICE).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A missing file is reported with the info file that names it: mmdet3d names the missing file alone."""
 
 from clusterplug.compat._patch import Workaround

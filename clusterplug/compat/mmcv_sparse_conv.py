@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmcv's own sparse convolution on the CPU, which Cylinder3D is made of; mmcv has CUDA kernels only.
 
 Pairs of voxels (i, o) belong to offset ``k = i - stride * o + padding`` of the kernel, ``y[o] = sum_k W_k x[i]``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmpretrain's models can be imported beside a transformers that no longer has what its text models need.
 
 mmpretrain 1.2.0 switches its multimodal models on for any transformers from 4.28 on. They import

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A base config of clusterplug keeps the scope that it names itself: mmengine gives it the name of its package.
 
 With ``_base_ = 'clusterplug::point_cluster/x.py'`` mmengine writes ``_scope_='clusterplug'`` into every part, so that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Points in turned boxes on the CPU; mmcv asks for the current CUDA device and has CUDA kernels only."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pooling the points of proposals (PointRCNN, Part-A2) on the CPU; mmcv has CUDA kernels only."""
 
 import torch

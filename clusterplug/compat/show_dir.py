@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A relative ``--show-dir`` is one folder: mmdet3d joins it to the work dir again for every batch, deeper each time."""
 
 import os.path as osp

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sparse convolution on the CPU that is correct with threads, trains, and knows bias: spconv's own is none of these.
 
 spconv 2.3.8 on the CPU asks for a CUDA stream in the backward pass, refuses bias in evaluation, has no bfloat16,

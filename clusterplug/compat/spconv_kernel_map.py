@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Neighbours of voxels on the CPU by sorting: spconv's hash table uses one thread and takes a tenth of a step.
 
 Each voxel gets one number, its place in a grid with a margin, so that neighbours differ by a constant. The voxels of

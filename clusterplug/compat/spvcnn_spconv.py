@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SPVCNN and MinkUNet V2 with spconv; mmdet3d has them for torchsparse alone.
 
 Both carry a feature for each point (here: each input voxel) beside the sparse tensors. Point features come from a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory banks stay bit-exact: mmengine averages every buffer of the model over the ranks at the end of an epoch.
 
 A bank that each rank computes from gathered data is the same on all ranks already. The mean of three equal floats

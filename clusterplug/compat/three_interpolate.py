@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weighted sums of three features on the CPU, forward and backward; mmcv has CUDA kernels only."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The three nearest points on the CPU; mmcv has a CUDA kernel only."""
 
 from clusterplug.compat._cpu_kernel import for_cpu, nearest

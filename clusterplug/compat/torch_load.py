@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints are data: what mmengine writes can be read back, code in a file is refused, and so is junk, by name.
 
 torch >= 2.6 reads weights only, and mmengine's files hold log histories as well, so that its own files are refused;

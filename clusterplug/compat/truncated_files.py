@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scans and label files as they are on disks: truncated, with returns that are no numbers, without labels to test on.
 
 mmdet3d 1.4.0 says ``cannot reshape array of size 1001 into shape (4)`` for a short point file, fails inside the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labels that no table names are ignored: in mmdet3d they become class 0, a car, or an IndexError in a worker.
 
 mmdet3d 1.4.0 fills the table from raw labels to classes with zeros, so every raw id that ``seg_label_mapping`` leaves

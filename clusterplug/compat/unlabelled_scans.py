@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A test split without labels runs to its end; in mmdet3d ``SegMetric`` ends it with a KeyError.
 
 Its ``submission_prefix`` fails with mmcv 2 and would write ScanNet's text files, and its ``pklfile_prefix`` does

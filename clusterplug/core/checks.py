@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Input validation of the kernels: each check says the name, what is allowed, what came, what to do next."""
 
 import difflib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--cfg-options KEY=VALUE``: values as mmengine reads them, and paths exactly as they were given."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one writer of files: a file appears complete or not at all, and never somewhere else than asked."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Types of numbers that a module keeps whatever its model is cast to."""
 
 from collections.abc import Callable

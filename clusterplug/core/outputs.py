@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Output folders: never inside the source, never two writers at once, never taken for what other settings made."""
 
 import errno

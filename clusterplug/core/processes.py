@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Worker processes: as many as this process may use, none outlives its parent, and one that dies names its item."""
 
 import ctypes

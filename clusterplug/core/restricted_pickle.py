@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading pickles as data: plain containers and NumPy arrays of numbers or strings, and nothing else of the file."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading tensors from files that torch wrote, as data: nothing that a file names or carries as code runs.
 
 ``torch.jit.load`` compiles and runs code of the file while it reads it, and ``torch.load(weights_only=True)`` hands

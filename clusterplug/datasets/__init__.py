@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data sets: loaded at first use, because each brings its own optional packages."""
 
 import importlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generated folders: begun with some settings, finished with a marker, never mixed with other settings or files."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmdet3d's KITTI info files and ground-truth database, made by its own converters, safely.
 
 mmdet3d's ``create_data.py`` writes into the folder of the raw data, needs all four splits, dies with an index or a

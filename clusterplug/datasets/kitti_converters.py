@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmdet3d's own KITTI converters, taught that a frame may have no picture and a point may be no number."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The raw files of KITTI's 3D detection benchmark, checked before anything is made from them.
 
 Layout: ``training/{velodyne/<frame>.bin, image_2/<frame>.png, calib/<frame>.txt, label_2/<frame>.txt}`` and, without

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is finished of a KITTI preparation, kept as JSON: plain values and arrays of numbers or strings, never code."""
 
 import json

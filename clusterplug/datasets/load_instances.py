@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Instance ids of the points of a scan in SemanticKITTI's layout."""
 
 from pathlib import Path

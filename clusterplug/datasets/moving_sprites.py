@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generated videos for text-video retrieval: coloured shapes that move, real mp4 files, captions by template."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scans with classes of one's own, in the files of SemanticKITTI."""
 
 import colorsys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Points of the scans before the last one, in the coordinates of the last, with their age."""
 
 from functools import lru_cache

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the laser stood at each scan of a SemanticKITTI sequence."""
 
 from pathlib import Path

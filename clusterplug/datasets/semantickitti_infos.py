@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Info files for any folder in SemanticKITTI layout, written only after every scan in them was checked.
 
 mmdet3d's own converter lists the 43,552 scans of the full set from constants, whether they exist or not. Here the

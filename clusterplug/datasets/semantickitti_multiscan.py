@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SemanticKITTI's multi-scan task: 25 classes, six of which are moving objects."""
 
 from mmdet3d.datasets import SemanticKittiDataset

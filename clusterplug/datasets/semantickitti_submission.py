@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files that SemanticKITTI's server takes: ``sequences/NN/predictions/<scan>.label``, raw labels, checked."""
 
 import os

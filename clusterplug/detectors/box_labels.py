@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labels of points, key points and voxels of a detector from the ground-truth boxes that contain them."""
 
 import torch

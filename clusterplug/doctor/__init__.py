@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds out what is installed, whether it fits together, and what works; nothing is imported in this process.
 
 ``examine`` compares versions with :mod:`clusterplug.dependencies` and has ``probes`` try imports and small

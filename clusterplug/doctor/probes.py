@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small computations that tell whether a part works; started by ``runner``, one process for many probes.
 
 Each probe prints a line of JSON as soon as it is done. Hosts are imported inside the probes alone.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The findings of the doctor as a table for people and as JSON for machines."""
 
 import dataclasses

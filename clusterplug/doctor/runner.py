@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs probes in a process of their own; a probe that crashes it costs nobody else's result."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clustering with scikit-learn's conventions: NumPy arrays or tensors in, the same kind out, on any device.
 
 torch and numpy are enough. Where scikit-learn is installed the estimators inherit from its base classes, so that

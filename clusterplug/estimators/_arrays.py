@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arrays in, tensors inside, the same kind of array out."""
 
 import numbers

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the estimators share: scikit-learn's conventions, with or without scikit-learn, and files."""
 
 import inspect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """k-means as an estimator."""
 
 from typing import Any

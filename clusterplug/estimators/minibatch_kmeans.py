@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mini-batch k-means as an estimator: data that comes in pieces."""
 
 import math

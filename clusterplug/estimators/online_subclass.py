@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Subclasses within labelled classes, found on line: the memory of PointClusterLoss without a network."""
 
 import numbers

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spectral clustering as an estimator."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics over the results of models."""
 
 from clusterplug.evaluation.kmeans_within_classes import kmeans_within_classes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Average precision as the KITTI detection benchmark defines it, on the CPU, all measures in one dict."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What k-means finds within each class: the yardstick for discovered subclasses."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """R@K, median and mean rank of text-video retrieval for mm Runners."""
 
 from collections import Counter

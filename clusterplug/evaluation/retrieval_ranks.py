@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ranks of the right answers of a retrieval, by counting: no sorting, ties by average rank, in chunks."""
 
 import torch

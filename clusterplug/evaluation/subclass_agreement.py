@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How well discovered subclasses agree with hidden sub-types, class by class."""
 
 from typing import NamedTuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predictions of a test split as the files that SemanticKITTI's server takes."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several trainings of configs side by side, restartable, and the comparison of their metrics."""
 
 from clusterplug.experiments.compare import Comparison, compare, comparison_table

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Baseline and method over seeds: mean, spread, and a paired test."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run is: the content of its config, bases included, and the versions of the code; never the name of a file."""
 
 import functools

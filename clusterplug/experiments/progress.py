@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far a training is, read from what mmengine logs."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One training and its test, with the result in a file: ``python -m clusterplug.experiments.run WORK_DIR``."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several trainings at the same time, each in a process of its own."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Notes how many steps a training has, which mmengine's log files do not tell."""
 
 from pathlib import Path

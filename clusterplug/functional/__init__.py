@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clustering kernels: maths on tensors, in torch alone.
 
 Batched (..., N, D), masked, weighted, on any device; computed in fp32 at least, returned in the type of the input.

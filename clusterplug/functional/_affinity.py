@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Similarity graphs of a set of points: heat kernel or nearest neighbours, fixed or local width."""
 
 import warnings

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The core of Sinkhorn's iteration in the log domain for uniform marginals: two launches an iteration."""
 
 import torch

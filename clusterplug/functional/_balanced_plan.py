@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Balanced transport solved to its limit in a fixed number of steps: Newton's method on the column potentials."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small tensors that every step needs again, made once a device."""
 
 from functools import lru_cache

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks at the door of feature clustering."""
 
 from torch import Tensor

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Membership of points in clusters: as a 0/1 matrix where centers are few, as indices where they are many."""
 
 from typing import NamedTuple

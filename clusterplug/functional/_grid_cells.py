@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Averages over the cells of a grid laid over a map, with masks and with every image its own extent."""
 
 from functools import lru_cache

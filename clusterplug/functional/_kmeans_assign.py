@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nearest centers without an (N, K) matrix: scores x.c - |c|^2 / 2 in blocks, one block at a time in memory."""
 
 from collections.abc import Callable, Iterator

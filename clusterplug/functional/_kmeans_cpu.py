@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lloyd's iteration on the CPU: problems in groups that fit the cache, work only for what changed."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lloyd's iteration for accelerators and for ``torch.compile``: whole batch, static shapes, products only."""
 
 from collections.abc import Callable

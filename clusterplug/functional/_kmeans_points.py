@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Points moved to the origin and, where their size calls for it, scaled: what k-means iterates on."""
 
 from typing import NamedTuple

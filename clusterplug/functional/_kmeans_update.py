@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """New centers from weighted sums, and what becomes of clusters that lost all their points."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The eigenvectors with the largest eigenvalues of symmetric matrices with spectrum in [-1, 1]."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Agglomerative trees by scipy, for problems that lie in the memory of the host."""
 
 import importlib.util

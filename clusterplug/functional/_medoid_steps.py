@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The steps that every k-medoids form shares: start, assignment, update, results. All problems at once."""
 
 from typing import NamedTuple

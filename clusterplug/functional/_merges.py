@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All merges of an agglomerative clustering, found many at a time and for many problems at once."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Precision rules that every kernel shares: at least fp32 inside, autocast off, the caller's type outside."""
 
 import contextlib

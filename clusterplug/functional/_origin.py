@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a set of points lies: an origin and a size that a minority of far, infinite or NaN points does not change."""
 
 from functools import lru_cache

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All distances within one set of points: symmetric, zero diagonal, safe for any finite input."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Input validation of every transport kernel."""
 
 import torch

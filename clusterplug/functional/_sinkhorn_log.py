@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sinkhorn in the log domain: safe for every finite score, two launches an iteration."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A batch of transport problems as both forms of Sinkhorn's iteration see it."""
 
 from typing import NamedTuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sinkhorn with scaling vectors: plan = diag(u) E diag(v), two reads of the kernel matrix E an iteration."""
 
 import torch

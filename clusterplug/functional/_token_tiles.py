@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The index plan of local token clustering: small tiles of home cells, each with the few cells near it."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hard and easy anchors of every class, drawn without a loop over classes or a host synchronisation."""
 
 from functools import lru_cache

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contrast of anchors with equal-sized rings of remembered keys, in one in-place (A, S*T) buffer."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labels of labels: where a point ends after several rounds of clustering."""
 
 from collections.abc import Sequence

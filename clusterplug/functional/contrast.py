@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contrast between subclasses: every anchor is pulled to the keys of its subclass, pushed from all others."""
 
 import torch

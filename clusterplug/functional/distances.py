@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Distances between all pairs of two sets of points: batched, in blocks, accurate far from the origin."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Feature clustering (FEC): points join the nearest center, the means go back to their members or replace them."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gathering over the ranks of torch.distributed, with the gradient of every rank."""
 
 import torch

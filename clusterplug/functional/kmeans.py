@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lloyd's k-means: batched, masked, weighted, exact far from the origin, without an (N, K) matrix in memory."""
 
 import math

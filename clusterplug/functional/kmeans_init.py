@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where k-means starts: k-means++ (random, good in expectation) and KKZ (deterministic, farthest points)."""
 
 import math

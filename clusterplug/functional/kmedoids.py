@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batched k-medoids: deterministic start, alternating assignment and update."""
 
 import math

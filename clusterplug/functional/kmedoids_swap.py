@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batched k-medoids by swaps: the quality of PAM, a block of candidates at a time."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batched agglomerative clustering for small N: the tree of merges, and cuts through it."""
 
 import math

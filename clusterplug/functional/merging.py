@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bipartite token matching: which tokens merge, and how to take any tensor through the merge and back."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Agreement of two labelings of the same points: accuracy under the best matching, NMI, adjusted Rand index."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mini-batch k-means: centers of data larger than memory, one batch at a time, over ranks if need be."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contrast of anchors with each other, by subclass, with one buffer for all pairs."""
 
 from functools import lru_cache

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cells over points in space: where each point lies, and the cells around it."""
 
 from typing import NamedTuple

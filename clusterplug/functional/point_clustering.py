@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Feature clustering of points in space: each point joins the most similar of the cells around it."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Means over regions of rows (objects, cells), for those regions alone that have an anchor."""
 
 from typing import NamedTuple

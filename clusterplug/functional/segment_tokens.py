@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Video tokens in segments: frames cut into consecutive runs, and parameter-free ways to shorten or mix them."""
 
 import torch

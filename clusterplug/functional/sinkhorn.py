@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Entropic optimal transport by Sinkhorn's iteration: batched, masked, over ranks, safe for any finite scores."""
 
 import math

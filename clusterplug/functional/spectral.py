@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batched spectral clustering with medoids: graph, leading eigenvectors, k-medoids on their rows."""
 
 import math

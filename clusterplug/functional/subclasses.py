@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Within-class assignment of points to subclass centers, all classes in one padded batch."""
 
 import torch

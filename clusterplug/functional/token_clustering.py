@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token clustering: a map of tokens becomes a smaller map of cluster tokens, by local soft k-means."""
 
 from typing import NamedTuple

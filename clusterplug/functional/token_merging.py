@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Merging many tokens at once, and attention that knows how many tokens each one stands for."""
 
 import torch

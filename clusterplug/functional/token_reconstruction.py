@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token reconstruction: a map of cluster tokens becomes a map of tokens again."""
 
 from typing import NamedTuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Transport that need not meet both marginals: partial (only some mass moves) and unbalanced (marginals are soft)."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The small MLP between a backbone feature and the space in which it is clustered."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hooks: they schedule and watch; what is learnt belongs to the model."""
 
 from clusterplug.hooks.cluster_schedule import ClusterScheduleHook

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finding the clustering losses of the model that a runner trains."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When a clustering loss sets in, how its weight rises, how its centers slow down."""
 
 import math

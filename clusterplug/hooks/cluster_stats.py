@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the subclasses do during training, as numbers in the log."""
 
 import torch

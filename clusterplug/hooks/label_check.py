@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data set, head and loss must count the same classes and ignore the same label."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token reduction while a mm Runner validates or tests."""
 
 import contextlib

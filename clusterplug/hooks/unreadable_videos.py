@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Says at the end of a run which videos could not be read."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers that cluster: between the blocks of a network, or as its blocks."""
 
 from clusterplug.layers.feature_clustering import FeatureClustering

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clustering of features between linear maps, with the maps taken out of the sums over points."""
 
 import torch

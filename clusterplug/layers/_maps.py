@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Maps with masks: normalised over their valid places, cut into regions, put together again."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One number or two: sizes of grids and folds."""
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token sequences with class or register tokens in front, taken apart and put together."""
 
 import torch

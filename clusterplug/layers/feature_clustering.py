@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The token mixer of FEC: pixels exchange what they hold with the pixels of their cluster."""
 
 import torch

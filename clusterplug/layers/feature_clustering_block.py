@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One block of FEC: clustering, then a small MLP, both added to what came in."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The downsampling of FEC: every second row and column becomes the mean of a cluster, beside a strided convolution."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers of FEC for points in space: mixing within clusters, and coarser points from clusters."""
 
 import torch

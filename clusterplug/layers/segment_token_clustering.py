@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The layer that turns the tokens of T frames into those of S segments with K kept tokens each."""
 
 from typing import NamedTuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The layer that makes a token sequence shorter."""
 
 from torch import Tensor, nn

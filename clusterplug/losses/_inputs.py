@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a clustering loss accepts, with messages that say what to do."""
 
 import torch

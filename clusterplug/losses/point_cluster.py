@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Within-class clustering of point embeddings as an auxiliary training loss."""
 
 from collections.abc import Sequence

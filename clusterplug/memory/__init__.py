@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prototype banks and queues: in the checkpoint, and the same on all ranks."""
 
 from clusterplug.memory.subclass_memory import SubclassMemory, clusters_per_class

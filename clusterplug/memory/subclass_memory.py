@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Centers and ring-buffer queues of the subclasses of every class."""
 
 from collections.abc import Sequence

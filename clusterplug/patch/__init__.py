@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token reduction inside trained transformers: one call applies it, one takes it away again."""
 
 from clusterplug.patch._apply import apply, remove

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where reduced tokens lie on the map, and rotary embeddings at those positions."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The hooks themselves; classes, so that a copied model gets hooks of its own."""
 
 from typing import TYPE_CHECKING

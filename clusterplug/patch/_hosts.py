@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a patch has to know of a transformer, and the list of those that are known."""
 
 import dataclasses

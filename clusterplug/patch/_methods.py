@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The methods of reduction behind one face: a map goes in, fewer tokens and the way back come out."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A class of its own for a patched module: the same module, with what a patch adds to its class.
 
 ``torch.compile`` guards on the classes of modules, not on their hooks (``skip_nnmodule_hook_guards``, torch 2.11): a

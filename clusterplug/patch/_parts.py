@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts that a patch belongs to: one transformer in the model, each block once, the same blocks in every pass."""
 
 from collections.abc import Iterable

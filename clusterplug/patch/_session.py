@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The hooks that reduce tokens before one block and bring them back after another."""
 
 import warnings

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention that knows how many tokens each reduced token stands for, in blocks that know nothing of it."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Windows that shrink with the map, so that each covers the part of the image that it covered before.
 
 Modules are shared by all threads, so nothing is set on them: what a block is to read during one call instead of its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CenterCLIP inside a trained image tower: from one block on, segments of a video instead of its frames."""
 
 import contextlib

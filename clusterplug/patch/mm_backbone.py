@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A backbone of a mm config that runs on fewer tokens from the moment it is built, for uses without a Runner."""
 
 from torch import nn

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VisionTransformer of mmsegmentation and mmpretrain, alone or as the backbone of a segmentor or classifier."""
 
 from torch import nn

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """open_clip's VisionTransformer: the image tower of CLIP models, OpenAI's weights among them."""
 
 from torch import nn

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Transformers in the form of the original ViT, DINO and MAE code: blocks, patch_embed.proj, cls_token."""
 
 from torch import nn

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image encoders of Segment Anything: transformers, segment_anything and timm have the same blocks.
 
 Blocks take maps and attend in windows, but for a few that see the whole map. The map is clustered as one; windows

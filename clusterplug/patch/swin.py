@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Swin and Swin V2 of timm, torchvision, transformers (with Mask2Former's and MaskFormer's), and the mm packages.
 
 Tokens are reduced inside one stage, and full again at its end, before norms and patch merging. The map is clustered as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """timm's VisionTransformer family: ViT, DeiT, DINOv2 and v3, CLIP, SigLIP, and Eva with rotary embeddings."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torchvision's VisionTransformer."""
 
 from torch import nn

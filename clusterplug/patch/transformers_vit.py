@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """transformers: ViT, DeiT, DINOv2, DINOv2 with registers, DINOv3, CLIP and SigLIP vision, BEiT, DPT, Depth Anything."""
 
 import math

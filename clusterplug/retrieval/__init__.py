@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text-video retrieval: CenterCLIP, its encoders and heads."""
 
 from clusterplug.retrieval.center_clip import CenterCLIP

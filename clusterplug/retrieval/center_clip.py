@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CenterCLIP as a model for mm Runners."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The symmetric contrastive loss between texts and videos, over the batches of all ranks."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Samples of text-video retrieval, and the step from a list of them to a batch on the device."""
 
 from collections.abc import Sequence

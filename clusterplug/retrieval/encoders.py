@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text and video encoders of CenterCLIP: CLIP of transformers and open_clip, with tokens clustered inside."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Heads that make one feature of a video from those of its segments: meanP and seqTransf of CLIP4Clip."""
 
 from collections.abc import Sequence

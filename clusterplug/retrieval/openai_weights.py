@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CLIP state dicts in OpenAI's naming, as OpenAI's files and CLIP4Clip's checkpoints have them, for transformers."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Learning rates and weight decay of a retrieval model, by what a parameter is and not by a part of its name."""
 
 from mmengine.optim import DefaultOptimWrapperConstructor

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finding videos of a folder by a sentence: features once, answers at once."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The index of a store's videos: features, and what they were made of."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attaching losses to segmentors and detectors of mmdet3d and its relatives."""
 
 from clusterplug.segmentors.subclass_prediction import (

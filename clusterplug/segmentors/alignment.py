@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which row of a tapped feature belongs to which label."""
 
 import torch

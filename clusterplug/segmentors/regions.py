@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Regions of labels that are assigned as one: objects, or cells of space that hold one class."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the clustering loss adds to a training step, measured on the model itself."""
 
 import time

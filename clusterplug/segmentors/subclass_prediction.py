@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The subclass of every point of a scan, from a model trained with a clustering loss."""
 
 from typing import NamedTuple

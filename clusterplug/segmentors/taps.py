@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading a feature inside a model: the input or output of a named layer, as rows."""
 
 import difflib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A clustering loss next to the loss that a model has, by config alone."""
 
 import warnings

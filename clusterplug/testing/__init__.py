@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pieces for tests: a real Runner on tiny real files, gloo ranks, counters of operations and waits."""
 
 from clusterplug.testing.counters import count_host_syncs, count_launches

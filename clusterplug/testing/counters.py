@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Count what a function asks of the device: launched operations, and waits of the host for the device.
 
 Both counts are taken from the operations that torch dispatches, so they do not depend on the machine and can be

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a function on several gloo ranks on this machine, and get every rank's result or its traceback."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FEC in its dense form: every similarity, every product of centers, points and channels, nothing clever.
 
 What the backbone is compared with in tests and benchmarks. Modules are named as in the authors' checkpoints, so that

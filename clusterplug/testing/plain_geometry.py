@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Geometry in plain Python, to compare batched code with."""
 
 import math

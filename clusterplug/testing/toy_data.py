@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tiny data set in SemanticKITTI layout: real files, a street of a few thousand points per scan."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmdet3d's KITTI detectors from their own configs, on tiny files and small enough for a test on one CPU core."""
 
 from pathlib import Path

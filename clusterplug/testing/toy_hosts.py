@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Any segmentation config of mmdet3d on tiny data: its files, its workers, its length and its widths, nothing else."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiny data sets in the layouts of S3DIS and ScanNet: real files, rooms of a few thousand coloured points."""
 
 import pickle

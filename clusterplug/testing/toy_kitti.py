@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiny frames in KITTI's 3D detection layout: a road with cars, pedestrians and cyclists before the camera."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real mmengine Runner with a real mmdet3d MinkUNet (spconv), small enough for a test on one CPU core."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures without a display."""
 
 from clusterplug.visualization.birds_eye import birds_eye

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every picture of a point cloud asks of its input."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Self-contained HTML pages: a template beside this file, filled with a title and JSON data."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text of users in pictures: drawn as it is, never read as mathematics or TeX."""
 
 from clusterplug.visualization.colors import class_name

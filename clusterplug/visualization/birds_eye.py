@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A point cloud from above as a picture, with numpy alone: no window, no display."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Boxes of a detector drawn into a bird's-eye view and into a camera image, with numpy alone."""
 
 from typing import NamedTuple

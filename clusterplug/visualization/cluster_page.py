@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Maps of clusters over an image: one web page with a slider over the layers, or one PNG."""
 
 import os

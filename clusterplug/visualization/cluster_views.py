@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each layer of a clustering backbone makes of an image, as maps of labels over its pixels."""
 
 from typing import NamedTuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Colours of classes and subclasses, as (K, 3) uint8 RGB."""
 
 import colorsys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A drawn landscape, for looking at clusters without a photograph."""
 
 import numpy as np

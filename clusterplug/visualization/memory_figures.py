@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is in a memory of subclasses: sizes, centers on a plane, drift; each as one PNG."""
 
 import os

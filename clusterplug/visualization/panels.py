@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several bird's-eye views beside each other, with titles and a legend, as one PNG."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Coloured points as a PLY file, which MeshLab, CloudCompare, Blender and Open3D read."""
 
 import os

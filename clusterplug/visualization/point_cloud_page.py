@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One scan as a web page in one file: it turns, and can be coloured in several ways."""
 
 import os

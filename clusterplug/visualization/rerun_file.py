@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scans as a recording for the rerun viewer (``pip install rerun-sdk``)."""
 
 import os

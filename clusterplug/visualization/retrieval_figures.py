@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures of retrieval: kept tokens on frames, segment strips, sheets of answers, similarity maps."""
 
 import os

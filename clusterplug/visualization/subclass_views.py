@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything there is to see of the subclasses of a trained model: files for a scan, files for the memory."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokens of a picture: which cluster each belongs to, what they look like in three colours, maps before and after."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FEC: parameter counts, the dense form, sizes, masks, gradients, precision, bad input."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """configs/fec: each builds in its host and takes training steps."""
 
 from pathlib import Path

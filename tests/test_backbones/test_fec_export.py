@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FEC as an ONNX file: the same numbers, and no scatter in it."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FEC on points: cells, clusters against a plain loop, the backbone, and an mmdet3d training."""
 
 from pathlib import Path

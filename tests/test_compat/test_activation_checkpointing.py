@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Activation checkpointing of layers whose arguments are no tensors."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AmpOptimWrapper on the CPU: bfloat16 autocast, and the scaler's state."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints: what mmengine wrote can be read, code cannot; a full disk leaves the previous file."""
 
 import errno

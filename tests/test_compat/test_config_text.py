@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The config text is the same program, in lines of a bearable length."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Three gloo ranks on the CPU: exempt buffers stay bit-exact, the others are averaged, DDP and launchers work."""
 
 import pytest

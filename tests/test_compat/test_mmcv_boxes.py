@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmcv's operations on 3D boxes on the CPU against plain loops over points, boxes and cells."""
 
 import math

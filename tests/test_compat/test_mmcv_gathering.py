@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Grouping, interpolation, kernel assembly and voxel sums on the CPU: against plain loops, gradients by differences."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmcv's sparse convolution on the CPU against dense ones, and with pairs that layers of different kernels share."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Workarounds for mmdet3d: voxels on the CPU, broken files named, pictures without a display."""
 
 import numpy as np

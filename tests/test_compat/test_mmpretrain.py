@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmpretrain beside a transformers that its text models do not know."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mechanism of the workarounds: before or after the import of the host, twice, and back."""
 
 import importlib

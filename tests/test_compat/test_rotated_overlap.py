@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Overlap of turned rectangles against a plain polygon clip, also where sides lie on each other."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Odd scans and labels on their way into a model: unknown ids, NaN and inf, no labels, too few points."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sparse convolutions on the CPU against dense ones, with one and two threads."""
 
 import pytest

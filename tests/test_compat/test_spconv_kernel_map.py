@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernel maps by sorting against spconv's hash table."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SPVCNN and MinkUNet V2 with spconv: the point branch against plain loops, and both backbones as a whole."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Input validation: what is taken, what is refused, and the words."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """--cfg-options: paths as they are, everything else as mmengine reads it."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One writer: files are whole or absent, keep their permissions, and links stay links."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sources are never written, one folder has one writer, and a marker knows what made an output."""
 
 import os

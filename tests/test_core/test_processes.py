@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Workers: CPUs of the affinity, no child outlives its parent, a worker that dies costs its own item only."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pickles as data: what mmdet3d writes comes back exactly; code, objects and addresses do not."""
 
 import os

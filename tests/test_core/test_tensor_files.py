@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors of checkpoints and TorchScript archives as torch reads them itself, and nothing of a file ever runs."""
 
 import io

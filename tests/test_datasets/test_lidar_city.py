@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The simulated sensor, the materials and the streets."""
 
 from types import SimpleNamespace

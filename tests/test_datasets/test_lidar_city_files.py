@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files of a LiDAR city: layout, read-back by mmdet3d, restart, bad input, full disk."""
 
 import builtins

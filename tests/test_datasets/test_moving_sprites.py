@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders of moving sprites: begun and finished with one set of settings, never mixed with others or other files."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several SemanticKITTI scans at once: poses, ages, labels, 25 classes, and real consecutive scans that meet."""
 
 import os

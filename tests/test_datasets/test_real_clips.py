@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real clips from many sources: decoders agree, every clip can be prepared."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decoders, stores and sampling on real files: the same frames everywhere, and every kind of broken file named."""
 
 import pickle

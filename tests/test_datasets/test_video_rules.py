@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One rule for rotation, time, streams and containers, the same for all decoders and for re-encoding."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which frames and tokens are taken: the middles of the authors' floating-point rule, random ones over everything."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Damaged, hostile and odd items in folders, zips and LMDBs: each is named, none ends a run or takes the memory."""
 
 import gc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Caption tables lose no word and no video: odd encodings, quotes, layouts; each error names file, line and content."""
 
 import json

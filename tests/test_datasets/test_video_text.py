@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Annotation formats, data sets, pipelines and unreadable videos, from real files to batches of the loader."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labels of points, key points and voxels from boxes, against plain loops, and what is refused."""
 
 import math

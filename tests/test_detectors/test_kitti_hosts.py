@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PointPillars, SECOND, PV-RCNN and PointRCNN with the clustering loss, by a real Runner on KITTI files."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small contracts: warnings of too few clusters, the default device, weights, names in messages."""
 
 import pickle

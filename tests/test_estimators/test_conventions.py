@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scikit-learn's own checks on every estimator, and exactly what of them cannot hold."""
 
 import warnings

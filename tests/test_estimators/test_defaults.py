@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A function and the estimator built on it start from the same defaults."""
 
 import inspect

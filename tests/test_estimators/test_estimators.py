@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Estimators: kinds of arrays, agreement with the functions and with scikit-learn, files, life without scikit-learn."""
 
 import pickle

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MiniBatchKMeans: one algorithm with the function, scikit-learn's stopping rules, exact contracts, going on."""
 
 import pickle

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames of KITTI objects to compute average precision from by hand."""
 
 import numpy as np

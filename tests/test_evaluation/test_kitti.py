@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KITTI's average precision: cases computed by hand, and a plain program written from the benchmark's rules."""
 
 import math

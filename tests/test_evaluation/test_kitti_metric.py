@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmdet3d's KittiMetric on a CPU: its figures, and why it needs help."""
 
 import math

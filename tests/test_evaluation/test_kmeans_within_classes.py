@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """k-means inside each class."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ranks by counting against a plain loop: ties, several captions, chunks; the metric in mmengine, and on two ranks."""
 
 import hypothesis

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Agreement of subclasses and sub-types within classes."""
 
 import math

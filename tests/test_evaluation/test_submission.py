@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Server files of SemanticKITTI: raw labels, as many as points, every scan, single- and multi-scan."""
 
 import zipfile

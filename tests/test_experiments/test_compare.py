@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mean, spread and paired test of a baseline and a method."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several trainings at once: order, progress, failure, and going on. The child here is a small script."""
 
 import json

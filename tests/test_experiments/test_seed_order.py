@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The seed of a run decides the order of its data, in every config that is shipped."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """sample_anchors: the hard / easy rule, as a loop states it, on every path."""
 
 import itertools

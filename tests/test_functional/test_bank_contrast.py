@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """bank_contrast_terms: equal to subclass_contrast on the same keys, in value and gradient."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """subclass_contrast: values by hand, a loop, gradients, dtypes, bad input."""
 
 import math

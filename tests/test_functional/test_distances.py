@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """pairwise_distances: by hand, against a float64 loop and scipy, offsets, blocks, gradients, bad input."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One rule for all kernels: no problems give empty results of the right shape; a problem without points is refused."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Feature clustering: cases by hand, a plain loop, closed forms, invariants, gradients, masks, bad input."""
 
 import math

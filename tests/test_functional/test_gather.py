@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gather_ranks: order of ranks, dtypes, and the sum of all ranks' gradients."""
 
 import pytest

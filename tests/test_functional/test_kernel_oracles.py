@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels against other libraries on random, duplicate, collinear, far, equal, single and masked points."""
 
 import warnings

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """kmeans: by hand, plain loop, scikit-learn, faiss; masks, weights, empty clusters, extremes, invariants, bad input."""
 
 import itertools

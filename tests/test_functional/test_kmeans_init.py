@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """k-means++ and KKZ: by hand, distributions, distinct points, masks, quality against scikit-learn."""
 
 import pytest

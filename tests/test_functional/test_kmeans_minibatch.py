@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mini-batch k-means: running means by hand, scikit-learn as a rough oracle, moves, ranks, bad input."""
 
 import warnings

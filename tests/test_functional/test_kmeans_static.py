@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fixed-iteration form: compiles, launches few operations, never asks the host, and equals the CPU form."""
 
 import importlib

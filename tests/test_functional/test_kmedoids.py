@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """k-medoids against hand-computed cases, a plain loop, brute force, and its own invariants."""
 
 import importlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """k-medoids by swaps against FasterPAM, brute force and the definition of its end point."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Agglomerative clustering against scipy, a plain loop, and hand-computed trees."""
 
 import importlib

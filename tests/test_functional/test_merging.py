@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bipartite matching against hand-computed cases and a plain loop."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Roles of bipartite matching: those of the authors, counted over the whole sequence."""
 
 import pytest

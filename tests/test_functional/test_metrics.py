@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Accuracy under the best matching, NMI, ARI: by hand, against scikit-learn and scipy, bad input."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One NaN, infinite, far or huge point, or an unusual unit, takes nothing from what is said about the others."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """pair_contrast_terms: the dense form is the oracle, for values and gradients; several passes, one rank's anchors."""
 
 import pytest

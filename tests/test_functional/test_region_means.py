@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Means over the regions of anchors, against a plain loop."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """sinkhorn: oracles, marginals, masks, extremes, launches."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """sinkhorn over ranks: two gloo processes with uneven rows equal one process."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spectral clustering against scikit-learn, a plain float64 form, and its invariances."""
 
 import importlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """assign_subclasses: the paper's kernel in float64, marginals, permutation, limits."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every public function on inputs of every stride, and on what one odd row may do to the others."""
 
 import inspect

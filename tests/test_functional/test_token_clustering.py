@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token clustering and reconstruction: hand-computed cases, the dense form of the paper, the checks of its card."""
 
 import pytest

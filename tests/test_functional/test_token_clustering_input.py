@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token clustering and reconstruction at the limits of their input, and wrong input."""
 
 import pytest

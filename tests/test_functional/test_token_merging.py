@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Merging in rounds, and attention with sizes."""
 
 import pytest

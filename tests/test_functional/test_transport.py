@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """partial_transport and unbalanced_transport: oracles, limits, masks, bad input."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ProjectionHead: layers, independence of rows, bad widths."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The schedule of weight and momentum: a function of the iteration, also after a resume."""
 
 import warnings

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The numbers on the life of the subclasses, by hand and in a log."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers of FEC: regions, sizes that do not divide, masks."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Segment token clustering: the card's checks, plain loops, masks, ragged segments, gradients, bad input."""
 
 import hypothesis

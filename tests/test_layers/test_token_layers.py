@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pair of layers: sequences with class tokens, maps, messages, registry."""
 
 import pytest

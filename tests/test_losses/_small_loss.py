@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small PointClusterLoss, batches for it, and comparisons of its state."""
 
 import copy

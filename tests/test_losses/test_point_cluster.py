@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PointClusterLoss: values against a plain loop, and gradients."""
 
 import copy

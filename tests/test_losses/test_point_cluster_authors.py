@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers that the authors' code (FengZicai/Cluster3DSeg) gives on seeded input, next to ours."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PointClusterLoss on gloo ranks with uneven data: the state and the mean gradient of one process."""
 
 import copy

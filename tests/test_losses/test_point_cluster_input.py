@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What PointClusterLoss refuses, and what it says."""
 
 import pytest

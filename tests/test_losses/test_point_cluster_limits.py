@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PointClusterLoss at the limits of its input: nothing to compare, NaN, dtypes, layout."""
 
 import math

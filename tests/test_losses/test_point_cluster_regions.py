@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Regions: anchors of one object or cell share a subclass, found from the mean of all its points."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PointClusterLoss: the state it keeps, resume, launches and waits."""
 
 import copy

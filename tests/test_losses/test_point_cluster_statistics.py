@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the method is for: the modes of a class are found, and rare classes keep all their subclasses."""
 
 import pytest

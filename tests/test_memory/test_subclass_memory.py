@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SubclassMemory: rings, momentum centers and seeds against plain loops; state and checkpoints."""
 
 import copy

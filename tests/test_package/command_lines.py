@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parsers of all command lines, taken at the moment in which they would read their words."""
 
 import argparse

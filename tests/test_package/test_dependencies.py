@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of versions agrees with the pins, with packaging, and reads ranges as pip does."""
 
 import re

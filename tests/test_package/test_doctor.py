@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The doctor against installations that lack something, have too new a version, or break on import."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What README and docs show in blocks is real: Python runs as it stands, commands name existing tools and options.
 
 A block of Python runs in the namespace of its page, after the blocks above it, as a reader would paste them. Where it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every option of every command has a sentence, its default, and no marks of another language."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Maths knows no framework: every import of every file is read and compared with the table of the house."""
 
 import ast

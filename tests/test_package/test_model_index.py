@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """model-index.yml and the metafiles that it names: what mmengine and mim read."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The examples of the README run; models get random weights, so that nothing is fetched."""
 
 import re

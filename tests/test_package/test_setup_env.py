@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The set-up: what counts as installed, what an interruption leaves, when a step is skipped."""
 
 import os

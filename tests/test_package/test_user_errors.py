@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors that a user can resolve: one sentence, exit code 1; others keep their traceback."""
 
 import os

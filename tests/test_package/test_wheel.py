@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The wheel: what is in it, and that an installed package finds its configs without a checkout."""
 
 import importlib.util

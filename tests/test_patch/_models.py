@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small transformers of every host, with random weights: name -> (model, image)."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CenterCLIP inside CLIP and SigLIP of transformers, open_clip and timm: exact, reversible, trainable."""
 
 import copy

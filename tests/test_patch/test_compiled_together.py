@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A patched and a plain model of one class, both compiled: neither runs what was compiled for the other."""
 
 import _models as models

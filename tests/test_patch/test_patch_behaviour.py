@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a patch does between its blocks: a plain loop, features on the way, positions, threads, messages."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Patched models where others have their hands in them: other processes, copies, frameworks, checkpoints."""
 
 import copy

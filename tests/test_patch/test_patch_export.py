@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Patched models traced, exported and converted: the same numbers, for any batch."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every host: sizes kept, reduced inside, prefix tokens untouched, undone bit for bit."""
 
 import copy

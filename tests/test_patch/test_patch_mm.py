@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The classes of mmdetection and mmsegmentation themselves, and the configs of configs/token_clustering."""
 
 from pathlib import Path

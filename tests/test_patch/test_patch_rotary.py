@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rotary embeddings between tokens: the angles of the host's own formula, on maps of any size."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Size bias acts in every attention, the same in each implementation, or is refused."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a patch leaves on a model: nothing that threads, failures, copies, files or other tools could stumble over."""
 
 import copy

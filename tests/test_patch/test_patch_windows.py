@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hosts with windows and stages: tables of relative positions, shifts, stages, grids without padding."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hosts are recognized by their own parts: wrappers give the maps of the plain model or are refused by name."""
 
 import importlib.util

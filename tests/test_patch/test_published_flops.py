@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Multiply-adds of patched networks are those that the paper's Segmenter reports."""
 
 import pytest

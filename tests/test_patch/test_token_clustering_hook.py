@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The hook of mm test runs, on a backbone in the layout of mmsegmentation's VisionTransformer."""
 
 import types

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The examples of docs/token_clustering.md run as they stand."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tome that merges in front of every block: a plain loop in float64, sizes, positions, full maps, settings."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CenterCLIP's loss, heads and model: closed forms, two ranks, weights of OpenAI and open_clip, bad input."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Learning rate and decay of every parameter of every kind of model, as the docs promise them."""
 
 from pathlib import Path

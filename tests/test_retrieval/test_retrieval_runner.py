@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real Runners on real mp4 files: train, stop, resume to the same numbers, test; configs; unreadable videos listed."""
 
 from pathlib import Path

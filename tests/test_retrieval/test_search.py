@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The index behind tools/search_videos.py, and the tool on real files with a model of random weights."""
 
 import importlib.util

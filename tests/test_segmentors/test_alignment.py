@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which label belongs to which row of a tapped feature, for dense and sparse features of any stride."""
 
 import pytest

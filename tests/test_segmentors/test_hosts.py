@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every segmentation host of mmdet3d with the loss, from its config: it trains, tests, and labels meet their rows."""
 
 import copy

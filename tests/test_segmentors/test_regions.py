@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Regions that WithClustering finds for the loss, image maps, and training steps that it refuses."""
 
 import warnings

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loss in a real Runner on two gloo ranks that see different classes: with everything that large runs use."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Subclasses of the points of every segmentation host; detectors are refused by name; patches and coarse grids."""
 
 import copy

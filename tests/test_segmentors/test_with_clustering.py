@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """WithClustering on a small dense model: taps, labels, what it refuses, and that nothing changes outside training."""
 
 import copy

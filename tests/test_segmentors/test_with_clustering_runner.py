@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """WithClustering around mmdet3d's MinkUNet in a real Runner: predictions, taps, resume, EMA, two ranks."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The counters count what they say, on operations whose count is known."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """run_gloo: results in order, a rank's traceback, ranks that die or hang."""
 
 import os

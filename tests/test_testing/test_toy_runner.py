@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real MinkUNet on real files: it trains, tests, resumes to the same numbers, and keeps its checkpoint."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """tools/train.py and tools/test.py: mmdet3d's options, early and clear errors, whole runs."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clustering of shards: exactness, resume after a kill, several processes, bad input."""
 
 import importlib.util

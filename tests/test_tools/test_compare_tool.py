@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Baseline and method over seeds by the command line, with mmdet3d's own Runner."""
 
 import json

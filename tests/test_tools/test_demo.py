@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo, from generating streets to pictures, on a few scans."""
 
 import json

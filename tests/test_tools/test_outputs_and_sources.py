@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Analysis tools never write over what they read, whatever --out is; prefixes of files name no folder."""
 
 import importlib.util

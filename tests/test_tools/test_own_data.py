@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every block of docs/own_data.md, on a tiny data set with ids of its own; and numbers that do not agree."""
 
 import re

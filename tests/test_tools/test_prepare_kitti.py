@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """tools/prepare_kitti.py: infos, reduced points and database as mmdet3d writes them, and broken files by name."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Info files: what exists, checked byte by byte, complete or not at all."""
 
 import pickle

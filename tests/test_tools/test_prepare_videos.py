@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """tools/prepare_videos.py and prepare_moving_sprites.py as a user calls them."""
 
 import importlib.util

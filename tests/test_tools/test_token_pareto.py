@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sweep over settings of token reduction: rows, front, recommendation, files."""
 
 import importlib.util

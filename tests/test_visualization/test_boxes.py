@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Boxes drawn from above and into an image: pixels that can be computed by hand."""
 
 import numpy as np

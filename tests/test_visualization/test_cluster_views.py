@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clusters over an image: composition, colours, representatives, the page with a slider, the three-colour image."""
 
 import base64

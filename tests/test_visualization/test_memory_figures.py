@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures of a memory: they are written, and change with what they show."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pages show any title and name as text: nothing of a name ends the script or becomes markup."""
 
 import json

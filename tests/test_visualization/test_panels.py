@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures: where a point is drawn, which colour it gets, and that no half file is left."""
 
 import matplotlib.image

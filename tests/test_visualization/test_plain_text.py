@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts of users are drawn as they are: no dollar, backslash or underscore is read as mathematics."""
 
 import numpy as np

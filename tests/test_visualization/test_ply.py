@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PLY files: read back by hand and by Open3D."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page that turns: what it holds, and that a browser draws it."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures of retrieval are written, show what they should, and refuse what does not fit."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Borders of token clusters, colours of tokens, panels."""
 
 import numpy as np

@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
 """Train a baseline and methods over seeds and compare their test metrics: ``compare.py BASE METHOD ...``."""
 
 import sys

@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
 """Draw what a KITTI detector finds, from above and in the camera image, one PNG a frame, without a display.
 
 python tools/analysis_tools/draw_boxes.py CONFIG CHECKPOINT --out pictures [--frames 0 1] [--score 0.3]

@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
 """What token reduction buys and costs on one model: a table, a picture, and a setting for a target speed-up.
 
     python tools/analysis_tools/token_pareto.py vit_small_patch14_dinov2 --size 518 --images pictures/ --speedup 1.4

@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
 """Draw what FEC clusters in an image: view_fec.py IMAGE [CKPT] [--arch small] [--groups 3]."""
 
 import argparse

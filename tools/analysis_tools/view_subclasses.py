@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
 """Draw the subclasses that a trained model has found: view_subclasses.py CONFIG CHECKPOINT [--scans 0 1 2]."""
 
 import argparse

@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
 """Turn a checkpoint of guikunchen/FEC into weights of clusterplug's FEC: fec.py SOURCE TARGET [--backbone]."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes or completes the virtual environment `.venv` with the pinned packages; started by `make`.
 
 Usage: ``sh tools/setup_env/run.sh GROUP [GROUP ...]`` with the groups of ``GROUPS``; ``--lock`` writes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Installs mmcv 2.1.0: from a wheel that pip finds, else compiled here, resumably.
 
 mmdet3d 1.4.0 accepts mmcv below 2.2 only, and mmcv has no wheel for a current torch (mmcv#3096, mmdetection#11763).

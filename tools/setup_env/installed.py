@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tells what is installed in a virtual environment, completely installed, without starting its Python."""
 
 import csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs a command with one line of progress, a log file, and an end that leaves no process behind."""
 
 import contextlib

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Finds a Python that the pinned packages exist for, and hands over to __main__.py of this folder.
 # PYTHON=/path/to/python chooses one by hand.
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LiDAR city: generated streets, scanned by a simulated 64-beam lidar, with hidden sub-types of every class.
 
 The files have the SemanticKITTI layout, so mmdet3d's own ``SemanticKittiDataset`` and pipelines load them. Every

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``python -m clusterplug.datasets.lidar_city OUT``: see :mod:`clusterplug.datasets.lidar_city.cli`."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The classes of the city and the hidden sub-types of each."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The public function that writes a city."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The street's course and the ground: patches of road, sidewalk, parking and terrain with curbs between them.
 
 Places are given in street coordinates: ``s`` metres along the centre line, ``d`` metres to its left.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What stands beside the street: one function per kind of lot.
 
 Every function gets the plan and a :class:`Lot` and fills the strip between the sidewalk and the backdrop.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a surface returns: remission, scatter in range, drop-out and see-through share of every material."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Triangle meshes from primitives, in plain numpy.
 
 Local frame of every object: x forward, y left, z up, origin on the ground below the middle, metres. Builders return

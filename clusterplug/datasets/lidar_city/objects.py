@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a sub-type's name to its mesh."""
 
 from __future__ import annotations

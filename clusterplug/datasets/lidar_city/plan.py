@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A street while it is being laid out: patches of ground, things to stand on it, things that move."""
 
 from __future__ import annotations

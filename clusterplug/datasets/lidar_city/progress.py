@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A progress bar that turns into plain lines when nobody watches a terminal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """First hits of rays with what stands still and what moves, on Open3D's ray-casting scenes."""
 
 from __future__ import annotations

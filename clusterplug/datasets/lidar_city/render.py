@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Casting the scans of one street into files: what a worker does."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One turn of the sensor: cast the rays, then noise, drop-out and remission."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A spinning 64-beam lidar: where its beams point and how it stands on the car."""
 
 from __future__ import annotations

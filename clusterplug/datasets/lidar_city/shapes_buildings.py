@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Buildings. The front looks towards -y, its foot line is the x axis, the body extends to +y."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """People, bicycles, motorcycles and their riders. Builders take a random generator; the subject faces +x."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trees, bushes and hedges. Trunk and crown are separate meshes: they are separate classes."""
 
 from __future__ import annotations

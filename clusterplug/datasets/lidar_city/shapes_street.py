@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Poles, traffic signs, fences and street furniture. Builders take a random generator; fronts face +x."""
 
 from __future__ import annotations

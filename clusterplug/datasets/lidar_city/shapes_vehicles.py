@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cars, trucks and other vehicles. Every builder takes a random generator and returns one mesh, nose towards +x."""
 
 from __future__ import annotations

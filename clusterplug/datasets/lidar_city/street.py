@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One street: cross streets, sidewalks, curb-side things, traffic, and the triangles of it all."""
 
 from __future__ import annotations

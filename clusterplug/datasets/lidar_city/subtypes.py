@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The hidden sub-type of every point, from its instance id."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several processes that share the streets out among them.
 
 Plain child processes with one JSON line per job: they need no guarded ``__main__`` in the caller's script, and they

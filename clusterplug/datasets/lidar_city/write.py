@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of a city in the SemanticKITTI layout, each written whole or not at all."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text-video data: stores, decoders, annotation formats, data sets and pipeline steps."""
 
 import importlib

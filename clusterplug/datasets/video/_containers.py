@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all decoders and the encoder share: containers by their first bytes, the best stream, times, upright pictures.
 
 The rules, the same for every decoder and for re-encoding:

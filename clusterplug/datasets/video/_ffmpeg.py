@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Re-encoding with the program ffmpeg, by the rules of :func:`~clusterplug.datasets.video.encoding.shrink_video`."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the files of a folder were made of, one line each, added as they are made."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Annotation files of text-video data sets in their published formats: video ids and captions out."""
 
 import io

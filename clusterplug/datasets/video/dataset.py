@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text-video data sets for mm Runners: MSR-VTT, MSVD, LSMDC, ActivityNet, DiDeMo, any table of videos and captions."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames of a video by their numbers, from decord, PyAV or torchcodec: whichever is installed, the same frames.
 
 Rotation, pixel aspect ratio, time and the choice of the stream follow one rule: pictures come upright, mirrored where

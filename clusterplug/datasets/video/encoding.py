@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writing small videos: frames to mp4, and any video to few frames of a small size."""
 
 import math

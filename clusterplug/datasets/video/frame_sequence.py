@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Videos that are stored as pictures, and what a damaged or hostile one may raise."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LMDBs of video files: opened once in a process, closed with their last user, enlarged as they are filled."""
 
 import contextlib

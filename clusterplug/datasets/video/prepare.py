@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Re-encoding whole folders of videos for training: in parallel, resumable, with a list of what could not be read."""
 
 import errno

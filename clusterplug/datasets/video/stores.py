@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where videos lie: a folder of files, folders of frames, a zip of either, an LMDB. One way to open each by its id."""
 
 import hashlib

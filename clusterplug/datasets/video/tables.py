@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading the files that captions come in, so that nothing is lost: text, csv, tsv, json, json lines, parquet.
 
 Every error is a ValueError with the file, the line or entry, what is allowed and what came.

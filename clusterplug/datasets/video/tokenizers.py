@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Captions to token ids."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pipeline steps from a video in a store and its captions to tensors."""
 
 from contextlib import suppress

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clustering of more rows than memory holds: shards in a folder, checkpoints, several processes."""
 
 from clusterplug.estimators.sharded.cluster import cluster_shards

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cluster a folder of shards: the order of the stages."""
 
 import contextlib

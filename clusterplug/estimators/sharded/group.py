@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The processes of a run: one, or those of a torch.distributed group."""
 
 import io

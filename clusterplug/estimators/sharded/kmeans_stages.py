@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """k-means over shards: exact passes, or a step after each block."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The last pass: a label for every row."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """k-medoids over shards: medoids of several samples, compared on all rows."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two engines that find the nearest center of a block."""
 
 import importlib

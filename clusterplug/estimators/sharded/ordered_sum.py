@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A sum over numbered blocks whose rounding does not depend on who adds which block."""
 
 from typing import NamedTuple

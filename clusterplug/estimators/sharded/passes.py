@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One pass over a process's share of the blocks, with checkpoints inside."""
 
 import json

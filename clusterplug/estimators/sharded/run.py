@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of a run over shards, and its state on disk."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A folder of .npy, raw or parquet files as one long matrix that is read in blocks."""
 
 import hashlib
