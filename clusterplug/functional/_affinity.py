@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Similarity graphs of a set of points: heat kernel or nearest neighbours, fixed or local width."""
+"""Similarity graphs of a set of points: heat kernel or nearest neighbors, fixed or local width."""
 
 import warnings
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clusterplug.functional._numerics import host_checks_allowed
 
-# The neighbour whose distance is the local width (Zelnik-Manor and Perona, 2004).
+# The neighbor whose distance is the local width (Zelnik-Manor and Perona, 2004).
 _LOCAL_NEIGHBOR = 7
 
 
@@ -18,7 +18,7 @@ def affinity_matrix(
     """Return the weights (B, N, N) of the graph over ``distances`` (B, N, N): symmetric, one on the diagonal.
 
     The weight of a pair is ``exp(-d^2 / (2 sigma^2))``, or ``exp(-d^2 / (s_i s_j))`` with s the distance to the
-    seventh neighbour for ``sigma='local'``. ``'knn'`` keeps a pair when either point is among the
+    seventh neighbor for ``sigma='local'``. ``'knn'`` keeps a pair when either point is among the
     ``num_neighbors`` nearest of the other (itself counted, points at the same distance kept together).
     Masked points have no edges, not even to themselves.
     """
@@ -61,8 +61,8 @@ def _warn_if_empty(weights: Tensor, sigma: float) -> None:
     share = isolated.sum() / (degree > 0).sum().clamp_min(1)
     if share > 0.5:
         warnings.warn(
-            f'sigma={sigma} is far below the distances: {share:.0%} of the points have no neighbour of weight above '
-            f"1e-6, so the clusters are arbitrary; use sigma='local' or a sigma near the distance between neighbours",
+            f'sigma={sigma} is far below the distances: {share:.0%} of the points have no neighbor of weight above '
+            f"1e-6, so the clusters are arbitrary; use sigma='local' or a sigma near the distance between neighbors",
             stacklevel=4,
         )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 SLOW_COLUMN_ENTRIES = 1 << 16
 
 
-def normalise_columns(logits: Tensor) -> Tensor:
+def normalize_columns(logits: Tensor) -> Tensor:
     """Return logits (..., N, K) whose columns sum to 1 after exponentiation."""
     if logits.device.type == 'cpu' and logits.numel() >= SLOW_COLUMN_ENTRIES:
         return logits - logits.logsumexp(-2, keepdim=True)
@@ -33,7 +33,7 @@ def alternate_log_softmax(logits: Tensor, num_iters: int, col_power: float = 1.0
     """
     if col_power == 1:
         for _ in range(num_iters):
-            logits = normalise_columns(logits).log_softmax(-1)
+            logits = normalize_columns(logits).log_softmax(-1)
         return logits
     log_v = torch.zeros_like(logits[..., :1, :])
     rows = logits.log_softmax(-1)

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from clusterplug.functional._alternate_log_softmax import normalise_columns
+from clusterplug.functional._alternate_log_softmax import normalize_columns
 from clusterplug.functional._constants import scaled_eye
 
 # Sinkhorn steps that bring the potentials near enough, and Newton steps from there. On tight rows (six modes of unequal
@@ -36,7 +36,7 @@ def balanced_log_plan(logits: Tensor, column_mass: Tensor) -> Tensor:
     """
     for _ in range(_SINKHORN_STEPS):
         # equal shares within a block of columns: their constant cancels in the rows
-        logits = normalise_columns(logits).log_softmax(-1)
+        logits = normalize_columns(logits).log_softmax(-1)
     identity = scaled_eye(logits.shape[-1], 1 + _FLOOR, logits.dtype, logits.device)
     for _ in range(_NEWTON_STEPS):
         plan = logits.softmax(-1)

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from clusterplug.functional._kmeans_assign import CpuAssigner, blocks, squared_distances_to
+from clusterplug.functional._kmeans_small import SmallSums, is_small
 from clusterplug.functional._kmeans_update import RELOCATE_EVERY, averages, beyond_rounding, relocate
 
 # Moving a changed point costs three times what summing it anew does: above this share all points are summed anew.
 REFRESH_SHARE = 1 / 3
 # Sums are made anew this often, so that rounding does not pile up.
 REFRESH_EVERY = 25
-# One problem of so few distances is summed anew in each iteration: to find out what changed would take longer.
-SMALL_PROBLEM = 1 << 16
 # For timing: run all iterations of the fixed-iteration form even where nothing changes any more.
 RUN_ALL = False
 
@@ -39,8 +38,7 @@ def lloyd_cpu(
             iterations; what would change nothing is left out, unless ``RUN_ALL``.
         as_returned: Rounds centers as the caller will see them; the labels are nearest to these.
     """
-    assign = CpuAssigner(points, centers)
-    sums = _Sums(points, weights, assign)
+    sums = SmallSums(points, weights, centers) if is_small(points, centers) else _Sums(points, weights, centers)
     batch = points.shape[0]
     fixed = tolerance is None
     limits = [0.0] * batch if fixed else tolerance.tolist()
@@ -61,50 +59,55 @@ def lloyd_cpu(
             active[index] = not (rests or stands)
         if not any(active) and not (fixed and RUN_ALL):
             break
-    final = as_returned(assign.centers)
-    if final is not assign.centers and not torch.equal(final, assign.centers):
-        assign.move(final)
+    final = as_returned(sums.centers)
+    if final is not sums.centers and not torch.equal(final, sums.centers):
+        sums.centers = final
         outdated = [True]
-    if any(outdated):
-        assign(sums.labels)
-    return sums.labels, assign.centers, torch.tensor(used, device='cpu')
+    return sums.final_labels(any(outdated)), sums.centers, torch.tensor(used, device='cpu')
 
 
 class _Sums:
     """Labels (B, N) and the sums of weight x point of each cluster (B * K, D), kept up to date by what changes."""
 
-    def __init__(self, points: Tensor, weights: Tensor | None, assign: CpuAssigner) -> None:
-        self.points, self.weights, self.assign = points, weights, assign
+    def __init__(self, points: Tensor, weights: Tensor | None, centers: Tensor) -> None:
+        self.points, self.weights, self.assign = points, weights, CpuAssigner(points, centers)
         batch, num_points, self.dim = points.shape
-        self.num_clusters = assign.centers.shape[1]
+        self.num_clusters = centers.shape[1]
         self.offset = (
             None if batch == 1 else torch.arange(batch, device=points.device).unsqueeze(-1) * self.num_clusters
         )
         self.labels, self.next = None, torch.empty(batch, num_points, dtype=torch.int64, device=points.device)
         # many short fp32 sums, one for each block, are added in float64; a single block needs no second sum
-        several = len(assign.parts) > 1
+        several = len(self.assign.parts) > 1
         self.total = points.new_zeros(
             batch * self.num_clusters, self.dim, dtype=torch.float64 if several else points.dtype
         )
         self.part_sums = self.total.to(points.dtype)  # the same memory where the types are equal
         # what share of the labels the next iteration will change
         self.expected, self.age = 0.5 if several else 0.0, 0
-        self.small = batch == 1 and not several and num_points * self.num_clusters <= SMALL_PROBLEM
         # for each problem, whether a cluster was empty when the centers were last moved
         self.empty, self.touched = [False] * batch, None
 
+    @property
+    def centers(self) -> Tensor:
+        return self.assign.centers
+
+    @centers.setter
+    def centers(self, values: Tensor) -> None:
+        self.assign.move(values)
+
+    def final_labels(self, outdated: bool) -> Tensor:
+        """Return labels (B, N), of the last update or (``outdated``) of the centers as they are now."""
+        if outdated:
+            self.assign(self.labels)
+        return self.labels
+
     def update(self) -> list[bool]:
-        """Assign all points, bring the sums up to date and tell for each problem if a label changed."""
+        """Assign all points, bring the sums up to date and return for each problem whether a label changed."""
         if self.labels is None:
             self.assign(self.next, self._add_all)
             self.labels, self.next = self.next, torch.empty_like(self.next)
             return [True] * len(self.labels)
-        if self.small:
-            self.total.zero_()
-            self.assign(self.next, self._add_all)
-            same = torch.equal(self.next, self.labels)
-            self.labels, self.next = self.next, self.labels
-            return [not same]
         # moving weights in and out would leave rounding in the mass of a cluster that became empty
         renew = self.weights is not None or self.age >= REFRESH_EVERY or self.expected > REFRESH_SHARE
         if renew:
@@ -193,6 +196,6 @@ class _Sums:
         plain = sums.masked_fill((mass <= 0).unsqueeze(-1), 0.0)  # rounding of points that went away
         distances = squared_distances_to(self.points, centers, self.labels)
         distances = beyond_rounding(distances, self.points, self.labels, self.num_clusters)
-        if self.weights is not None:  # a point without weight is no place for a center
+        if self.weights is not None:  # a point without weight is no position for a center
             distances = torch.where(self.weights > 0, distances, 0.0)
         return averages(*relocate(plain, mass, self.points, self.weights, self.labels, distances))

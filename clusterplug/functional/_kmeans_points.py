@@ -36,7 +36,7 @@ def centred(x: Tensor, valid: Tensor | None, centers: Tensor | None = None) -> C
         return _on_device(kept, valid, centers)
     kept = kept.contiguous()
     given = (kept,) if centers is None else (kept, centers.to(dtype))
-    if any(_is_extreme(each) for each in given):
+    if any(is_extreme(each) for each in given):
         check_finite(x, 'x', valid)
         if centers is not None:
             check_finite(centers, 'centers')
@@ -112,7 +112,7 @@ def _norm(extended: Tensor) -> Tensor:
     return torch.linalg.vector_norm(extended.flatten(1), dim=1)
 
 
-def _is_extreme(points: Tensor) -> bool:
+def is_extreme(points: Tensor) -> bool:
     """Return whether squares of the points may leave their type, or are NaN."""
     smallest, largest = BOUNDS[points.dtype]
     norms = _norm(points).tolist()

@@ -37,7 +37,7 @@ def relocate(
     """Give every cluster without mass the farthest point that is left, taking it out of the cluster that had it.
 
     The e-th empty cluster (by index) takes the e-th farthest point. Points at distance 0 stay: with fewer different
-    points than clusters there is nothing to gain. Static shapes, no synchronisation.
+    points than clusters there is nothing to gain. Static shapes, no synchronization.
 
     Args:
         sums: (B, K, D) weighted sums; zero rows for empty clusters.

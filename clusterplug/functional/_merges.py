@@ -37,7 +37,7 @@ def spanning_tree(distances: Tensor, mask: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def reciprocal_merges(distances: Tensor, method: str, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the merges of each problem, all pairs of mutual nearest neighbours at a time.
+    """Return the merges of each problem, all pairs of mutual nearest neighbors at a time.
 
     Under complete, average and Ward linkage a union is never nearer to a third cluster than its nearer part was, so
     merging one mutual pair leaves every other mutual pair one, and the tree does not depend on the order. A round
@@ -65,7 +65,7 @@ def reciprocal_merges(distances: Tensor, method: str, mask: Tensor | None) -> tu
     while distances.shape[-1] > 1:
         nearest, neighbor = distances.min(-1)
         index = torch.arange(distances.shape[-1], device=device)
-        # Of equal neighbours the lowest index counts. That orders all pairs, so the lowest pair is always mutual.
+        # Of equal neighbors the lowest index counts. That orders all pairs, so the lowest pair is always mutual.
         mutual = (neighbor.gather(-1, neighbor) == index) & (nearest < torch.inf)
         first = mutual & (index < neighbor)
         place = torch.where(first, done + first.cumsum(-1) - 1, num_points - 1)

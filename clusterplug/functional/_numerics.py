@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the type to compute in: float64 stays, everything narrower becomes float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """Return the type to compute in: float64 if one of ``dtypes`` is, float32 for everything narrower."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clusterplug.functional._alternate_log_softmax import alternate_log_softmax, normalise_columns
+from clusterplug.functional._alternate_log_softmax import alternate_log_softmax, normalize_columns
 from clusterplug.functional._sinkhorn_problem import Problem, finite_log, largest_score, max_over_ranks
 
 
@@ -72,7 +72,7 @@ def _column_step(logits: Tensor, group) -> Tensor:
     """Return logits whose columns (over all ranks) sum to 1 after exponentiation."""
     if group is not None:
         return logits - _logsumexp_over_ranks(torch.logsumexp(logits, -2, keepdim=True), group)
-    return normalise_columns(logits)
+    return normalize_columns(logits)
 
 
 def _logsumexp_over_ranks(values: Tensor, group) -> Tensor:

@@ -32,7 +32,7 @@ BLOCK_BYTES = 1 << 20
 def safe_peak(problem: Problem, epsilon: float) -> float | None:
     """Return the largest score if the scaling form is known to be exact and large enough to pay, else None.
 
-    Only on the CPU does a look at the scores cost no synchronisation. Over ranks all must take the same form,
+    Only on the CPU does a look at the scores cost no synchronization. Over ranks all must take the same form,
     whatever their own scores, so the answer is None there.
     """
     scores = problem.scores

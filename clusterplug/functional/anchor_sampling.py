@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hard and easy anchors of every class, drawn without a loop over classes or a host synchronisation."""
+"""Hard and easy anchors of every class, drawn without a loop over classes or a host synchronization."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -86,7 +86,7 @@ def sample_anchors(
     For a class with ``h`` hard rows (prediction differs from label) and ``e`` easy ones, and a budget
     ``V = min(num_anchors_per_class, max_anchors // number of classes present)``: both at least V/2 - V//2 hard and
     the rest easy; only one kind at least V/2 - all of the other kind, filled up with it; neither - all rows.
-    The whole batch counts as one set. About 35 launches, no host synchronisation, O(N) work.
+    The whole batch counts as one set. About 35 launches, no host synchronization, O(N) work.
 
     Args:
         labels: (N,) int64 from 0 to num_classes - 1, or -1 for rows that take no part. N >= 1.
@@ -103,7 +103,7 @@ def sample_anchors(
     Source: Feng et al., ICCV 2023, anchor sampling of the official code (FengZicai/Cluster3DSeg, MIT), the rule of
     ContrastiveSeg.
 
-    Differs from the authors' code: theirs loops over classes with several host synchronisations each. No present class
+    Differs from the authors' code: theirs loops over classes with several host synchronizations each. No present class
     (division by zero there) gives no anchors here, and more classes than ``max_anchors`` (no anchors at all there)
     still gives one anchor to each.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from clusterplug.functional._constants import arange, constant
+from clusterplug.functional._numerics import working_dtype
 from clusterplug.functional.contrast import NEVER, absent_logit
 
 # Largest (rows, S*T) buffer of logits held at once; more anchors are taken in several passes.
@@ -66,7 +67,7 @@ class _BankContrast(torch.autograd.Function):
         if negatives is not None:
             absent = absent_logit(temperature) - 1 / temperature
             row = bank.shape[0] * len(negatives) + bank.shape[1] * bank.shape[2]
-            rows = max(1, _MAX_BYTES // (row * anchors.element_size()))
+            rows = max(1, _MAX_BYTES // max(1, row * anchors.element_size()))
             parts = [
                 _one_sampled_pass(a, i, bank, empty, negatives, temperature, absent)
                 for a, i in zip(anchors.split(rows), ids.split(rows), strict=True)
@@ -80,7 +81,7 @@ class _BankContrast(torch.autograd.Function):
         keys = bank.flatten(0, 1)
         absent = absent_logit(temperature) - 1 / temperature
         bias = constant(-1 / temperature, anchors.dtype, anchors.device).masked_fill(empty.flatten(), absent)
-        rows = max(1, _MAX_BYTES // (keys.shape[0] * anchors.element_size()))
+        rows = max(1, _MAX_BYTES // max(1, keys.shape[0] * anchors.element_size()))
         if anchors.shape[0] <= rows:
             values, count, grad = _one_pass(anchors, ids, keys, bias, slots, temperature, absent)
         else:
@@ -117,16 +118,17 @@ def bank_contrast_terms(
     the anchors is formed in the same pass (one more GEMM), as every term of it is at hand then.
 
     Args:
-        anchors: (A, D) unit rows, fp32 or fp64.
+        anchors: (A, D) unit rows, floating; computed in fp32 at least.
         ids: (A,) int64 subclass of each anchor; anchors of no subclass name one whose slots are all empty.
-        bank: (S, T, D) unit rows, same dtype; gets no gradient.
+        bank: (S, T, D) unit rows; gets no gradient.
         empty: (S, T) bool, True = the slot holds no vector.
         temperature: divides the dot products; from 0.025 on for full accuracy in fp32.
         negatives: (n,) int64 different slots, n <= T: of every ring only these are negatives, each counted T / n
             times (right in the mean over random slots), while all slots of the own ring are positives; None: all.
 
     Returns:
-        ``(values, num_positives)``, both (A,); a value is 0 where there is no positive. No host synchronisation.
+        ``(values, num_positives)``, both (A,), values in the dtype of ``anchors``; a value is 0 where there is no
+        positive. No host synchronization.
         The gradient reaches ``anchors`` only, and can be taken once (no double backward).
 
     Source: as :func:`~clusterplug.functional.subclass_contrast`, the point-to-queue term.
@@ -140,4 +142,6 @@ def bank_contrast_terms(
         >>> count
         tensor([3, 3])
     """
-    return _BankContrast.apply(anchors, ids, bank, empty, temperature, negatives)
+    dtype = working_dtype(anchors.dtype, bank.dtype)
+    values, count = _BankContrast.apply(anchors.to(dtype), ids, bank.to(dtype), empty, temperature, negatives)
+    return values.to(anchors.dtype), count

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from clusterplug.core.checks import check_device, check_points
 from clusterplug.functional._constants import constant
+from clusterplug.functional._numerics import working_dtype
 
 # Stands for "not a key": far below any logit, yet finite, so that rows without keys give 0 and not NaN.
 NEVER = -1e30
@@ -47,7 +48,7 @@ def subclass_contrast_terms(
     self_offset: int | None = None,
     count_self_as_negative: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`subclass_contrast` without host synchronisation: a value for every anchor.
+    """:func:`subclass_contrast` without host synchronization: a value for every anchor.
 
     Args:
         anchors: (A, D), unit rows.
@@ -62,6 +63,8 @@ def subclass_contrast_terms(
     Returns:
         ``(values, num_positives)``, both (A,); a value is 0 where there is no positive.
     """
+    given, dtype = anchors.dtype, working_dtype(anchors.dtype, keys.dtype)
+    anchors, keys = anchors.to(dtype), keys.to(dtype)
     bias = constant(0.0, anchors.dtype, anchors.device).masked_fill(no_key, NEVER)
     logits = torch.addmm(bias, anchors, keys.mT, alpha=1 / temperature)
     same = anchor_ids[:, None] == key_ids
@@ -73,7 +76,7 @@ def subclass_contrast_terms(
     log_negatives = logits.masked_fill(not_negative, NEVER).logsumexp(1, keepdim=True)
     pairs = F.softplus(log_negatives - logits) * positive
     count = positive.sum(1)
-    return pairs.sum(1) / count.clamp(min=1), count
+    return (pairs.sum(1) / count.clamp(min=1)).to(given), count
 
 
 def subclass_contrast(

@@ -179,4 +179,7 @@ def _distances(points: Tensor, norms: Tensor, index: Tensor) -> Tensor:
     some = points.gather(1, index.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
     both = norms.gather(1, index).unsqueeze(-1) + norms.unsqueeze(1)
     squared = torch.baddbmm(both, some, points.mT, alpha=-2.0)
-    return squared.masked_fill_(~(squared > both.mul_(_ROUNDING[points.dtype])), 0.0)
+    both.mul_(_ROUNDING[points.dtype])
+    if host_checks_allowed(points):  # all finite there: a product with 0 or 1 costs a quarter of what selecting does
+        return squared.mul_(torch.lt(both, squared, out=both))
+    return squared.masked_fill_(~(squared > both), 0.0)

@@ -39,8 +39,8 @@ def kmedoids_swap(
 ) -> KMedoidsResult:
     r"""Cluster each set of points around K of its own points, trying every swap of a medoid for another point.
 
-    :func:`kmedoids` runs first; its medoids are a fixed point of assignment and update, often 1 to 10 % above what
-    swaps reach. Then, for each candidate c and each medoid m, the change of the cost when c replaces m is
+    :func:`kmedoids` runs first; its medoids are a fixed point of assignment and update, on standardized rows 1.5 to 8 %
+    above what swaps reach. Then, for each candidate c and each medoid m, the change of the cost when c replaces m is
 
     .. math:: \Delta(c, m) = \sum_n [\min(d_{nc}, d_n) - d_n]
                              + \sum_{n: m(n) = m} [\min(d_{nc}, e_n) - \min(d_{nc}, d_n)]
@@ -71,7 +71,7 @@ def kmedoids_swap(
 
         **Differs from the authors' code** (kno10/rust-kmedoids, GPL-3.0, not consulted): a block of candidates is
         tried together instead of one, in index order instead of a random one, and many problems run together. The
-        end point is a local optimum of the same neighbourhood, not always the same one.
+        end point is a local optimum of the same neighborhood, not always the same one.
 
     Example:
         >>> import torch

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clusterplug.core.checks import check_finite, check_mask, check_num_clusters, check_points
-from clusterplug.functional._linkage_host import MANY_DIMENSIONS, scipy_installed, scipy_trees, scipy_trees_of_points
+from clusterplug.functional._linkage_host import scipy_installed, scipy_trees
 from clusterplug.functional._medoid_steps import problems_at_once
 from clusterplug.functional._merges import reciprocal_merges, spanning_tree
 from clusterplug.functional._numerics import exact_products, host_checks_allowed
@@ -45,8 +45,8 @@ def linkage(
     (``'average'``) of the distances between their points, or the growth of the sum of squares,
     sqrt(2 |a| |b| / (|a| + |b|)) times the distance of the means (``'ward'``). Single linkage is a minimum spanning
     tree; the others merge all pairs of mutual nearest neighbors at once, which gives the same tree as one merge
-    after the other in about log N rounds. On the CPU scipy builds the tree from the distances, where it is installed.
-    Equal distances are legal; which of them merges first is not defined.
+    after the other in about log N rounds. On the CPU scipy builds the tree where it is installed, from float64
+    differences in up to 32 dimensions. Equal distances are legal; which of them merges first is not defined.
 
     Args:
         x: (..., N, D) points of any floating type, computed in fp32 at least, or (..., N, N) distances.
@@ -57,7 +57,8 @@ def linkage(
     Returns:
         LinkageTree(children, heights, sizes, mask), as the matrix of ``scipy.cluster.hierarchy.linkage`` in parts.
         Heights are fp32, or fp64 for fp64 input. Memory: about four N x N matrices per problem, for as many
-        problems at once as fit in 64 MB (CPU) or 1 GB a matrix.
+        problems at once as fit in 64 MB (CPU) or 1 GB a matrix; with scipy in up to 32 dimensions N² / 2 numbers of
+        one problem.
 
     Raises:
         TypeError: If ``x`` is not floating or ``mask`` not bool.
@@ -79,7 +80,7 @@ def linkage(
     check_metric(metric)
     if method == 'ward' and metric == 'cosine':
         raise ValueError(
-            "method='ward' needs Euclidean distances, got metric='cosine'; normalise x and use 'euclidean'"
+            "method='ward' needs Euclidean distances, got metric='cosine'; normalize x and use 'euclidean'"
         )
     check_points(x)
     check_square(x, metric)
@@ -92,18 +93,14 @@ def linkage(
         mask = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
     step = problems_at_once(len(points), num_points, x.device)
     chunks = []
-    on_host = num_points > 1 and host_checks_allowed(x) and scipy_installed()
     with exact_products(x):
         for start in range(0, max(1, len(points)), step):  # an empty batch, too, is one part
             part = slice(start, start + step)
             part_mask = None if flat_mask is None else flat_mask[part]
-            if on_host and part_mask is None and metric == 'euclidean' and x.shape[-1] <= MANY_DIMENSIONS:
-                chunks.append(scipy_trees_of_points(points[part], method))
-                continue
-            distances = self_distances(points[part], metric, part_mask)
-            if on_host:
-                chunks.append(scipy_trees(distances, method, part_mask))
+            if num_points > 1 and host_checks_allowed(x) and scipy_installed():
+                chunks.append(scipy_trees(points[part], method, metric, part_mask))
             else:
+                distances = self_distances(points[part], metric, part_mask)
                 pairs, heights = _merges(distances, method, part_mask)
                 chunks.append(_number(pairs, heights, mask.reshape(-1, num_points)[part]))
     parts = [torch.cat(values) for values in zip(*chunks)]

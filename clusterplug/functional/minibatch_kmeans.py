@@ -9,7 +9,9 @@ from torch import Tensor
 
 from clusterplug.core.checks import check_device, check_finite, check_mask, check_num_clusters, check_points
 from clusterplug.functional._kmeans_assign import blocks, nearest, squared_distances_to
+from clusterplug.functional._kmeans_points import is_extreme
 from clusterplug.functional._numerics import exact_products, host_checks_allowed, working_dtype
+from clusterplug.functional._origin import typical_origin, typical_rows
 from clusterplug.functional._sinkhorn_problem import sum_over_ranks
 from clusterplug.functional.kmeans_init import flat_weights, kkz, kmeans_plus_plus
 
@@ -137,8 +139,8 @@ def minibatch_kmeans_update(
 
     Raises:
         TypeError: ``x`` not floating, ``mask`` not bool.
-        ValueError: Shapes or devices that do not fit the state, negative weights or ``move_ratio``, NaN or inf in a
-            valid point (on the CPU).
+        ValueError: Shapes or devices that do not fit the state, negative weights or ``move_ratio``; on the CPU NaN or
+            inf in a valid point, and float64 points whose squares leave their type.
 
     Source: Sculley, "Web-scale k-means clustering", WWW 2010. **Differs from scikit-learn's ``MiniBatchKMeans``**:
     without ``generator`` rare centers move to far points, so a run is deterministic.
@@ -153,19 +155,28 @@ def minibatch_kmeans_update(
     _check(state, x, mask, move_ratio, group)
     lead, (num_points, dim) = x.shape[:-2], x.shape[-2:]
     num_clusters = state.centers.shape[-2]
-    dtype = state.centers.dtype
+    dtype = working_dtype(state.centers.dtype)
     weight = flat_weights(x, mask, weights)
     valid = None if mask is None else mask.reshape(math.prod(lead), num_points)
     with torch.no_grad(), exact_products(x):
-        centers = state.centers.reshape(-1, num_clusters, dim)
-        offset = centers.mean(1, keepdim=True)
-        points = x.detach().reshape(len(centers), num_points, dim).to(dtype) - offset
+        centers = state.centers.to(dtype).reshape(-1, num_clusters, dim)
+        points = x.detach().reshape(len(centers), num_points, dim).to(dtype)
         if valid is not None:
             points = torch.where(valid.unsqueeze(-1), points, 0.0)
-        centers = centers - offset
-        labels = nearest(points, centers)
-        distances = squared_distances_to(points, centers, labels)
-        weight = None if weight is None else weight.to(dtype)
+        if host_checks_allowed(x) and (is_extreme(points) or is_extreme(centers)):
+            if dtype == torch.float64:
+                raise ValueError('squares of x and the centers must fit float64; divide both by their largest entry')
+            points, centers = points.double(), centers.double()  # every square of fp32 fits
+        # amid most centers, not their mean, which one far center moves away from all others; equal on all ranks
+        offset = typical_origin(typical_rows(centers))
+        rounding = _rounding(points, dtype)
+        points = points - offset
+        if valid is not None:
+            points = torch.where(valid.unsqueeze(-1), points, 0.0)
+        labels = nearest(points, centers - offset)
+        distances = squared_distances_to(points, centers - offset, labels)
+        centers = centers.double() - offset.double()  # to the last bit the same on ranks of other points
+        weight = None if weight is None else weight.to(points.dtype)
         weighted = distances if weight is None else distances * weight
         inertia = sum_over_ranks(weighted.sum(-1, dtype=torch.float64), group)
         sums, mass = _sums(points, weight, labels, num_clusters)
@@ -174,19 +185,18 @@ def minibatch_kmeans_update(
             sums, mass = both[..., :-1], both[..., -1]
         counts = state.counts.reshape(-1, num_clusters) + mass
         step = (sums - mass.unsqueeze(-1) * centers) / counts.clamp(min=torch.finfo(torch.float64).tiny).unsqueeze(-1)
-        centers = (centers + step).to(dtype)
+        centers = centers + step
         seen = state.num_points + _num_points(num_points, x, group)
         due = seen >= POINTS_BETWEEN_MOVES * num_clusters
         if move_ratio is not None and _may_move(counts, move_ratio * due):
-            keys = distances if generator is None else _random_keys(distances, generator)
+            keys = distances * (distances > rounding) if generator is None else _random_keys(distances, generator)
             keys = keys if weight is None else keys * (weight > 0)
             centers, counts = _move_rare(centers, counts, points, keys, move_ratio * due, group)
     if valid is not None:
         labels = labels.masked_fill(~valid, -1)
-    following = MiniBatchKMeansState(
-        (centers + offset).view(state.centers.shape), counts.view(state.counts.shape), 0 if due else seen,
-        state.num_steps + 1,
-    )  # fmt: skip
+    centers = (centers + offset.double()).to(dtype).view(state.centers.shape)
+    counts = counts.view(state.counts.shape)
+    following = MiniBatchKMeansState(centers, counts, 0 if due else seen, state.num_steps + 1)
     return MiniBatchKMeansStep(following, labels.view(*lead, num_points), inertia.to(dtype).view(lead))
 
 
@@ -225,6 +235,11 @@ def _is_rare(counts: Tensor, ratio: float) -> Tensor:
     return (counts <= 0) | (counts < ratio * counts.amax(-1, keepdim=True))
 
 
+def _rounding(points: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return (B, N) squared distances that are rounding of a center of type ``dtype`` that lies on the point."""
+    return (8 * torch.finfo(dtype).eps * torch.linalg.vector_norm(points, dim=-1)).square()
+
+
 def _may_move(counts: Tensor, ratio: float) -> bool:
     """Return whether a center is to move, where asking is free: counts are the same on all ranks."""
     if not host_checks_allowed(counts) or counts.numel() == 0:
@@ -247,7 +262,7 @@ def _move_rare(centers, counts, points, distances, ratio, group) -> tuple[Tensor
     distances = torch.nn.functional.pad(distances, (0, missing))
     points = torch.nn.functional.pad(points, (0, 0, 0, missing))
     best = distances.topk(num_clusters, dim=-1)
-    far = torch.cat([_take(points, best.indices), best.values.unsqueeze(-1)], -1)
+    far = torch.cat([_take(points, best.indices), best.values.unsqueeze(-1)], -1).double()  # alike on all ranks
     if group is not None:
         parts = [torch.empty_like(far) for _ in range(torch.distributed.get_world_size(group))]
         torch.distributed.all_gather(parts, far.contiguous(), group=group)
@@ -275,6 +290,7 @@ def _num_points(num_points: int, x: Tensor, group) -> int:
 
 def _check(state: MiniBatchKMeansState, x: Tensor, mask: Tensor | None, move_ratio: float | None, group) -> None:
     check_points(x, allow_empty=group is not None)
+    check_points(state.centers, 'state.centers')
     check_mask(mask, x.shape[:-1], x.device)
     check_device(x, state.centers.device, 'x')
     expected = (*state.centers.shape[:-2], 'N', state.centers.shape[-1])
@@ -284,3 +300,4 @@ def _check(state: MiniBatchKMeansState, x: Tensor, mask: Tensor | None, move_rat
         raise ValueError(f'move_ratio must be in [0, 1) or None, got {move_ratio!r}')
     if host_checks_allowed(x):
         check_finite(x, 'x', mask)
+        check_finite(state.centers, 'state.centers')

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from clusterplug.functional._constants import constant
+from clusterplug.functional._numerics import working_dtype
 from clusterplug.functional.contrast import NEVER, absent_logit, check_temperature
 
 # Largest buffer of logits held at once (backward holds two); more classes of anchors are taken in several passes.
@@ -127,7 +128,7 @@ def pair_contrast_terms(
     class, in which the positives lie, are looked at one by one. Gradients can be taken once (no double backward).
 
     Args:
-        anchors: (C, V, D) unit rows, fp32 or fp64.
+        anchors: (C, V, D) unit rows, floating; computed in fp32 at least.
         anchor_ids: (C, V) int64; no id in two classes.
         keys: (C, B, D) unit rows.
         key_ids: (C, B) int64.
@@ -137,8 +138,8 @@ def pair_contrast_terms(
         count_self_as_negative: take the anchor itself as a negative, as the authors' code does.
 
     Returns:
-        ``(values, num_positives)``, both (C, V); a value is 0 where there is no positive, and below 1e-8 where there
-        is no negative. No host synchronisation.
+        ``(values, num_positives)``, both (C, V), values in the dtype of ``anchors``; a value is 0 where there is no
+        positive, and below 1e-8 where there is no negative. No host synchronization.
 
     Raises:
         ValueError: shapes or temperature that do not fit.
@@ -166,4 +167,8 @@ def pair_contrast_terms(
             f'{tuple(keys.shape)}'
         )
     settings = (temperature, self_offset, count_self_as_negative)
-    return _PairContrast.apply(anchors, anchor_ids, keys, key_ids, no_key, settings)
+    if anchors.shape[0] == 0:
+        return anchors.sum(-1), torch.zeros_like(anchor_ids)
+    dtype = working_dtype(anchors.dtype, keys.dtype)
+    values, count = _PairContrast.apply(anchors.to(dtype), anchor_ids, keys.to(dtype), key_ids, no_key, settings)
+    return values.to(anchors.dtype), count

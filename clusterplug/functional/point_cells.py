@@ -13,7 +13,7 @@ class PointCells(NamedTuple):
     Attributes:
         home: (N,) int64 cell of each point.
         around: (M, 9) int64 cells in the 3 x 3 of the plan around each (same height), the cell itself first; where a
-            neighbour holds no point, the cell itself again.
+            neighbor holds no point, the cell itself again.
         coordinates: (M, 4) int64 batch entry, and place of each cell, in the order of the points' coordinates.
     """
 
@@ -52,7 +52,7 @@ def point_cells(coordinates: Tensor, size: int = 2) -> PointCells:
     if not len(coarse):
         return PointCells(coarse[:, 0], coarse.new_zeros(0, 9), coarse)
     lowest = coarse.amin(0)
-    # one more place on every side, so that a neighbour never wraps around
+    # one more place on every side, so that a neighbor never wraps around
     extent = (coarse.amax(0) - lowest + 3).tolist()
     strides = coarse.new_tensor([extent[1] * extent[2] * extent[3], extent[2] * extent[3], extent[3], 1])
     keys, home = ((coarse - lowest + 1) * strides).sum(1).unique(return_inverse=True)

@@ -35,7 +35,7 @@ def sinkhorn(
               v \leftarrow c / (E^\top u), \quad u \leftarrow r / (E v), \quad u_0 = 1.
 
     An iteration is a column step, then a row step, so the row marginals of the result hold to rounding and the column
-    marginals to the accuracy reached. The plan of every problem has mass 1. There is no host synchronisation.
+    marginals to the accuracy reached. The plan of every problem has mass 1. There is no host synchronization.
 
     Args:
         scores: (..., N, K), floating, larger = better. fp16 and bf16 are computed in fp32 (float64 stays). -inf means
@@ -57,7 +57,7 @@ def sinkhorn(
             (masked or not). 'scaling' reads the matrix less often; it is exact while (max - min) / epsilon of each
             row is below 60, and finite beyond. 'auto' takes 'scaling' on the CPU for scores of 16,384 entries and
             more whose range (max - min) / epsilon <= 60, and 'log' everywhere else: on other devices, over ranks,
-            and while compiling, where knowing the range would cost a synchronisation.
+            and while compiling, where knowing the range would cost a synchronization.
 
     Returns:
         Plan (..., N, K) in the type of ``scores``. A problem without a valid row, or without a column, is all
@@ -67,11 +67,11 @@ def sinkhorn(
     Raises:
         TypeError: ``scores`` is not floating, ``mask`` not bool.
         ValueError: A wrong shape, device or option; on the CPU also marginals that are negative, not finite, or of
-            different sums (elsewhere looking would be a synchronisation; there each is divided by its sum).
+            different sums (elsewhere looking would be a synchronization; there each is divided by its sum).
 
     Source: Cuturi, "Sinkhorn Distances", NeurIPS 2013; scaling form with one pass per step as in Peyre and Cuturi,
     "Computational Optimal Transport", 2019, section 4.2. **Differs from the SwAV / self-label loops**: the same
-    numbers after the same number of iterations, but no pass that normalises the matrix, and no overflow.
+    numbers after the same number of iterations, but no pass that normalizes the matrix, and no overflow.
 
     Example:
         >>> scores = torch.tensor([[1.0, 0.0], [0.9, 0.0], [0.8, 0.1], [0.0, 0.1]])

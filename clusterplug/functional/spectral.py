@@ -54,7 +54,7 @@ def spectral_clustering(
             with ``affinity='precomputed'``, of which the two triangles are averaged and the diagonal set to the
             largest weight of its row; their unit does not matter.
         num_clusters: K, 1 <= K <= N.
-        affinity: ``'knn'``: weights between nearest neighbours only; ``'heat'``: between all; ``'precomputed'``.
+        affinity: ``'knn'``: weights between nearest neighbors only; ``'heat'``: between all; ``'precomputed'``.
         sigma: Width of the weights ``exp(-d^2 / (2 sigma^2))``, in the unit of ``x``; ``inf`` gives weights 0 and 1.
             ``'local'`` (the default): ``exp(-d^2 / (s_i s_j))`` with s the distance of a point to its seventh
             neighbor, which suits any unit and density. In many dimensions a fixed width soon underflows: a warning
@@ -81,7 +81,7 @@ def spectral_clustering(
 
         **Differs from the authors' code**: ``eigh`` or subspace iteration instead of an SVD; no sign correction,
         since it cannot change the result; the start is the largest degree, since all rows have the same norm and
-        theirs is decided by rounding; neighbours at equal distance are kept together; local widths exist.
+        theirs is decided by rounding; neighbors at equal distance are kept together; local widths exist.
 
     Example:
         >>> import torch

@@ -4,9 +4,11 @@
 import torch
 from torch import Tensor
 
+from clusterplug.core.checks import check_mask, check_points
 from clusterplug.functional._alternate_log_softmax import alternate_log_softmax
 from clusterplug.functional._balanced_plan import balanced_log_plan
 from clusterplug.functional._constants import arange
+from clusterplug.functional._numerics import working_dtype
 
 # Between the block of valid slots and active centers and the block of the others: exp of it is 0, yet it is finite.
 _APART = -1e6
@@ -37,7 +39,7 @@ def assign_subclasses(
     block of their own, so that neither the solver nor the arg max needs a mask.
 
     Args:
-        x: (C, V + 1, D) unit rows, fp32.
+        x: (C, V + 1, D) unit rows, floating; computed in fp32 at least.
         centers: (C, K + 1, D) unit rows.
         valid: (C, V + 1) bool, slots that hold a point; False in the last.
         num_active: (C,) int64, the first so many centers of each class are used, at most K.
@@ -50,7 +52,12 @@ def assign_subclasses(
     Returns:
         ids: (C, V + 1) int64 row of the center within the class; K for empty slots and classes without centers.
         left_out: (C, V + 1) bool, slots without a point, or of a class without centers.
-        closest: (C, V + 1) cosine to the nearest active center over epsilon; below -1e5 where there is none.
+        closest: (C, V + 1) cosine to the nearest active center over epsilon, in fp32 (float64 for float64); below -1e5
+            where there is none.
+
+    Raises:
+        TypeError: ``x`` or ``centers`` not floating, ``valid`` not bool.
+        ValueError: shapes or devices that do not fit.
 
     Source: Feng et al., ICCV 2023, online clustering (step 2 of the official code); the transport of Asano et al.,
     "Self-labelling via simultaneous clustering and representation learning", ICLR 2020.
@@ -59,8 +66,18 @@ def assign_subclasses(
     (epsilon 0.04), loops over classes, stops on a host-side test (after 11 iterations on isotropic rows, 91 to 261 on
     tight ones) that a NaN ends and an inf never ends, and gives a single point an arbitrary center.
     """
+    check_points(x)
+    check_points(centers, 'centers')
+    check_mask(valid, x.shape[:2], x.device, 'valid')
+    if x.dim() != 3 or centers.dim() != 3 or (len(x), x.shape[2]) != (len(centers), centers.shape[2]):
+        raise ValueError(
+            f'x and centers must have shapes (C, V + 1, D) and (C, K + 1, D), got {tuple(x.shape)} and '
+            f'{tuple(centers.shape)}'
+        )
+    dtype = working_dtype(x.dtype, centers.dtype)
+    x, centers = x.to(dtype), centers.to(dtype)
     inactive = arange(centers.shape[1], x.device) >= num_active[:, None]
-    apart = (valid[..., None] == inactive[:, None]) * _APART
+    apart = ((valid[..., None] == inactive[:, None]) * _APART).to(dtype)
     logits = torch.baddbmm(apart, x, centers.mT, alpha=1 / epsilon)
     best, nearest = logits.max(-1)
     count = valid.sum(1, keepdim=True)

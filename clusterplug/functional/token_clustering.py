@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clusterplug.core.checks import check_finite, check_mask
 from clusterplug.functional._numerics import exact_products, host_checks_allowed, working_dtype
+from clusterplug.functional._origin import typical_origin, typical_rows
 from clusterplug.functional._token_checks import check_grid, check_map, check_settings
 from clusterplug.functional._token_tiles import Tiles, tiles
 
@@ -57,7 +58,7 @@ def cluster_tokens(
         A_{nm} = \mathrm{softmax}_{m \in \mathcal{N}(n)} \left(-\|z_n - s_m\|^2 / \tau\right), \quad
         s_m = \sum_n A_{nm} z_n / \sum_n A_{nm}
 
-    Only neighbouring pairs are multiplied: tiles of 4 x 4 cells against the cells within reach, all tiles of all
+    Only neighboring pairs are multiplied: tiles of 4 x 4 cells against the cells within reach, all tiles of all
     images in one batched product, which gives the same numbers as all H W x h w distances. Gradients reach ``x``
     through the weighted means of the last iteration; the weights are constants.
 
@@ -65,7 +66,7 @@ def cluster_tokens(
         x: (B, H, W, C) tokens, floating; distances are taken in fp32 at least, whatever autocast says. B may be 0.
         grid: (h, w) with 1 <= h <= H and 1 <= w <= W; clusters keep their shape best where h / w is H / W.
         num_iters: Iterations; 0 leaves the averages.
-        temperature: Divides the squared distances, above 0; one number or (B,) one for each image. High: neighbours
+        temperature: Divides the squared distances, above 0; one number or (B,) one for each image. High: neighbors
             mix; low: hard local k-means. The scale of tokens differs a thousandfold between models and layers, and a
             temperature far above it turns clusters into blurs: 0.2 * :func:`token_spread` fits all of them.
         window: Odd number of cells, at least 1.
@@ -78,11 +79,11 @@ def cluster_tokens(
     Raises:
         TypeError: ``x`` is not a floating tensor, a number has the wrong type, ``mask`` is not bool.
         ValueError: A shape, the grid, the window, the temperature or the number of iterations is out of range; a
-            valid token is NaN or infinite (looked for on the CPU only, where it costs no synchronisation).
+            valid token is NaN or infinite (looked for on the CPU only, where it costs no synchronization).
 
     Source:
         Liang et al., "Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning", NeurIPS
-        2022, section 3; official code Expedit-Segmenter (Apache-2.0), read for behaviour.
+        2022, section 3; official code Expedit-Segmenter (Apache-2.0), read for behavior.
 
         **Differs from the authors' code**: ``temperature`` is a temperature, theirs multiplies (0.02 = 1 / 50);
         distances beyond the window are never computed; rectangular grids; masks; empty clusters keep their center
@@ -141,7 +142,7 @@ def center_scores(clusters: TokenClusters, rows: slice = slice(None)) -> Tensor:
     if clusters.mask is not None:
         tokens = torch.where(clusters.mask.flatten(1)[:, rows, None], tokens, 0)
     centers = clusters.centers.detach().flatten(1, 2).to(dtype)
-    middle = centers.mean(1, keepdim=True)
+    middle = _middle(centers, clusters.cell_mask)
     shifted = centers - middle
     sharpness = _sharpness(clusters.temperature, dtype)
     bias = _penalty(shifted, sharpness)[..., 0]
@@ -161,7 +162,7 @@ def nearby_scores(clusters: TokenClusters, window: int) -> tuple[Tensor, Tensor]
     if clusters.mask is not None:
         tokens = torch.where(clusters.mask.flatten(1)[..., None], tokens, 0)
     centers = clusters.centers.detach().flatten(1, 2).to(dtype)
-    middle = centers.mean(1, keepdim=True)
+    middle = _middle(centers, clusters.cell_mask)
     shifted = centers - middle
     slots = (tokens.index_select(1, plan.pixels) - middle).view(batch * num_tiles, num_slots, channels)
     candidates = (shifted * _sharpness(clusters.temperature, dtype)).index_select(1, plan.cells)
@@ -173,6 +174,13 @@ def nearby_scores(clusters: TokenClusters, window: int) -> tuple[Tensor, Tensor]
     cells = plan.cells.view(num_tiles, 1, num_candidates).expand(-1, num_slots, -1).reshape(1, -1, num_candidates)
     scores = scores.view(batch, -1, num_candidates).index_select(1, plan.slot)
     return scores, cells.index_select(1, plan.slot)
+
+
+def _middle(centers: Tensor, cell_mask: Tensor | None) -> Tensor:
+    """Return a point (B, 1, C) amid most centers (B, M, C); their mean would follow one far center."""
+    if centers.shape[0] == 0:
+        return centers.new_zeros(0, 1, centers.shape[-1])
+    return typical_origin(typical_rows(centers, mask=None if cell_mask is None else cell_mask.flatten(1)))
 
 
 def _sharpness(temperature: float | Tensor, dtype: torch.dtype) -> float | Tensor:
@@ -209,6 +217,8 @@ def token_spread(x: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -
     check_map(x)
     grid = check_grid(grid, x.shape[1:3])
     check_mask(mask, x.shape[:3], x.device)
+    if host_checks_allowed(x):
+        check_finite(x.detach().flatten(1, 2), 'x', None if mask is None else mask.flatten(1))
     _, height, width, _ = x.shape
     with torch.no_grad(), exact_products(x):
         values = x.to(working_dtype(x.dtype))
@@ -225,7 +235,7 @@ def token_spread(x: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -
             valid = mask.flatten(1)
             spread = (distances * valid).sum(-1) / valid.sum(-1).clamp_min(1)
         # A map without differences has no scale; any will do.
-        return torch.where(spread > torch.finfo(spread.dtype).tiny * 1e6, spread, 1.0)
+        return torch.where(spread <= torch.finfo(spread.dtype).tiny * 1e6, 1.0, spread)
 
 
 def _average(values: Tensor, grid: tuple[int, int], mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -261,7 +271,7 @@ def _iterate(values, centers, cell_mask, mask, num_iters, temperature, window):
     with torch.no_grad():
         # Distances from a common point are small numbers where norms are large ones that cancel. Channels come
         # first, as products of small matrices are twice as fast when neither is transposed.
-        middle = centers.mean(1, keepdim=True)
+        middle = _middle(centers, cell_mask)
         sharpness = _sharpness(temperature, values.dtype)
         columns = (slots.view(batch, -1, channels) - middle).mul_(sharpness).view(slots.shape).mT.contiguous()
         for _ in range(num_iters - 1):

@@ -90,7 +90,7 @@ def token_neighbors(
 
 
 def combine_tokens(clustered: Tensor, neighbors: TokenNeighbors) -> Tensor:
-    """Return the weighted sums of cluster tokens: each token from its neighbours.
+    """Return the weighted sums of cluster tokens: each token from its neighbors.
 
     Args:
         clustered: (B, h, w, C') any values on the grid: refined cluster tokens, logits, positions.
@@ -160,10 +160,10 @@ def reconstruct_tokens(
 
     Source:
         Liang et al., NeurIPS 2022, section 3, token reconstruction layer; official code Expedit-Segmenter
-        (Apache-2.0), read for behaviour.
+        (Apache-2.0), read for behavior.
 
         **Differs from the authors' code**: weights add up to one by default (theirs have unit L2 norm); exactly k
-        neighbours where theirs keeps all that tie with the k-th; a softmax of the k scores instead of exponentials
+        neighbors where theirs keeps all that tie with the k-th; a softmax of the k scores instead of exponentials
         that can all underflow; no global search where ``window`` is given.
 
     Example:

@@ -130,14 +130,17 @@ def unbalanced_transport(
     logits, log_rows, log_cols = _logits_and_masses(scores, epsilon, row_marginals, col_marginals, mask)
     row_power, col_power = _power(row_penalty, epsilon, 'row_penalty'), _power(col_penalty, epsilon, 'col_penalty')
     with no_autocast(scores):
-        left = _neutral(log_rows)
+        # Each row less its largest score: next to a score of 1e6 potentials of its size would keep no digits.
+        top = logits.detach().amax(-1, keepdim=True)
+        logits = logits - top
+        left = _neutral(log_rows) + top
         for _ in range(num_iters):
             right = col_power * (log_cols - _logsumexp(logits + left, -2))
             shifted = logits + right
             sums = _logsumexp(shifted, -1)
-            left = row_power * (log_rows - sums)
+            left = row_power * (log_rows - sums) + (1.0 - row_power) * top
         # the row sums are taken out first: scores may be too large for a sum of potentials to keep its digits
-        log_row_sums = row_power * log_rows + (1.0 - row_power) * sums
+        log_row_sums = row_power * log_rows + (1.0 - row_power) * (sums + top)
         return ((shifted - sums) + log_row_sums.clamp(max=LARGEST_LOG_MASS)).exp().to(scores.dtype)
 
 

@@ -110,6 +110,39 @@ def test_mask_equals_removal_and_types():
     assert torch.equal(again.centers, masked.state.centers)
 
 
+@pytest.mark.parametrize('far', [1e6, 1e12, 1e20])
+def test_a_far_center_takes_no_digits_from_the_others(far):
+    x = randn(300, 5)
+    centers = torch.cat([x[:6], torch.full((1, 5), far)])
+    state = MiniBatchKMeansState(centers, torch.ones(7).double(), 0, 1)
+    step, exact = (
+        minibatch_kmeans_update(state._replace(centers=centers.to(dtype)), x.to(dtype), move_ratio=None)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert torch.equal(step.labels, exact.labels)
+    torch.testing.assert_close(step.state.centers.double(), exact.state.centers, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(step.inertia.double(), exact.inertia, rtol=1e-5, atol=0)
+
+
+def test_huge_float64_is_refused():
+    x = randn(9, 2).double() * 1e200
+    state = MiniBatchKMeansState(x[:2].clone(), torch.ones(2).double(), 0, 1)
+    with pytest.raises(ValueError, match='must fit float64'):
+        minibatch_kmeans_update(state, x)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32, torch.float64])
+def test_unseen_centers_do_not_move_to_duplicates_of_a_center(dtype):
+    values = (randn(1, 3, 4) + 700.1).to(dtype)
+    x = values.expand(60, 3, 4).reshape(-1, 4)
+    centers = torch.cat([x[:3].to(torch.promote_types(dtype, torch.float32)), torch.full((2, 4), -900.0).to(x)])
+    state = MiniBatchKMeansState(centers * (1 + torch.finfo(centers.dtype).eps), torch.zeros(5).double(), 0, 0)
+    for _ in range(4):
+        state = minibatch_kmeans_update(state, x).state
+    assert (state.centers[3:] < -800).all()
+    assert state.counts.tolist() == [240.0] * 3 + [0.0] * 2
+
+
 def _saved(state):
     import io
 

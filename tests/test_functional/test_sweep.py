@@ -194,6 +194,205 @@ def test_expanded_batches(name):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+# Types of the floating results for fp16 points: i = that of the points, w = fp32, d = float64. Float64 stays.
+RESULT_TYPES = {
+    'assign_subclasses': 'w', 'bank_contrast_terms': 'i', 'cell_means': 'i', 'cluster_encode': 'iiww',
+    'cluster_points': 'iww', 'cluster_pool': 'iww', 'cluster_tokens': 'iwi', 'combine_tokens': 'i', 'gather_ranks': 'i',
+    'kmeans': 'iw', 'kmedoids': 'w', 'kmedoids_swap': 'w', 'linkage': 'w', 'merge_tokens': 'ii',
+    'merge_tokens_to': 'ii', 'minibatch_kmeans_start': 'wd', 'minibatch_kmeans_update': 'wdw', 'nearest_center': 'w',
+    'pair_contrast_terms': 'i', 'pairwise_distances': 'i', 'partial_transport': 'i', 'reconstruct_tokens': 'i',
+    'sinkhorn': 'i', 'sinkhorn_log_plan': 'i', 'size_biased_attention': 'i', 'soft_cluster_encode': 'iiww',
+    'spectral_clustering': 'w', 'spread_clusters': 'i', 'subclass_contrast': 'i', 'subclass_contrast_terms': 'i',
+    'token_neighbors': 'w', 'token_spread': 'w', 'unbalanced_transport': 'i',
+}  # fmt: skip
+
+# What a NaN or infinite row of the first floating argument does. Row: the results of all other rows stay. Problem:
+# those of all other problems of the batch stay. Cells: those of points out of reach of its cell stay. All others
+# refuse it.
+ROW = [
+    'bank_contrast_terms', 'gather_ranks', 'pair_contrast_terms', 'pairwise_distances', 'size_biased_attention',
+    'subclass_contrast', 'subclass_contrast_terms',
+]  # fmt: skip
+PROBLEM = [
+    'assign_subclasses', 'bipartite_matching', 'cluster_encode', 'cluster_pool', 'combine_tokens', 'merge_tokens',
+    'merge_tokens_to', 'partial_transport', 'reconstruct_tokens', 'sinkhorn', 'sinkhorn_log_plan',
+    'soft_cluster_encode', 'unbalanced_transport',
+]  # fmt: skip
+CELL = ['cell_means', 'cluster_points', 'spread_clusters']
+# These take labels, or what another function made of points; that function has its own row.
+OF_RESULTS = [
+    'adjusted_rand_index', 'cluster_labels', 'clustering_accuracy', 'compose_labels', 'cut_linkage', 'cut_linkage_at',
+    'normalized_mutual_info', 'point_cells', 'sample_anchors', 'token_neighbors',
+]  # fmt: skip
+POINT_FUNCTIONS = sorted(set(CALLS) - set(OF_RESULTS))
+# The 0th dimension of their arguments is not one of problems.
+NO_BATCH = [*ROW, *CELL, *OF_RESULTS]
+
+
+def call(name, change=lambda x: x, edit=None):
+    """Return all tensors of the result, of arguments changed by ``change`` and the first floating one by ``edit``."""
+    args, options = everywhere(CALLS[name](), lambda x: change(x.detach().clone()))
+    if edit is not None:
+        edit(next(x for x in tensors(args) if x.is_floating_point()))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        result = getattr(functional, name)(*args, **options)
+    return tensors(result) if not isinstance(result, float) else [torch.tensor(result, dtype=torch.float64)]
+
+
+def to(*dtypes):
+    """Cast floating tensors from type to type."""
+
+    def change(x):
+        for dtype in dtypes:
+            x = x.to(dtype) if x.is_floating_point() and x.is_leaf else x
+        return x
+
+    return change
+
+
+def assert_same(got, expected, rtol=1e-4, atol=1e-5):
+    for one, other in zip(got, expected, strict=True):
+        if one.is_floating_point():
+            torch.testing.assert_close(one.double(), other.double(), rtol=rtol, atol=atol, equal_nan=True)
+        else:
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize('name', CALLS)
+def test_types_agree(name):
+    exact = call(name, to(torch.float32, torch.float64))
+    assert all(x.dtype == torch.float64 for x in exact if x.is_floating_point())
+    assert_same(call(name), exact)
+    for dtype in (torch.float16, torch.bfloat16):
+        if 'marginals' in str(CALLS[name]()[1]) and dtype == torch.bfloat16:
+            with pytest.raises(ValueError, match='equal sums'):  # their own rounding: refused, not corrected
+                call('sinkhorn', to(dtype))
+            continue
+        narrow = call(name, to(dtype))
+        if name in RESULT_TYPES:
+            types = {'i': dtype, 'w': torch.float32, 'd': torch.float64}
+            assert [x.dtype for x in narrow if x.is_floating_point()] == [types[each] for each in RESULT_TYPES[name]]
+        eps = torch.finfo(dtype).eps
+        assert_same(narrow, call(name, to(dtype, torch.float32)), rtol=2 * eps, atol=2 * eps)
+
+
+def row_of(x):
+    """The row of ``x`` (..., N, D) that is made odd: the last but one of the first problem."""
+    return x.view(-1, *x.shape[-2:])[0, -2] if x.dim() > 2 else x[-2]
+
+
+@pytest.mark.parametrize('name', POINT_FUNCTIONS)
+def test_an_odd_row_is_refused_or_stays_alone(name):
+    for value in (float('nan'), float('inf'), -float('inf')):
+
+        def edit(x, value=value):
+            row_of(x).fill_(value)
+
+        if name not in (*ROW, *PROBLEM, *CELL):
+            with pytest.raises(ValueError, match='must be finite, got NaN or inf'):
+                call(name, edit=edit)
+            continue
+        plain, odd = call(name), call(name, edit=edit)
+        if name in PROBLEM:
+            assert_same([x[1:] for x in odd], [x[1:] for x in plain], rtol=0, atol=1e-6)
+        elif name in ROW:
+            dims = {'gather_ranks': 3, 'size_biased_attention': 3, 'pairwise_distances': 2, 'pair_contrast_terms': 2}
+            for one, other in zip(odd, plain, strict=True):
+                rows = one.flatten(0, dims.get(name, 1) - 1), other.flatten(0, dims.get(name, 1) - 1)
+                differs = (rows[0] != rows[1]).flatten(1).any(1) if rows[0].dim() > 1 else rows[0] != rows[1]
+                assert differs.sum() <= 1
+        else:
+            home = CELLS.home
+            far = ~(CELLS.around[home] == home[-2]).any(1)
+            assert far.any()
+            picked = {'cell_means': home[far], 'cluster_points': home[far], 'spread_clusters': far}[name]
+            if name == 'spread_clusters':  # an odd representative reaches its members alone
+                members = call('cluster_points')[1] == 0
+                picked = ~members.any(1)
+            assert_same([x[picked] for x in odd[:1]], [x[picked] for x in plain[:1]])
+
+
+@pytest.mark.parametrize(
+    'name', [name for name in POINT_FUNCTIONS if name not in ('gather_ranks', 'size_biased_attention')]
+)
+def test_beside_an_outlier_as_in_float64(name):
+    def edit(x):
+        row_of(x).fill_(1e6 if name not in ('assign_subclasses', *ROW) or name == 'pairwise_distances' else 3.0)
+
+    assert_same(call(name, edit=edit), call(name, to(torch.float64), edit=edit), rtol=2e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'name',
+    sorted(set(CALLS) - set(NO_BATCH))
+    + [
+        'pair_contrast_terms',
+        'pairwise_distances',
+        'size_biased_attention',
+        'cut_linkage',
+        'compose_labels',
+        'token_neighbors',
+        'cluster_labels',
+    ],
+)
+def test_no_problems_and_no_points(name):
+    found = call(name, lambda x: x[:0] if x.dim() else x)
+    expected = [(0, *x.shape[1:]) for x in call(name)]
+    assert [tuple(x.shape) for x in found] == expected
+    if name in POINT_FUNCTIONS and name not in ('pair_contrast_terms', 'size_biased_attention'):  # no queries: fine
+
+        def no_points(x):
+            x.resize_(*x.shape[:-2], 0, x.shape[-1])
+
+        with pytest.raises(ValueError, match='must'):
+            call(name, edit=no_points)
+
+
+# Called with points (B, N, D) and a number of clusters; what changes with the unit of the points is in the second.
+OF_POINTS = {
+    'kkz': lambda x, k: ([functional.kkz(x, k)], []),
+    'kmeans_plus_plus': lambda x, k: ([functional.kmeans_plus_plus(x, k, **seeded())], []),
+    'kmeans': lambda x, k: ([(r := functional.kmeans(x, k, init='kkz')).labels], [r.centers]),
+    'kmedoids': lambda x, k: ([*(r := functional.kmedoids(x, k))[:2]], [r.cost]),
+    'kmedoids_swap': lambda x, k: ([*(r := functional.kmedoids_swap(x, k))[:2]], [r.cost]),
+    'linkage': lambda x, k: ([(r := linkage(x)).children], [r.heights]),
+    'minibatch_kmeans_start': lambda x, k: ([], [minibatch_kmeans_start(x, k, init='kkz').centers]),
+    'minibatch_kmeans_update': lambda x, k: (
+        [(r := functional.minibatch_kmeans_update(minibatch_kmeans_start(x, k, init='kkz'), x)).labels],
+        [r.state.centers]),
+    'nearest_center': lambda x, k: ([(r := nearest_center(x, x[:, :k]))[0]], [r[1].sqrt()]),
+    'pairwise_distances': lambda x, k: ([], [functional.pairwise_distances(x)]),
+    'spectral_clustering': lambda x, k: ([functional.spectral_clustering(x, k).labels], []),
+    'bipartite_matching': lambda x, k: ([bipartite_matching(x, x.shape[1] // 4).target], []),
+    'cluster_pool': lambda x, k: (
+        [(r := cluster_pool(x, x, x[:, :k], x[:, :k])).labels], [r.representatives]),
+    'merge_tokens': lambda x, k: ([], [functional.merge_tokens(x, x.shape[1] // 4)[0]]),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings('ignore:.*cut is not unique')
+@pytest.mark.parametrize('name', OF_POINTS)
+def test_one_point_duplicates_and_any_unit(name):
+    run_on, plain = OF_POINTS[name], OF_POINTS[name](X, 3)
+    for unit_of_x in (2.0**-40, 2.0**40):
+        labels, values = run_on(X * unit_of_x, 3)
+        assert_same(labels, plain[0])
+        assert_same([x / unit_of_x for x in values], plain[1], rtol=1e-5)
+    labels, values = run_on(X[:, :1], 1)
+    assert all(x.eq(0).all() for x in labels if name != 'bipartite_matching')
+    assert all(x.isfinite().all() for x in values)
+    for x in (X[:, :2].repeat_interleave(6, 1), X[:, :1].expand(-1, 12, -1) + 0.1):
+        labels, values = run_on(x, 2)
+        assert all(((y >= 0) & (y < 24)).all() for y in labels)
+        assert all(y.isfinite().all() for y in values)
+        if name in ('kmeans', 'kmedoids', 'kmedoids_swap', 'minibatch_kmeans_update') and x.unique(dim=1).shape[1] == 2:
+            assert labels[0][:, :6].eq(labels[0][:, :1]).all()
+            assert labels[0][:, 6:].ne(labels[0][:, :1]).all()
+        if name == 'pairwise_distances':
+            assert values[0][:, :6, :6].eq(0).all()
+
+
 def hard_points(kind):
     generator = torch.Generator().manual_seed(3)
     if kind == 'duplicates':

@@ -335,7 +335,7 @@ def test_neither_waits_for_the_device_nor_launches_per_row():
         reconstruct_tokens(cluster_tokens(x, (28, 28)).centers, state, window=5)
 
     assert not count_host_syncs(run)
-    assert count_launches(run).total() <= 150
+    assert count_launches(run).total() <= 170
 
 
 def test_compiles_in_one_graph():

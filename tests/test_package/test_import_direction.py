@@ -38,7 +38,7 @@ RULES = {
     'doctor': Rule(set(), EVERYTHING, {'doctor', 'dependencies', 'version', *PLUGS}),
     'core': Rule({'torch', 'numpy'}, inside={'core'}),
     'files': Rule(set(), inside={'core'}),
-    'functional': Rule({'torch'}, {'scipy'}, {'core', 'functional'}),
+    'functional': Rule({'torch'}, {'numpy', 'scipy'}, {'core', 'functional'}),
     'losses': Rule({'torch'}, set(), PURE),
     'layers': Rule({'torch'}, set(), PURE),
     'memory': Rule({'torch'}, set(), PURE),

@@ -64,12 +64,12 @@ def test_the_page_as_it_stands(tmp_path):
         done = run(line, tmp_path, *(short if 'prepare' not in line else []))
         assert done.returncode == 0, line + done.stdout[-2000:] + done.stderr[-3000:]
     assert all(f'| {name} ' in done.stdout for name in ('ground', 'tree', 'car'))
-    wrong = config.replace('num_classes=3', 'num_classes=4')
+    wrong = config.replace('num_classes=3', 'num_classes=5')
     (tmp_path / 'own.py').write_text(wrong)
     done = run('python tools/train.py own.py --work-dir work_dirs/wrong', tmp_path, *short)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith('train:')]
-    assert 'has 3 classes (ground, tree, car), and model.decode_head has num_classes=4' in line
+    assert 'has 3 classes (ground, tree, car), and model.decode_head has num_classes=5' in line
 
 
 def test_raw_labels_become_classes(tmp_path):
