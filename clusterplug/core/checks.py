@@ -145,3 +145,16 @@ def check_finite(x: Tensor, name: str = 'x', mask: Tensor | None = None) -> None
             f'(batch entry: number of points - {", ".join(entries)}{", ..." if len(entries) == 5 else ""}); '
             f'drop them or pass a mask that is False there'
         )
+
+
+def whole_number(name: str, value: int | None, *, optional: bool = False) -> int | None:
+    """Return ``value`` as an int of at least 1, NumPy integers too; None where that is allowed.
+
+    Raises:
+        ValueError: For anything else, with the name and what came.
+    """
+    if optional and value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f'{name} must be {"None or " * optional}an int of at least 1, got {value!r}')
+    return int(value)

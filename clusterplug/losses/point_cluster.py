@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clusterplug.core.checks import whole_number
 from clusterplug.core.numerics import keep_fp32
 from clusterplug.functional._constants import arange
 from clusterplug.functional.anchor_sampling import sample_anchors
@@ -32,15 +33,6 @@ _MOST_ANCHORS = 2000
 _FEWEST_ANCHORS = 4
 _MOST_NEGATIVES = 40_000
 _LARGEST_FEATURE = 1e15
-
-
-def _whole(name: str, value: int | None, optional: bool = False) -> int | None:
-    """The value as an int of at least 1; NumPy integers too."""
-    if optional and value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f'{name} must be {"None or " * optional}an int of at least 1, got {value!r}')
-    return int(value)
 
 
 def _all_ranks(by_rank: Tensor) -> Tensor:
@@ -162,10 +154,10 @@ class PointClusterLoss(nn.Module):
         _check_fraction('loss_weight', loss_weight, 0.0, float('inf'))
         if not terms or any(term not in TERMS for term in terms):
             raise ValueError(f'terms must be some of {TERMS}, got {tuple(terms)}')
-        num_classes = _whole('num_classes', num_classes)
-        sinkhorn_iters = _whole('sinkhorn_iters', sinkhorn_iters, optional=True)
-        num_anchors_per_class = _whole('num_anchors_per_class', num_anchors_per_class, optional=True)
-        max_anchors = _whole('max_anchors', max_anchors, optional=True)
+        num_classes = whole_number('num_classes', num_classes)
+        sinkhorn_iters = whole_number('sinkhorn_iters', sinkhorn_iters, optional=True)
+        num_anchors_per_class = whole_number('num_anchors_per_class', num_anchors_per_class, optional=True)
+        max_anchors = whole_number('max_anchors', max_anchors, optional=True)
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral):
             raise ValueError(f'ignore_index must be an int, got {ignore_index!r}')
         if regions not in REGIONS:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clusterplug.core.checks import whole_number
 from clusterplug.core.numerics import keep_fp32
 from clusterplug.functional._constants import arange
 from clusterplug.registry import MODELS
@@ -34,12 +35,6 @@ def clusters_per_class(num_clusters: int | Sequence[int] | dict, num_classes: in
     if any(not isinstance(k, Integral) or isinstance(k, bool) or k < 1 for k in numbers):
         raise ValueError(f'num_clusters must be integers of at least 1, got {numbers}')
     return [int(k) for k in numbers]
-
-
-def _whole(name: str, value: int) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f'{name} must be an int of at least 1, got {value!r}')
-    return int(value)
 
 
 @MODELS.register_module()
@@ -101,10 +96,10 @@ class SubclassMemory(nn.Module):
         seeds_per_step: int | None = None,
     ):
         super().__init__()
-        num_classes, embed_dims = _whole('num_classes', num_classes), _whole('embed_dims', embed_dims)
-        queue_len = _whole('queue_len', queue_len)
-        enqueue_per_step = _whole('enqueue_per_step', enqueue_per_step)
-        seeds_per_step = None if seeds_per_step is None else _whole('seeds_per_step', seeds_per_step)
+        num_classes, embed_dims = whole_number('num_classes', num_classes), whole_number('embed_dims', embed_dims)
+        queue_len = whole_number('queue_len', queue_len)
+        enqueue_per_step = whole_number('enqueue_per_step', enqueue_per_step)
+        seeds_per_step = None if seeds_per_step is None else whole_number('seeds_per_step', seeds_per_step)
         numbers = clusters_per_class(num_clusters, num_classes)
         most = max(numbers)
         self.num_classes, self.num_clusters, self.embed_dims = num_classes, most, embed_dims
