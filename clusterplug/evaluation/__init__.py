@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics over the results of models."""
 
+from clusterplug.evaluation.few_shot import FewShotEpisodes, nearest_class_mean
 from clusterplug.evaluation.kmeans_within_classes import kmeans_within_classes
+from clusterplug.evaluation.long_tail import LongTailMetric, long_tail_accuracy, long_tail_groups
 from clusterplug.evaluation.retrieval import RetrievalMetric
 from clusterplug.evaluation.retrieval_ranks import rank_summary, ranks_of_targets, retrieval_ranks
 from clusterplug.evaluation.subclass_agreement import SubclassAgreement, subclass_agreement
 from clusterplug.evaluation.submission import SemanticKittiSubmission
 
 __all__ = [
-    'RetrievalMetric', 'SemanticKittiSubmission', 'SubclassAgreement', 'kmeans_within_classes', 'rank_summary',
+    'FewShotEpisodes', 'LongTailMetric', 'RetrievalMetric', 'SemanticKittiSubmission', 'SubclassAgreement',
+    'kmeans_within_classes', 'long_tail_accuracy', 'long_tail_groups', 'nearest_class_mean', 'rank_summary',
     'ranks_of_targets', 'retrieval_ranks', 'subclass_agreement',
 ]  # fmt: skip
