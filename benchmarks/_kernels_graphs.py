@@ -7,7 +7,8 @@ The data is separable, so that both spectral forms must find the true clusters; 
 import torch
 from _timing import interleaved, optional, rows
 
-from clusterplug.functional import adjusted_rand_index, linkage, spectral_clustering
+from clusterplug.functional import adjusted_rand_index, spectral_clustering
+from clusterplug.functional.graph import linkage
 
 
 def separable_data(batch, num_points, num_dims, num_clusters, seed=0):

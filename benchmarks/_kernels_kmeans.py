@@ -9,12 +9,12 @@ import torch
 from _timing import Row, interleaved, optional, product_rate, rows
 
 from clusterplug.estimators import MiniBatchKMeans
-from clusterplug.functional import kmeans
+from clusterplug.functional.kmeans import kmeans
 
 
 def all_iterations(run):
     """Return a candidate that also runs iterations in which no label changes any more."""
-    cpu = importlib.import_module('clusterplug.functional._kmeans_cpu')
+    cpu = importlib.import_module('clusterplug.functional.kmeans._cpu')
 
     def wrapped():
         with mock.patch.object(cpu, 'RUN_ALL', True):

@@ -4,7 +4,7 @@
 import torch
 from _timing import Row, interleaved, optional, peak_bytes, rows
 
-from clusterplug.functional import kmedoids, kmedoids_swap
+from clusterplug.functional.kmedoids import kmedoids, kmedoids_swap
 
 
 def dense_kmedoids(x, num_clusters, num_iters=100, threshold=1e-6, chunk=4):

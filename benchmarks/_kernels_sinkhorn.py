@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from _timing import Row, copy_rate, interleaved, optional, rows
 
-from clusterplug.functional import sinkhorn
+from clusterplug.functional.transport import sinkhorn
 
 EPSILON = 0.05
 

@@ -22,9 +22,8 @@ from _point_cluster_loop import LoopPointClusterLoss, contrast, transport
 from _point_cluster_measure import interleaved, launches, machine, machine_rates, synchronizations, verdict
 from _timing import peak_bytes
 
-from clusterplug.functional.bank_contrast import bank_contrast_terms
-from clusterplug.functional.contrast import subclass_contrast
-from clusterplug.functional.subclasses import assign_subclasses
+from clusterplug.functional.contrast import bank_contrast_terms, subclass_contrast
+from clusterplug.functional.transport import assign_subclasses
 from clusterplug.losses import PointClusterLoss
 
 NUM_CLASSES, IN_CHANNELS = 19, 96

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from clusterplug.functional import sinkhorn_log_plan
-from clusterplug.functional.subclasses import assign_subclasses
+from clusterplug.functional.transport import assign_subclasses
 
 WEIGHTS = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.06, 0.04])
 SIZES = [(80, 40), (200, 40), (400, 40), (400, 10)]  # rows, centers

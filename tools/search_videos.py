@@ -235,7 +235,7 @@ def _tokens(args: argparse.Namespace) -> int:
 
     from clusterplug import patch
     from clusterplug.datasets.video import open_store
-    from clusterplug.functional.segment_tokens import segment_bounds
+    from clusterplug.functional.tokens import segment_bounds
     from clusterplug.visualization import save_kept_tokens, save_segment_strip
 
     model, pipeline, _, _ = _load(args)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clusterplug.functional._numerics import working_dtype
+from clusterplug.core.numerics import working_dtype
 from clusterplug.layers._maps import pad_map
 
 PATCH = 4

@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from clusterplug.backbones._fec_stem import FECStem
 from clusterplug.backbones.fec_archs import resolve_arch
 from clusterplug.core.checks import check_mask
-from clusterplug.functional._numerics import host_checks_allowed
-from clusterplug.functional.feature_clustering import FeatureClusters
+from clusterplug.core.numerics import host_checks_allowed
+from clusterplug.functional.features import FeatureClusters
 from clusterplug.layers import FeatureClusteringBlock, FeatureClusteringPool
 from clusterplug.layers._maps import MapNorm
 from clusterplug.layers.feature_clustering_pool import halve_mask

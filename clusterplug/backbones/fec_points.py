@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from clusterplug.functional.point_cells import PointCells, cell_means, point_cells
+from clusterplug.functional.features import PointCells, cell_means, point_cells
 from clusterplug.layers.point_feature_clustering import PointFeatureClusteringBlock, PointFeatureClusteringPool
 from clusterplug.registry import MODELS
 

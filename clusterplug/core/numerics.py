@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of numbers that a module keeps whatever its model is cast to."""
+"""Precision rules that all share: at least fp32 inside, autocast off, the caller's type outside."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -25,3 +26,47 @@ def keep_fp32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return result
 
     return moved
+
+
+def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """Return the type to compute in: float64 if one of ``dtypes`` is, float32 for everything narrower."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Return a context that switches autocast off on the tensor's device (nothing where it is off already)."""
+    device_type = tensor.device.type
+    if device_type != 'meta' and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def host_checks_allowed(tensor: Tensor) -> bool:
+    """Tell whether reading a value on the host costs nothing: on the CPU, outside ``torch.compile``."""
+    return tensor.device.type == 'cpu' and not torch.compiler.is_compiling()
+
+
+def static_size(tensor: Tensor, dim: int) -> int:
+    """Return a side of ``tensor`` as a number; while ``torch.jit.trace`` runs, sizes are tensors."""
+    size = tensor.shape[dim]
+    return int(size) if torch.jit.is_tracing() else size
+
+
+@contextlib.contextmanager
+def _without_tf32():
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def exact_products(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Return a context in which fp32 products are fp32: autocast off, and TF32 too (not while compiling)."""
+    if torch.compiler.is_compiling() or tensor.device.type != 'cuda' or not torch.backends.cuda.matmul.allow_tf32:
+        return no_autocast(tensor)  # an ExitStack around it would break the graph
+    stack = contextlib.ExitStack()
+    stack.enter_context(no_autocast(tensor))
+    stack.enter_context(_without_tf32())
+    return stack

@@ -18,7 +18,7 @@ def kernels() -> str:
     """Sinkhorn's plan of 8 points and 2 clusters has the marginals that were asked for."""
     import torch
 
-    from clusterplug.functional import sinkhorn
+    from clusterplug.functional.transport import sinkhorn
 
     scores = torch.linspace(-1, 1, 16).reshape(8, 2)
     plan = sinkhorn(scores, epsilon=0.1, num_iters=100)

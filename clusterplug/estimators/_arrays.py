@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusterplug.functional._numerics import working_dtype
+from clusterplug.core.numerics import working_dtype
 
 
 class Points(NamedTuple):

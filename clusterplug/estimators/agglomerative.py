@@ -9,7 +9,7 @@ from clusterplug.core.checks import check_choice, check_count, check_number
 from clusterplug.estimators._arrays import check_parameter, read_points
 from clusterplug.estimators._base import Clusterer
 from clusterplug.estimators.kmeans import check_enough
-from clusterplug.functional.linkage import cut_linkage, cut_linkage_at, linkage
+from clusterplug.functional.graph import cut_linkage, cut_linkage_at, linkage
 
 
 class AgglomerativeClustering(Clusterer):

@@ -16,7 +16,7 @@ from clusterplug.estimators._arrays import (
     read_weights,
 )
 from clusterplug.estimators._base import Clusterer, TransformerMixin
-from clusterplug.functional.distances import pairwise_distances
+from clusterplug.functional.distance import pairwise_distances
 from clusterplug.functional.kmeans import kmeans, nearest_center
 
 

@@ -9,9 +9,8 @@ from clusterplug.core.checks import check_choice, check_count, check_number
 from clusterplug.estimators._arrays import as_tensor_beside, check_parameter, read_points
 from clusterplug.estimators._base import Clusterer, TransformerMixin
 from clusterplug.estimators.kmeans import check_enough
-from clusterplug.functional.distances import pairwise_distances
-from clusterplug.functional.kmedoids import kmedoids
-from clusterplug.functional.kmedoids_swap import kmedoids_swap
+from clusterplug.functional.distance import pairwise_distances
+from clusterplug.functional.kmedoids import kmedoids, kmedoids_swap
 
 _METHODS = ('alternate', 'swap')
 _METRICS = ('euclidean', 'cosine', 'precomputed')

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from clusterplug.core.checks import check_count, check_number
+from clusterplug.core.numerics import working_dtype
 from clusterplug.estimators._arrays import Points, check_parameter, make_generator, read_points, read_weights
 from clusterplug.estimators.kmeans import CenterClusterer, check_enough
-from clusterplug.functional._numerics import working_dtype
-from clusterplug.functional.kmeans import nearest_center
-from clusterplug.functional.minibatch_kmeans import (
+from clusterplug.functional.kmeans import (
     MiniBatchKMeansState,
     minibatch_kmeans_start,
     minibatch_kmeans_update,
+    nearest_center,
 )
 
 

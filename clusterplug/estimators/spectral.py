@@ -7,7 +7,7 @@ from clusterplug.core.checks import check_count
 from clusterplug.estimators._arrays import check_parameter, read_points
 from clusterplug.estimators._base import Clusterer
 from clusterplug.estimators.kmeans import check_enough
-from clusterplug.functional.spectral import spectral_clustering
+from clusterplug.functional.graph import spectral_clustering
 
 
 class SpectralClustering(Clusterer):

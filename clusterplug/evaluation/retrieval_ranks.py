@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clusterplug.core.checks import check_points
-from clusterplug.functional._numerics import exact_products, working_dtype
+from clusterplug.core.numerics import exact_products, working_dtype
 
 # Scores held at once: 64 MB on a CPU, 1 GB on an accelerator.
 _SCORES_ON_CPU = 2**24

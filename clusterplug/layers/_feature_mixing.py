@@ -4,9 +4,8 @@
 import torch
 from torch import Tensor, nn
 
-from clusterplug.functional._feature_members import assign
-from clusterplug.functional._numerics import exact_products, working_dtype
-from clusterplug.functional.feature_clustering import FeatureClusters, cluster_encode, soft_cluster_encode
+from clusterplug.core.numerics import exact_products, working_dtype
+from clusterplug.functional.features import FeatureClusters, assign, cluster_encode, soft_cluster_encode
 from clusterplug.layers._maps import linear_maps, scaled
 
 

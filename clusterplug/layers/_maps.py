@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clusterplug.functional._numerics import no_autocast, working_dtype
+from clusterplug.core.numerics import no_autocast, working_dtype
 
 
 class MapNorm(nn.GroupNorm):

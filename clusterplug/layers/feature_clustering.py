@@ -4,10 +4,13 @@
 import torch
 from torch import Tensor, nn
 
-from clusterplug.functional._feature_checks import check_weighting
-from clusterplug.functional._feature_members import MOST_DENSE_CENTERS
-from clusterplug.functional._grid_cells import average_cells, valid_cells
-from clusterplug.functional.feature_clustering import FeatureClusters
+from clusterplug.functional.features import (
+    MOST_DENSE_CENTERS,
+    FeatureClusters,
+    average_cells,
+    check_weighting,
+    valid_cells,
+)
 from clusterplug.layers._feature_mixing import mix_any, mix_few
 from clusterplug.layers._maps import join_regions, least_fold, pad_map, split_regions
 from clusterplug.layers._pairs import as_pair

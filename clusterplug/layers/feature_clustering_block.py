@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from clusterplug.functional.feature_clustering import FeatureClusters
+from clusterplug.functional.features import FeatureClusters
 from clusterplug.layers._maps import MapNorm, drop_path, pointwise
 from clusterplug.layers.feature_clustering import FeatureClustering
 

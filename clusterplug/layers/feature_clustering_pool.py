@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clusterplug.functional._grid_cells import average_cells, valid_cells
-from clusterplug.functional.feature_clustering import FeatureClusters, cluster_pool
+from clusterplug.functional.features import FeatureClusters, average_cells, cluster_pool, valid_cells
 from clusterplug.layers._maps import MapNorm, join_regions, least_fold, pad_map, scaled, split_regions
 from clusterplug.layers._pairs import as_pair
 from clusterplug.registry import MODELS

@@ -4,9 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from clusterplug.functional.feature_clustering import FeatureClusters
-from clusterplug.functional.point_cells import PointCells, cell_means
-from clusterplug.functional.point_clustering import cluster_points, spread_clusters
+from clusterplug.functional.features import FeatureClusters, PointCells, cell_means, cluster_points, spread_clusters
 
 
 class PointFeatureClusteringBlock(nn.Module):

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_finite, check_mask, check_num_clusters, check_points
-from clusterplug.functional import KMedoidsResult, kmedoids, spectral_clustering
-from clusterplug.functional._numerics import exact_products, host_checks_allowed, no_autocast
-from clusterplug.functional._self_distances import self_distances
-from clusterplug.functional.segment_tokens import (
+from clusterplug.core.numerics import exact_products, host_checks_allowed, no_autocast
+from clusterplug.functional import KMedoidsResult, spectral_clustering
+from clusterplug.functional.distance import self_distances
+from clusterplug.functional.kmedoids import kmedoids
+from clusterplug.functional.tokens import (
     segment_bounds,
     segment_mean,
     shift_channels,

@@ -4,7 +4,7 @@
 from torch import Tensor, nn
 
 from clusterplug.functional import TokenClusters, cluster_tokens
-from clusterplug.functional._token_checks import check_grid, check_settings
+from clusterplug.functional.tokens import check_grid, check_settings
 from clusterplug.layers._tokens import check_num_prefix, join_map, split_map
 from clusterplug.registry import MODELS
 

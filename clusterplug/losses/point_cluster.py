@@ -9,15 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterplug.core.checks import whole_number
+from clusterplug.core.constants import arange
+from clusterplug.core.distributed import gather_ranks, rank, world_size
 from clusterplug.core.numerics import keep_fp32
-from clusterplug.functional._constants import arange
-from clusterplug.functional.anchor_sampling import sample_anchors
-from clusterplug.functional.bank_contrast import bank_contrast_terms
-from clusterplug.functional.contrast import NEVER, check_temperature
-from clusterplug.functional.gather import gather_ranks, rank, world_size
-from clusterplug.functional.pair_contrast import pair_contrast_terms
-from clusterplug.functional.region_means import region_means
-from clusterplug.functional.subclasses import assign_subclasses
+from clusterplug.functional.contrast import (
+    NEVER,
+    bank_contrast_terms,
+    check_temperature,
+    pair_contrast_terms,
+    region_means,
+    sample_anchors,
+)
+from clusterplug.functional.transport import assign_subclasses
 from clusterplug.heads import ProjectionHead
 from clusterplug.losses._inputs import check_inputs
 from clusterplug.memory import SubclassMemory

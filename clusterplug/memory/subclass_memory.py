@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterplug.core.checks import whole_number
+from clusterplug.core.constants import arange
 from clusterplug.core.numerics import keep_fp32
-from clusterplug.functional._constants import arange
 from clusterplug.registry import MODELS
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from clusterplug.core.checks import check_count
-from clusterplug.functional._token_checks import check_grid
+from clusterplug.functional.tokens import check_grid
 from clusterplug.patch._hosts import find_layout
 from clusterplug.patch._methods import make_method
 from clusterplug.patch._parts import check_one_transformer, check_tied

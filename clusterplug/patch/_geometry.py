@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from clusterplug.functional._numerics import host_checks_allowed
+from clusterplug.core.numerics import host_checks_allowed
 
 # Maps of so few rows may turn by half a turn or more from a row to the next; which way, the table alone does not say.
 FEW_ROWS = 4

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clusterplug.core.checks import check_count, nearest_name
+from clusterplug.core.numerics import static_size
 from clusterplug.functional import cluster_tokens, combine_tokens, merge_tokens_to, token_neighbors, token_spread
-from clusterplug.functional._numerics import static_size
-from clusterplug.functional._token_checks import check_settings
+from clusterplug.functional.tokens import check_settings
 from clusterplug.patch._geometry import cell_places
 
 

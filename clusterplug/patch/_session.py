@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from clusterplug.functional._token_checks import check_grid
+from clusterplug.functional.tokens import check_grid
 from clusterplug.patch._geometry import SharedTable
 from clusterplug.patch._hooks import BlockHook, EndHook, LateReduction, ScopeHook, refuse_attentions
 from clusterplug.patch._hosts import Layout

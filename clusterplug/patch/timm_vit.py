@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from clusterplug.functional._numerics import host_checks_allowed
+from clusterplug.core.numerics import host_checks_allowed
 from clusterplug.patch._geometry import SharedTable, coordinate_steps, joined_steps
 from clusterplug.patch._hosts import Layout, class_names, comes_from, first_norm, own
 from clusterplug.patch._store import Store

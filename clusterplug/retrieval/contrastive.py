@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clusterplug.core.checks import check_points
-from clusterplug.functional._numerics import no_autocast, working_dtype
-from clusterplug.functional.gather import gather_ranks, rank
+from clusterplug.core.distributed import gather_ranks, rank
+from clusterplug.core.numerics import no_autocast, working_dtype
 
 
 def symmetric_contrast(text: Tensor, video: Tensor, logit_scale: Tensor) -> Tensor:

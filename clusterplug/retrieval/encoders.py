@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clusterplug import patch
 from clusterplug.core.tensor_files import is_torchscript, load_tensors
-from clusterplug.functional.segment_tokens import split_segments
+from clusterplug.functional.tokens import split_segments
 from clusterplug.registry import MODELS
 from clusterplug.retrieval.openai_weights import NO_WEIGHTS, clip_from_openai, read_state_dict
 

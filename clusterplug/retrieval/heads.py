@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_mask
-from clusterplug.functional._numerics import no_autocast, working_dtype
+from clusterplug.core.numerics import no_autocast, working_dtype
 from clusterplug.registry import MODELS
 
 

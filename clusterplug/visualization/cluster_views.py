@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clusterplug.functional import compose_labels, kmeans
+from clusterplug.functional.contrast import compose_labels
+from clusterplug.functional.kmeans import kmeans
 
 
 class ClusterView(NamedTuple):

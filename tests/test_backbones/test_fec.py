@@ -246,7 +246,7 @@ def test_bad_input():
 
 
 def as_on_a_device(monkeypatch):
-    for module in ('backbones.fec', 'functional._feature_members'):
+    for module in ('backbones.fec', 'functional.features._feature_members'):
         monkeypatch.setattr(f'clusterplug.{module}.host_checks_allowed', lambda tensor: False)
 
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from clusterplug.backbones import FECPoints
-from clusterplug.functional import cell_means, cluster_points, point_cells, spread_clusters
+from clusterplug.functional import cell_means, cluster_points, spread_clusters
+from clusterplug.functional.features import point_cells
 from clusterplug.layers import PointFeatureClusteringBlock, PointFeatureClusteringPool
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,8 +4,7 @@
 import ast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from clusterplug.compat import config_text
 from clusterplug.compat.config_text import WIDTH, format_config

@@ -4,18 +4,21 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 pytest.importorskip('mmcv.ops', exc_type=ImportError)
 
 from mmcv.ops import assign_score_withk, dynamic_scatter, gather_points, grouping_operation, three_interpolate
 
 from clusterplug import compat
-from clusterplug.compat import _cpu_kernel, assign_score, group_points
-from clusterplug.compat import dynamic_scatter as scatter_patch
-from clusterplug.compat import gather_points as gather_patch
-from clusterplug.compat import three_interpolate as interpolate_patch
+from clusterplug.compat import (
+    _cpu_kernel,
+    assign_score,
+    dynamic_scatter as scatter_patch,
+    gather_points as gather_patch,
+    group_points,
+    three_interpolate as interpolate_patch,
+)
 
 SEEDS = st.integers(0, 10**6)
 

@@ -6,18 +6,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 pytest.importorskip('mmcv.ops', exc_type=ImportError)
 
 from mmcv.ops import ball_query, furthest_point_sample, furthest_point_sample_with_dist, knn, three_nn
 
 from clusterplug import compat
-from clusterplug.compat import _cpu_kernel, furthest_points
-from clusterplug.compat import ball_query as ball_query_patch
-from clusterplug.compat import knn as knn_patch
-from clusterplug.compat import three_nn as three_nn_patch
+from clusterplug.compat import (
+    _cpu_kernel,
+    ball_query as ball_query_patch,
+    furthest_points,
+    knn as knn_patch,
+    three_nn as three_nn_patch,
+)
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(1, 6))
 

@@ -21,8 +21,7 @@ pytest.importorskip('open3d')
 from clusterplug.core import files
 from clusterplug.core.outputs import FolderInUse, locked_folder
 from clusterplug.datasets import SUBTYPES, generate_lidar_city, load_subtypes
-from clusterplug.datasets.lidar_city import generate as generate_module
-from clusterplug.datasets.lidar_city import workers
+from clusterplug.datasets.lidar_city import generate as generate_module, workers
 from clusterplug.datasets.lidar_city.catalogue import CLASSES
 from clusterplug.datasets.lidar_city.cli import main
 

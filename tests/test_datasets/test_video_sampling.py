@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clusterplug.datasets.video.sampling import sample_frames
-from clusterplug.functional.segment_tokens import sparse_token_index
+from clusterplug.functional.tokens.segment_tokens import sparse_token_index
 
 
 def middles(total, count):

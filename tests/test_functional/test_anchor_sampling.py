@@ -5,10 +5,9 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from clusterplug.functional.anchor_sampling import sample_anchors
+from clusterplug.functional.contrast import sample_anchors
 from clusterplug.testing import count_host_syncs, count_launches
 
 

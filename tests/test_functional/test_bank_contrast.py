@@ -6,12 +6,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from clusterplug.functional import bank_contrast
-from clusterplug.functional.bank_contrast import bank_contrast_terms
-from clusterplug.functional.contrast import subclass_contrast_terms
+from clusterplug.functional.contrast import bank_contrast, bank_contrast_terms, subclass_contrast_terms
 from clusterplug.testing import count_host_syncs
 
 

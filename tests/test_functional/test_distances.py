@@ -4,7 +4,8 @@
 import pytest
 import torch
 
-from clusterplug.functional.distances import METRICS, pairwise_distances
+from clusterplug.functional.distance import pairwise_distances
+from clusterplug.functional.distance.distances import METRICS
 
 SCIPY = {'manhattan': 'cityblock'}
 

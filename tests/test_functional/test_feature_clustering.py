@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from clusterplug.functional import cluster_encode, cluster_pool, compose_labels, soft_cluster_encode
+from clusterplug.functional import cluster_encode, cluster_pool, soft_cluster_encode
+from clusterplug.functional.contrast import compose_labels
 
 
 def random_sets(batch=(2,), points=12, centers=3, dim=4, values=5, dtype=torch.float64, seed=0):
@@ -99,7 +99,7 @@ def test_comparing_finds_what_searching_finds(monkeypatch, centers):
     for problem in (sets, equal, broken):
         results = []
         for least in (0, 10**9):
-            monkeypatch.setattr('clusterplug.functional._feature_members.LEAST_COMPARED', least)
+            monkeypatch.setattr('clusterplug.functional.features._feature_members.LEAST_COMPARED', least)
             leaves = [each.clone().requires_grad_() for each in problem]
             out, clusters = cluster_encode(*leaves)
             results.append((out, *clusters, *torch.autograd.grad(out.nan_to_num().square().sum(), leaves)))

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from clusterplug.functional.gather import gather_ranks, rank, world_size
+from clusterplug.core.distributed import gather_ranks, rank, world_size
 from clusterplug.testing import run_gloo
 
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from clusterplug.functional import kmeans, nearest_center, sinkhorn, spectral_clustering
-from clusterplug.functional._sinkhorn_scaling import MIN_ENTRIES
+from clusterplug.functional import nearest_center, spectral_clustering
+from clusterplug.functional.kmeans import kmeans
+from clusterplug.functional.transport import sinkhorn
+from clusterplug.functional.transport._sinkhorn_scaling import MIN_ENTRIES
 
 KINDS = ['random', 'duplicate', 'collinear', 'offset', 'equal', 'one', 'masked']
 
@@ -99,7 +101,7 @@ def test_kept_scores_change_nothing(monkeypatch, masked, tol, empty):
         start[:, -4:] = 300.0
     options = {'init': start, 'num_iters': 30, 'tol': tol, 'mask': mask}
     result = kmeans(x, 20, **options)
-    monkeypatch.setattr('clusterplug.functional._kmeans_assign.KEPT_COORDINATES', 1 << 40)
+    monkeypatch.setattr('clusterplug.functional.kmeans._assign.KEPT_COORDINATES', 1 << 40)
     plain = kmeans(x, 20, **options)
     assert torch.equal(result.labels, plain.labels)
     assert torch.equal(result.num_iters, plain.num_iters)

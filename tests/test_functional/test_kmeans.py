@@ -7,11 +7,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from clusterplug.functional import _kmeans_assign
-from clusterplug.functional.kmeans import kmeans, nearest_center
+from clusterplug.functional.kmeans import _assign as _kmeans_assign, kmeans, nearest_center
 
 
 def randn(*shape, seed=0, dtype=torch.float32):

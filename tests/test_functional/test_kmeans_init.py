@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from clusterplug.functional.kmeans_init import kkz, kmeans_plus_plus
+from clusterplug.functional.kmeans import kkz, kmeans_plus_plus
 
 
 def randn(*shape, seed=0, dtype=torch.float32):

@@ -8,11 +8,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from clusterplug.functional.kmeans import kmeans, nearest_center
-from clusterplug.functional.minibatch_kmeans import (
+from clusterplug.functional.kmeans import (
     MiniBatchKMeansState,
+    kmeans,
     minibatch_kmeans_start,
     minibatch_kmeans_update,
+    nearest_center,
 )
 
 

@@ -30,8 +30,8 @@ def randn(*shape, seed=0):
 @pytest.fixture
 def as_on_device(monkeypatch):
     """Take the path of accelerators on the CPU."""
-    for name in ('kmeans', 'kmeans_init', '_kmeans_assign', '_kmeans_points'):
-        module = importlib.import_module(f'clusterplug.functional.{name}')
+    for name in ('kmeans', 'kmeans_init', '_assign', '_points'):
+        module = importlib.import_module(f'clusterplug.functional.kmeans.{name}')
         monkeypatch.setattr(module, 'host_checks_allowed', lambda tensor: False)
 
 
@@ -105,7 +105,7 @@ def test_no_synchronisation_and_constant_launches(case, as_on_device):
 def test_blocks_of_the_device_form(as_on_device, monkeypatch):
     x, init = randn(2, 300, 4), randn(6, 4, seed=1)
     whole = kmeans(x, 6, init=init, num_iters=8, tol=0)
-    monkeypatch.setattr('clusterplug.functional._kmeans_assign.CPU_BLOCK_BYTES', 3000)
+    monkeypatch.setattr('clusterplug.functional.kmeans._assign.CPU_BLOCK_BYTES', 3000)
     split = kmeans(x, 6, init=init, num_iters=8, tol=0)
     assert torch.equal(split.labels, whole.labels)
     torch.testing.assert_close(split.centers, whole.centers, rtol=1e-5, atol=1e-5)

@@ -7,8 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from clusterplug.functional.kmedoids import kmedoids
 
@@ -180,7 +179,7 @@ def test_chunks_of_problems_change_nothing(monkeypatch):
     mask = torch.rand(7, 20, generator=torch.Generator().manual_seed(6)) > 0.3
     whole = kmedoids(x, 4, mask=mask)
     # The package exports the function under the module's name.
-    module = importlib.import_module('clusterplug.functional.kmedoids')
+    module = importlib.import_module('clusterplug.functional.kmedoids.kmedoids')
     monkeypatch.setattr(module, 'problems_at_once', lambda *_: 3)
     for got, expected in zip(kmedoids(x, 4, mask=mask), whole):
         assert torch.equal(got, expected)

@@ -6,8 +6,7 @@ import itertools
 import pytest
 import torch
 
-from clusterplug.functional.kmedoids import kmedoids
-from clusterplug.functional.kmedoids_swap import kmedoids_swap
+from clusterplug.functional.kmedoids import kmedoids, kmedoids_swap
 
 KINDS = ['random', 'clustered', 'duplicate', 'collinear', 'offset', 'equal']
 

@@ -6,10 +6,10 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from clusterplug.functional.linkage import METHODS, cut_linkage, cut_linkage_at, linkage
+from clusterplug.functional.graph import cut_linkage, cut_linkage_at, linkage
+from clusterplug.functional.graph.linkage import METHODS
 
 hierarchy = pytest.importorskip('scipy.cluster.hierarchy')
 pdist = pytest.importorskip('scipy.spatial.distance').pdist
@@ -18,7 +18,7 @@ pdist = pytest.importorskip('scipy.spatial.distance').pdist
 @pytest.fixture(params=['scipy', 'rounds'], scope='module', autouse=True)
 def engine(request):
     """Build trees by scipy, and by our rounds of tensor operations as on an accelerator or without scipy."""
-    module = importlib.import_module('clusterplug.functional.linkage')  # the package exports the function
+    module = importlib.import_module('clusterplug.functional.graph.linkage')  # the package exports the function
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, 'scipy_installed', lambda: request.param == 'scipy')
         yield request.param

@@ -4,10 +4,10 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from clusterplug.functional.merging import bipartite_matching, merge_by_target, merge_tokens
+from clusterplug.functional.tokens import bipartite_matching, merge_tokens
+from clusterplug.functional.tokens.merging import merge_by_target
 
 
 def plain_merge(metric, tokens, sizes, num_merged, num_protected):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from clusterplug.functional import bipartite_matching, merge_tokens_to
-from clusterplug.functional.merging import most_merged
+from clusterplug.functional.tokens.merging import most_merged
 
 
 @pytest.mark.parametrize(('num_tokens', 'protected'), [(64, 0), (65, 1), (66, 2), (197, 1), (198, 2), (21, 5), (22, 4)])

@@ -6,11 +6,14 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from clusterplug.functional import metrics
-from clusterplug.functional.metrics import adjusted_rand_index, clustering_accuracy, normalized_mutual_info
+from clusterplug.functional.metrics import (
+    adjusted_rand_index,
+    agreement as metrics,
+    clustering_accuracy,
+    normalized_mutual_info,
+)
 
 labelings = st.integers(1, 60).flatmap(
     lambda n: st.tuples(*[st.lists(st.integers(-2, 6), min_size=n, max_size=n) for _ in range(2)])

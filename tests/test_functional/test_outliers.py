@@ -4,10 +4,12 @@
 import pytest
 import torch
 
-from clusterplug.functional import cut_linkage, kmedoids, linkage, nearest_center, pairwise_distances
-from clusterplug.functional._origin import typical_origin, typical_rows
-from clusterplug.functional._self_distances import self_distances
-from clusterplug.functional.distances import METRICS
+from clusterplug.core.origin import typical_origin, typical_rows
+from clusterplug.functional import cut_linkage, nearest_center, pairwise_distances
+from clusterplug.functional.distance._self_distances import self_distances
+from clusterplug.functional.distance.distances import METRICS
+from clusterplug.functional.graph import linkage
+from clusterplug.functional.kmedoids import kmedoids
 
 POWERS = {'euclidean': 2.0, 'sqeuclidean': 2.0, 'manhattan': 1.0, 'chebyshev': float('inf')}
 

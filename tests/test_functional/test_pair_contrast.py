@@ -4,10 +4,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from clusterplug.functional import pair_contrast, pair_contrast_terms, subclass_contrast_terms
+from clusterplug.functional import pair_contrast_terms, subclass_contrast_terms
+from clusterplug.functional.contrast import pair_contrast
 
 
 def problem(seed=0, classes=4, points=13, dims=8, clusters=3, dtype=torch.float64, left_out=0.2):

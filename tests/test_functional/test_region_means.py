@@ -3,10 +3,9 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from clusterplug.functional.region_means import region_means
+from clusterplug.functional.contrast.region_means import region_means
 from clusterplug.testing import count_host_syncs
 
 

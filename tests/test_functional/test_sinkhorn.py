@@ -3,11 +3,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clusterplug.functional.sinkhorn import sinkhorn, sinkhorn_log_plan
+from clusterplug.functional.transport import sinkhorn, sinkhorn_log_plan
 
 FORMS = ('auto', 'log', 'scaling')
 

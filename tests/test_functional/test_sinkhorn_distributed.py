@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from clusterplug.functional.sinkhorn import sinkhorn, sinkhorn_log_plan
+from clusterplug.functional.transport import sinkhorn, sinkhorn_log_plan
 
 
 def _problem():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from clusterplug.functional._affinity import affinity_matrix, normalized_adjacency
-from clusterplug.functional._leading_eigenvectors import choose_solver, leading_eigenvectors
-from clusterplug.functional._self_distances import self_distances
-from clusterplug.functional.spectral import spectral_clustering
+from clusterplug.functional.distance._self_distances import self_distances
+from clusterplug.functional.graph import spectral_clustering
+from clusterplug.functional.graph._affinity import affinity_matrix, normalized_adjacency
+from clusterplug.functional.graph._leading_eigenvectors import choose_solver, leading_eigenvectors
 
 
 def agreement(first, second):
@@ -193,7 +193,7 @@ def test_says_so_when_the_iteration_does_not_converge_or_no_gap_exists(monkeypat
     for solver in ('eigh', 'subspace'):
         with pytest.warns(UserWarning, match='not unique'):
             spectral_clustering(x, 2, solver=solver)
-    module = importlib.import_module('clusterplug.functional._leading_eigenvectors')
+    module = importlib.import_module('clusterplug.functional.graph._leading_eigenvectors')
     x, truth = shape('moons', 1200, 5)
     monkeypatch.setattr(module, '_products_allowed', lambda *_: 0)
     with pytest.warns(UserWarning, match='did not converge'):
@@ -232,7 +232,7 @@ def test_rotation_offset_permutation_and_unit_change_nothing():
 
 def test_signs_and_rotations_of_the_eigenvectors_change_nothing(monkeypatch):
     # The package exports the function under the module's name.
-    module = importlib.import_module('clusterplug.functional.spectral')
+    module = importlib.import_module('clusterplug.functional.graph.spectral')
     x, _ = blobs(4, 5, spread=2.0, seed=4)
     x = x.double()
     expected = spectral_clustering(x, 4, sigma='local')

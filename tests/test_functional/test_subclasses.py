@@ -4,11 +4,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from clusterplug.functional._alternate_log_softmax import alternate_log_softmax
-from clusterplug.functional.subclasses import assign_subclasses
+from clusterplug.functional.transport import assign_subclasses
+from clusterplug.functional.transport._alternate_log_softmax import alternate_log_softmax
 
 
 def _unit(generator, *shape):

@@ -12,13 +12,13 @@ from clusterplug.functional import (
     bipartite_matching,
     cluster_pool,
     cluster_tokens,
-    kmeans,
-    linkage,
     minibatch_kmeans_start,
     nearest_center,
-    point_cells,
     token_neighbors,
 )
+from clusterplug.functional.features import point_cells
+from clusterplug.functional.graph import linkage
+from clusterplug.functional.kmeans import kmeans
 
 
 def randn(*shape, seed=0):
@@ -414,8 +414,8 @@ def test_labels_and_inertia_belong_to_the_centers(kind, dtype, options, form, mo
     import importlib
 
     if form == 'device':
-        for name in ('kmeans', 'kmeans_init', '_kmeans_assign', '_kmeans_points'):
-            module = importlib.import_module(f'clusterplug.functional.{name}')
+        for name in ('kmeans', 'kmeans_init', '_assign', '_points'):
+            module = importlib.import_module(f'clusterplug.functional.kmeans.{name}')
             monkeypatch.setattr(module, 'host_checks_allowed', lambda tensor: False)
     x = hard_points(kind)
     x = (x.clamp(-6e4, 6e4) if dtype == torch.float16 else x).to(dtype)

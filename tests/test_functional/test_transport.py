@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from clusterplug.functional.sinkhorn import sinkhorn, sinkhorn_log_plan
-from clusterplug.functional.transport import partial_transport, unbalanced_transport
+from clusterplug.functional.transport import partial_transport, sinkhorn, sinkhorn_log_plan, unbalanced_transport
 
 
 def rand(*shape, seed=0):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from clusterplug.functional import cluster_encode
-from clusterplug.functional._grid_cells import average_cells
+from clusterplug.functional.features._grid_cells import average_cells
 from clusterplug.layers import FeatureClustering, FeatureClusteringBlock, FeatureClusteringPool
 from clusterplug.layers._maps import MapNorm, join_regions, split_regions
 

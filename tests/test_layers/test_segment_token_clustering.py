@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from clusterplug.functional import kmedoids
-from clusterplug.functional.segment_tokens import (
+from clusterplug.functional.kmedoids import kmedoids
+from clusterplug.functional.tokens.segment_tokens import (
     segment_bounds,
     segment_mean,
     shift_channels,
@@ -273,7 +273,7 @@ def test_compiles_without_a_break_and_equals_eager():
 
 def test_no_wait_for_the_device_with_fixed_rounds(monkeypatch):
     """On a GPU the layer takes tol=None; the same path is taken here by pretending that the host may not look."""
-    from clusterplug.functional import _self_distances
+    from clusterplug.functional.distance import _self_distances
     from clusterplug.layers import segment_token_clustering
 
     for module in (segment_token_clustering, _self_distances):

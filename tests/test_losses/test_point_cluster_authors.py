@@ -6,9 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clusterplug.functional.bank_contrast import bank_contrast_terms
-from clusterplug.functional.contrast import subclass_contrast
-from clusterplug.functional.subclasses import assign_subclasses
+from clusterplug.functional.contrast import bank_contrast_terms, subclass_contrast
+from clusterplug.functional.transport import assign_subclasses
 
 # temperature / base temperature, which their terms contain
 SCALE = 0.1 / 2

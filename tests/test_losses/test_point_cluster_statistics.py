@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clusterplug.functional.subclasses import assign_subclasses
+from clusterplug.functional.transport import assign_subclasses
 from clusterplug.losses import PointClusterLoss
 from clusterplug.memory import SubclassMemory
 

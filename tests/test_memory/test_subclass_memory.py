@@ -6,8 +6,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from clusterplug.memory import SubclassMemory
 from clusterplug.memory.subclass_memory import clusters_per_class

@@ -6,8 +6,7 @@ import runpy
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from packaging.specifiers import SpecifierSet
 
 from clusterplug.dependencies import DEPENDENCIES, EXTRAS, fits, requirements

@@ -146,7 +146,7 @@ class TestHosts:
 def test_shifts_equal_blocks_written_out():
     model, run = make('clip')
     x = videos()
-    from clusterplug.functional.segment_tokens import shift_channels
+    from clusterplug.functional.tokens.segment_tokens import shift_channels
 
     def shift(tokens, front):
         part = tokens.unflatten(0, (2, 6))

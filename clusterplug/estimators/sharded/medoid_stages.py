@@ -7,8 +7,7 @@ import torch
 from clusterplug.estimators.sharded.passes import sum_over_blocks
 from clusterplug.estimators.sharded.run import Run
 from clusterplug.estimators.sharded.shards import Block
-from clusterplug.functional.kmedoids import kmedoids
-from clusterplug.functional.kmedoids_swap import kmedoids_swap
+from clusterplug.functional.kmedoids import kmedoids, kmedoids_swap
 
 # Swaps cost a multiple of the alternation: up to this many rows they end within seconds.
 _SWAP_ROWS = 2000

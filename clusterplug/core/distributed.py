@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ranks of torch.distributed do together: gather with gradients, sums, maxima; nothing where it is not in use."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of ranks; 1 where torch.distributed is not in use."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this rank; 0 where torch.distributed is not in use."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        gathered = x.new_empty(dist.get_world_size(), *x.shape)
+        dist.all_gather(list(gathered.unbind()), x.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx, grad):
+        # every rank's loss looks at every rank's rows: their gradients add up
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[dist.get_rank()]
+
+
+def gather_ranks(x: Tensor) -> Tensor:
+    """Stack the equally shaped ``x`` of all ranks: (...) to (R, ...). All ranks must call it in the same step.
+
+    Differentiable: the gradient of a rank's ``x`` is the sum over the losses of all ranks (one all-reduce in
+    backward). With one process it is ``x[None]``. bool tensors travel as uint8.
+    """
+    if world_size() == 1:
+        return x[None]
+    if x.dtype == torch.bool:
+        return _Gather.apply(x.to(torch.uint8)).bool()
+    return _Gather.apply(x)
+
+
+def sum_over_ranks(values: Tensor, group) -> Tensor:
+    """Return ``values`` summed over the ranks of ``group`` (unchanged without one)."""
+    if group is None:
+        return values
+    values = values.clone()
+    torch.distributed.all_reduce(values, group=group)
+    return values
+
+
+def max_over_ranks(values: Tensor, group) -> Tensor:
+    """Return the elementwise maximum of ``values`` over the ranks of ``group`` (unchanged without one)."""
+    if group is None:
+        return values
+    values = values.clone()
+    torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=group)
+    return values

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Terms of contrastive losses, the anchors they take, and the labels they compare."""
+
+from clusterplug.functional.contrast.anchor_sampling import AnchorSample, sample_anchors
+from clusterplug.functional.contrast.bank_contrast import bank_contrast_terms
+from clusterplug.functional.contrast.compose_labels import compose_labels
+from clusterplug.functional.contrast.pair_contrast import pair_contrast_terms
+from clusterplug.functional.contrast.region_means import region_means as region_means
+from clusterplug.functional.contrast.subclass_contrast import (
+    NEVER as NEVER,
+    check_temperature as check_temperature,
+    subclass_contrast,
+    subclass_contrast_terms,
+)
+
+__all__ = [
+    'AnchorSample',
+    'bank_contrast_terms',
+    'compose_labels',
+    'pair_contrast_terms',
+    'sample_anchors',
+    'subclass_contrast',
+    'subclass_contrast_terms',
+]
