@@ -76,11 +76,11 @@ def agreement_of(run) -> dict:
     import torch
     from mmengine.runner.checkpoint import load_checkpoint
 
+    from clusterplug.attach import predict_subclasses
     from clusterplug.cli import build_runner, load_config
     from clusterplug.datasets.lidar_city import load_subtypes
     from clusterplug.evaluation import subclass_agreement
     from clusterplug.hooks import subclass_stats
-    from clusterplug.segmentors import predict_subclasses
 
     noted = Path(run.work_dir) / 'agreement.json'
     if noted.is_file():

@@ -8,7 +8,9 @@ swallows an ImportError that happens here and reports "X is not in the registry"
 Without mmengine the decorators do nothing, so losses and layers stay usable as plain ``nn.Module``.
 """
 
-__all__ = ['DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'TRANSFORMS']
+__all__ = [
+    'DATASETS', 'DATA_SAMPLERS', 'HOOKS', 'METRICS', 'MODELS', 'OPTIMIZERS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'TRANSFORMS',
+]  # fmt: skip
 
 
 class _PlainDecorator:
@@ -35,6 +37,8 @@ except ModuleNotFoundError:
     DATASETS = _PlainDecorator('datasets')
     TRANSFORMS = _PlainDecorator('transforms')
     METRICS = _PlainDecorator('metrics')
+    DATA_SAMPLERS = _PlainDecorator('data samplers')
+    OPTIMIZERS = _PlainDecorator('optimizers')
     OPTIM_WRAPPER_CONSTRUCTORS = _PlainDecorator('optim wrapper constructors')
 else:
     from mmengine.config import utils as _config_utils
@@ -53,7 +57,8 @@ else:
             'clusterplug.losses',
             'clusterplug.memory',
             'clusterplug.heads',
-            'clusterplug.segmentors',
+            'clusterplug.pretraining',
+            'clusterplug.attach',
             'clusterplug.retrieval',
             'clusterplug.patch.mm_backbone',
         ],
@@ -81,6 +86,7 @@ else:
         locations=[
             'clusterplug.datasets.load_instances',
             'clusterplug.datasets.previous_scans',
+            'clusterplug.datasets.transforms',
             'clusterplug.datasets.video.transforms',
         ],
     )
@@ -89,5 +95,17 @@ else:
         'optimizer wrapper constructor',
         parent=_mm.OPTIM_WRAPPER_CONSTRUCTORS,
         scope='clusterplug',
-        locations=['clusterplug.retrieval.parameter_groups'],
+        locations=['clusterplug.optim', 'clusterplug.retrieval.parameter_groups'],
+    )
+    DATA_SAMPLERS = _mm.Registry(
+        'data sampler',
+        parent=_mm.DATA_SAMPLERS,
+        scope='clusterplug',
+        locations=['clusterplug.datasets.samplers'],
+    )
+    OPTIMIZERS = _mm.Registry(
+        'optimizer',
+        parent=_mm.OPTIMIZERS,
+        scope='clusterplug',
+        locations=['clusterplug.optim'],
     )

@@ -97,9 +97,9 @@ def discovered(args) -> tuple[dict, list]:
     """
     import torch
 
+    from clusterplug.attach import predict_subclasses
     from clusterplug.datasets.lidar_city import load_subtypes
     from clusterplug.evaluation import kmeans_within_classes, subclass_agreement
-    from clusterplug.segmentors import predict_subclasses
 
     clustered, loader, _ = load_trained('clustering', args)
     memory = clustered.clustering.loss.memory
@@ -229,7 +229,7 @@ def demo(args, begin: float) -> int:
     except (RunFailed, FileExistsError) as error:
         sys.exit(f'[demo] {error}')
     say('measuring the loss and reading the subclasses')
-    from clusterplug.segmentors.step_cost import measure_step_cost
+    from clusterplug.attach.step_cost import measure_step_cost
 
     model, _, runner = load_trained('clustering', args)
     cost = measure_step_cost(model, next(iter(runner.build_dataloader(runner.cfg.train_dataloader))))

@@ -67,7 +67,7 @@ class ClusterVisualizationHook(Hook):
 
     @staticmethod
     def _why_no_scan(runner) -> str:
-        from clusterplug.segmentors import check_predictable
+        from clusterplug.attach import check_predictable
 
         if runner.val_loop is None:
             return 'the config has no val_dataloader'
@@ -118,7 +118,7 @@ class ClusterVisualizationHook(Hook):
     def _draw_scans(self, runner, folder: Path, names) -> None:
         from mmengine.dataset import pseudo_collate
 
-        from clusterplug.segmentors import predict_subclasses, true_classes
+        from clusterplug.attach import predict_subclasses, true_classes
         from clusterplug.visualization.subclass_views import save_scan_views, scan_colorings
 
         if not self.scans or runner.val_loop is None:

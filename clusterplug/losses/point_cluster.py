@@ -72,7 +72,7 @@ class PointClusterLoss(nn.Module):
 
     Args:
         num_classes: C; labels outside 0 .. C-1 other than ``ignore_index`` are an error.
-        in_channels: width of the features; None where :func:`~clusterplug.segmentors.WithClustering` finds it.
+        in_channels: width of the features; None where :func:`~clusterplug.attach.WithClustering` finds it.
         num_clusters: K, for all classes or one per class (see :class:`~clusterplug.memory.SubclassMemory`).
         embed_dims: D.
         momentum: share of a center kept in a step.
@@ -93,7 +93,7 @@ class PointClusterLoss(nn.Module):
         regions: what is assigned as one: ``'point'``: each anchor for itself (the paper). ``'cell'``: all points of one
             class in a cube of ``cell_size``, by the mean of their features. ``'instance'``: likewise all points of an
             object, where the labels or boxes name objects, else cells. Found by
-            :func:`~clusterplug.segmentors.WithClustering`, or passed to ``forward``.
+            :func:`~clusterplug.attach.WithClustering`, or passed to ``forward``.
         cell_size: edge of the cells, in the units of the coordinates (m); in images 16 times that many pixels.
 
     Shapes:

@@ -17,7 +17,7 @@ def scan_colorings(scan, num_clusters: int, truth: np.ndarray | None = None) -> 
     """Colours of a scan's points by truth (if given), prediction and subclass.
 
     Args:
-        scan: a :class:`~clusterplug.segmentors.ScanSubclasses`.
+        scan: a :class:`~clusterplug.attach.ScanSubclasses`.
         num_clusters: K of the memory.
         truth: (N,) true class of each point.
 

@@ -78,7 +78,7 @@ def test_random_numbers_are_put_back():
 
 
 def test_scans_that_cannot_be_drawn_are_refused_before_the_training(tmp_path, monkeypatch):
-    from clusterplug import segmentors
+    from clusterplug import attach as segmentors
 
     def refuse(model):
         raise ValueError(f'{type(model).__name__} is a detector')

@@ -39,10 +39,10 @@ def main() -> int:
     args = parse_arguments()
     from mmengine.dataset import pseudo_collate
 
+    from clusterplug.attach import check_predictable, predict_subclasses, true_classes
     from clusterplug.checkpoints import load_checkpoint_into
     from clusterplug.cli import build_runner, load_config
     from clusterplug.core.outputs import refuse_source_targets
-    from clusterplug.segmentors import check_predictable, predict_subclasses, true_classes
     from clusterplug.visualization import save_rerun
     from clusterplug.visualization.subclass_views import save_memory_views, save_scan_views, scan_colorings
 

@@ -17,9 +17,9 @@ from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 
 from clusterplug import compat
+from clusterplug.attach import check_predictable, predict_subclasses, subclass_prediction, true_classes
+from clusterplug.attach.taps import Rows
 from clusterplug.cli import load_config
-from clusterplug.segmentors import check_predictable, predict_subclasses, subclass_prediction, true_classes
-from clusterplug.segmentors.taps import Rows
 from clusterplug.testing import tiny_host_config, write_tiny_layouts
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'point_cluster'

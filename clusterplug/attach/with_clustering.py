@@ -7,10 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from clusterplug.detectors.box_labels import KINDS, BoxLabels, is_detector
-from clusterplug.registry import MODELS
-from clusterplug.segmentors.alignment import align, fine_grid, stacked_labels
-from clusterplug.segmentors.regions import (
+from clusterplug.attach.alignment import align, fine_grid, stacked_labels
+from clusterplug.attach.box_labels import KINDS, BoxLabels, is_detector
+from clusterplug.attach.regions import (
     cell_regions,
     image_regions,
     image_rows,
@@ -18,7 +17,8 @@ from clusterplug.segmentors.regions import (
     label_positions,
     stacked_instances,
 )
-from clusterplug.segmentors.taps import Rows, Tap, default_tap
+from clusterplug.attach.taps import Rows, Tap, default_tap
+from clusterplug.registry import MODELS
 
 _CLASSIFIERS = ('decode_head.conv_seg', 'decode_head.classifier')
 
@@ -243,7 +243,7 @@ def WithClustering(
         labels: ``'voxel'``, ``'point'``, or ``'auto'``: the one with as many rows as the feature. For a detector
             ``'auto'`` is ``'boxes'``: the class of the ground-truth box that contains the point, key point or voxel,
             the rest ignored; ``'boxes+background'``: the rest is one more class, the last
-            (:class:`~clusterplug.detectors.BoxLabels`).
+            (:class:`~clusterplug.attach.BoxLabels`).
 
     Returns:
         The model.

@@ -62,7 +62,7 @@ class BoxLabels:
         """Labels (M,) int64 of the rows of a feature.
 
         Args:
-            rows: :class:`~clusterplug.segmentors.taps.Rows` of a feature (M, C): points, key points, voxels, or a
+            rows: :class:`~clusterplug.attach.taps.Rows` of a feature (M, C): points, key points, voxels, or a
                 sparse tensor of any stride.
             inputs: what mmdet3d's preprocessor made: ``points`` (a list), and ``voxels`` where the detector uses them.
             ignore_index: label of rows that take no part.

@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from clusterplug.segmentors.alignment import align, coarse_rows
-from clusterplug.segmentors.taps import Rows
+from clusterplug.attach.alignment import align, coarse_rows
+from clusterplug.attach.taps import Rows
 from clusterplug.testing import count_host_syncs
 
 

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attaching losses to segmentors and detectors of mmdet3d and its relatives."""
+"""Attaching losses, heads and weights to segmentors and detectors of mmdet3d and its relatives."""
 
-from clusterplug.segmentors.subclass_prediction import (
+from clusterplug.attach.box_labels import BoxLabels
+from clusterplug.attach.subclass_prediction import (
     ScanSubclasses,
     check_predictable,
     nearest_subclass,
     predict_subclasses,
     true_classes,
 )
-from clusterplug.segmentors.with_clustering import ClusteringBranch, WithClustering
+from clusterplug.attach.with_clustering import ClusteringBranch, WithClustering
 
 __all__ = [
+    'BoxLabels',
     'ClusteringBranch',
     'ScanSubclasses',
     'WithClustering',

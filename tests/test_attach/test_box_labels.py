@@ -14,8 +14,8 @@ from mmdet3d.structures import CameraInstance3DBoxes, Det3DDataSample, LiDARInst
 from mmengine.structures import InstanceData
 from torch import nn
 
-from clusterplug.detectors import BoxLabels
-from clusterplug.segmentors.taps import Rows
+from clusterplug.attach import BoxLabels
+from clusterplug.attach.taps import Rows
 from clusterplug.testing import count_host_syncs, count_launches
 
 SIZE, LIMITS = [0.5, 0.5, 1.0], [0.0, -4.0, -2.0, 8.0, 4.0, 2.0]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from clusterplug.attach import WithClustering
+from clusterplug.attach.taps import Tap, to_rows
 from clusterplug.losses import PointClusterLoss
-from clusterplug.segmentors import WithClustering
-from clusterplug.segmentors.taps import Tap, to_rows
 
 TERMS = {'loss_cluster_queue', 'loss_cluster_point', 'loss_cluster_center'}
 

@@ -27,7 +27,7 @@ def measure_step_cost(model: nn.Module, data: dict, repeats: int = 7) -> StepCos
     """Time forward and backward with and without the clustering loss, in turn, on one batch.
 
     Args:
-        model: built by :func:`~clusterplug.segmentors.WithClustering`. Its weights stay; its memory is put back.
+        model: built by :func:`~clusterplug.attach.WithClustering`. Its weights stay; its memory is put back.
         data: a batch as a data loader of mmengine gives it.
         repeats: pairs of steps, after one pair of warm-up.
     """

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from clusterplug.segmentors.taps import Rows
+from clusterplug.attach.taps import Rows
 
 # Cells, instances and scans share one int64: scans 2^10, classes 2^11, three axes of 2^13 cells (8 km of 1 m) each.
 _AXIS, _CLASSES = 1 << 13, 1 << 11

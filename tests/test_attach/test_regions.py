@@ -10,8 +10,8 @@ import torch
 from test_with_clustering import TERMS, Segmentor, _data, _samples, _wrapped
 from torch import nn
 
-from clusterplug.segmentors import WithClustering
-from clusterplug.segmentors.regions import cell_regions, image_regions, instance_regions
+from clusterplug.attach import WithClustering
+from clusterplug.attach.regions import cell_regions, image_regions, instance_regions
 
 
 def test_cells_by_hand():

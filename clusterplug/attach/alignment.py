@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from clusterplug.segmentors.taps import Rows
+from clusterplug.attach.taps import Rows
 
 
 def stacked_labels(data_samples: list, kind: str) -> Tensor | None:

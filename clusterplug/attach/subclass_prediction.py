@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clusterplug.segmentors.alignment import align
-from clusterplug.segmentors.taps import to_rows
+from clusterplug.attach.alignment import align
+from clusterplug.attach.taps import to_rows
 
 
 class ScanSubclasses(NamedTuple):
