@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clusterplug import compat
-from clusterplug.compat._accelerator import has_accelerator
+from clusterplug.compat.accelerator import has_accelerator
 from clusterplug.compat.freed_memory import keep_freed_memory
 from clusterplug.core.config_options import ConfigOptions
 from clusterplug.core.outputs import locked_folder

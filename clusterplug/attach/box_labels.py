@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from clusterplug.compat._points_in_boxes import inside_boxes
+from clusterplug.core.geometry import inside_boxes
 
 KINDS = ('boxes', 'boxes+background')
 # what a point lies in; where a voxel holds several points, the largest number wins

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterplug.core.numerics import working_dtype
-from clusterplug.layers._maps import pad_map
+from clusterplug.layers.maps import pad_map
 
 PATCH = 4
 

@@ -14,8 +14,8 @@ from clusterplug.core.checks import check_mask
 from clusterplug.core.numerics import host_checks_allowed
 from clusterplug.functional.features import FeatureClusters
 from clusterplug.layers import FeatureClusteringBlock, FeatureClusteringPool
-from clusterplug.layers._maps import MapNorm
 from clusterplug.layers.feature_clustering_pool import halve_mask
+from clusterplug.layers.maps import MapNorm
 from clusterplug.registry import MODELS
 
 

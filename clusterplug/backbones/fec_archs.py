@@ -3,7 +3,7 @@
 
 from typing import NamedTuple
 
-from clusterplug.layers._pairs import as_pair
+from clusterplug.core.checks import as_pair
 
 
 class FECArch(NamedTuple):

@@ -10,8 +10,8 @@ from functools import partial
 
 import torch
 
-from clusterplug.compat._accelerator import has_accelerator
 from clusterplug.compat._patch import Workaround
+from clusterplug.compat.accelerator import has_accelerator
 
 
 def patch(module):

@@ -3,8 +3,8 @@
 
 import torch
 
-from clusterplug.compat._accelerator import has_accelerator
 from clusterplug.compat._patch import Workaround
+from clusterplug.compat.accelerator import has_accelerator
 
 
 def patch(module):

@@ -5,7 +5,7 @@ import torch
 
 from clusterplug.compat._cpu_kernel import for_cpu
 from clusterplug.compat._patch import Workaround
-from clusterplug.compat._points_in_boxes import inside_boxes
+from clusterplug.core.geometry import inside_boxes
 
 
 def _part_forward(boxes, points, box_idxs_of_pts, **_):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from clusterplug.compat._cpu_kernel import for_cpu
 from clusterplug.compat._patch import Workaround
-from clusterplug.compat._points_in_boxes import inside_boxes, local_coordinates
+from clusterplug.core.geometry import inside_boxes, local_coordinates
 
 _PAIRS = 1 << 22  # of points and boxes at a time
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from clusterplug.core.numerics import exact_products, working_dtype
 from clusterplug.functional.features import FeatureClusters, assign, cluster_encode, soft_cluster_encode
-from clusterplug.layers._maps import linear_maps, scaled
+from clusterplug.layers.maps import linear_maps, scaled
 
 
 def mix_few(

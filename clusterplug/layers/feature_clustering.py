@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor, nn
 
+from clusterplug.core.checks import as_pair
 from clusterplug.functional.features import (
     MOST_DENSE_CENTERS,
     FeatureClusters,
@@ -12,8 +13,7 @@ from clusterplug.functional.features import (
     valid_cells,
 )
 from clusterplug.layers._feature_mixing import mix_any, mix_few
-from clusterplug.layers._maps import join_regions, least_fold, pad_map, split_regions
-from clusterplug.layers._pairs import as_pair
+from clusterplug.layers.maps import join_regions, least_fold, pad_map, split_regions
 from clusterplug.registry import MODELS
 
 

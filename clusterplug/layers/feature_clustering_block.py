@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.functional.features import FeatureClusters
-from clusterplug.layers._maps import MapNorm, drop_path, pointwise
 from clusterplug.layers.feature_clustering import FeatureClustering
+from clusterplug.layers.maps import MapNorm, drop_path, pointwise
 
 
 class FeatureClusteringBlock(nn.Module):

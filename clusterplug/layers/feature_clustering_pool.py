@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clusterplug.core.checks import as_pair
 from clusterplug.functional.features import FeatureClusters, average_cells, cluster_pool, valid_cells
-from clusterplug.layers._maps import MapNorm, join_regions, least_fold, pad_map, scaled, split_regions
-from clusterplug.layers._pairs import as_pair
+from clusterplug.layers.maps import MapNorm, join_regions, least_fold, pad_map, scaled, split_regions
 from clusterplug.registry import MODELS
 
 SIMILARITIES = ('learned', 'official')

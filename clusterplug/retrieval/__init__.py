@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text-video retrieval: CenterCLIP, its encoders and heads."""
 
+from clusterplug.datasets.video.sample import VideoTextSample
 from clusterplug.retrieval.center_clip import CenterCLIP
 from clusterplug.retrieval.contrastive import symmetric_contrast
-from clusterplug.retrieval.data import VideoTextPreprocessor, VideoTextSample
+from clusterplug.retrieval.data import VideoTextPreprocessor
 from clusterplug.retrieval.encoders import FeatureEncoders, OpenCLIPEncoders, TransformersEncoders
 from clusterplug.retrieval.heads import MeanPooling, SequenceTransformer, masked_mean
 from clusterplug.retrieval.openai_weights import clip_from_openai, read_state_dict

@@ -5,9 +5,9 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor
 
+from clusterplug.datasets.video.sample import VideoTextSample
 from clusterplug.registry import MODELS
 from clusterplug.retrieval.contrastive import symmetric_contrast
-from clusterplug.retrieval.data import VideoTextSample
 
 
 @MODELS.register_module()

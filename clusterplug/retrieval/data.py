@@ -1,25 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples of text-video retrieval, and the step from a list of them to a batch on the device."""
+"""The step from a list of samples to a batch on the device."""
 
 from collections.abc import Sequence
 
 import torch
 from mmengine.model import BaseDataPreprocessor
-from mmengine.structures import BaseDataElement
 
 from clusterplug.registry import MODELS
 
 CLIP_MEAN = (122.771, 116.746, 104.094)
 CLIP_STD = (68.501, 66.632, 70.323)
-
-
-class VideoTextSample(BaseDataElement):
-    """One video with its captions.
-
-    Metainfo: ``video_id``, ``captions`` (list of str), ``valid`` (False when it could not be read), ``problem`` (why),
-    ``skipped`` (``(video_id, problem)`` of videos in whose place this one was loaded), ``frame_times`` (seconds).
-    Data after ``predict``: ``video_feature`` (D,), ``text_features`` (C, D), of length one.
-    """
 
 
 @MODELS.register_module()

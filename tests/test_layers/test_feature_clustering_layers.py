@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from clusterplug.functional import cluster_encode
 from clusterplug.functional.features._grid_cells import average_cells
 from clusterplug.layers import FeatureClustering, FeatureClusteringBlock, FeatureClusteringPool
-from clusterplug.layers._maps import MapNorm, join_regions, split_regions
+from clusterplug.layers.maps import MapNorm, join_regions, split_regions
 
 
 def layer(kind, **options):

@@ -215,7 +215,7 @@ class PackVideoText:
 
     def __call__(self, results: dict) -> dict:
         """Pack."""
-        from clusterplug.retrieval.data import VideoTextSample
+        from clusterplug.datasets.video.sample import VideoTextSample
 
         meta = {key: results[key] for key in self.meta_keys if key in results}
         sample = VideoTextSample(metainfo={**meta, 'valid': not results.get('problem')})

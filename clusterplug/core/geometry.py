@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which points lie in which turned box, as mmcv's CUDA kernels decide it."""
+"""Points and rotated boxes."""
 
 from torch import Tensor
 
