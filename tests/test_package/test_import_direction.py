@@ -19,49 +19,69 @@ VIDEO = {'PIL', 'av', 'decord', 'lmdb', 'open_clip', 'pyarrow', 'torchcodec', 't
 EVERYTHING = None
 
 
+# The rooms, from the ground up. A file imports rooms before its own, and its own.
+ORDER = (
+    'version', 'dependencies', 'core', 'files', 'functional', 'registry', 'user_errors', 'layers', 'heads', 'memory',
+    'losses', 'optim', 'backbones', 'estimators', 'visualization', 'compat', 'checkpoints', 'patch', 'pretraining',
+    'analysis', 'fusion', 'datasets', 'attach', 'segmentors', 'evaluation', 'retrieval', 'hooks', 'doctor', 'cli',
+    'experiments', 'testing', '__main__',
+)  # fmt: skip
+# The topics of functional: a topic imports those of an earlier row, through their face.
+TOPICS = (
+    ('distance',),
+    ('kmeans', 'transport', 'contrast', 'tokens', 'features', 'subspace', 'metrics'),
+    ('kmedoids',),
+    ('graph',),
+)
+# Rooms that others may look into only for a reason: who may import them.
+GUESTS = {
+    'visualization': {'compat', 'analysis', 'hooks', 'doctor', 'experiments', 'visualization'},
+    'compat': {'checkpoints', 'attach', 'evaluation', 'doctor', 'cli', 'testing', 'compat'},
+}
+
+
 class Rule(NamedTuple):
-    """What an area may import from outside at module level, and what inside a function besides."""
+    """What a room may import from outside: at module level, and what inside a function besides."""
 
     eager: set
     lazy: set | None = frozenset()
-    inside: set | None = frozenset()  # areas of clusterplug
 
 
-PURE = {'core', 'functional', 'losses', 'layers', 'memory', 'heads', 'estimators', 'registry'}
-PLUGS = {*PURE, 'segmentors', 'detectors', 'retrieval', 'patch', 'hooks', 'datasets', 'evaluation', 'visualization'}
-PLUGS |= {'backbones', 'checkpoints', 'compat'}
+PURE = {'core', 'functional', 'losses', 'layers', 'memory', 'heads', 'optim', 'estimators', 'registry'}
 RULES = {
-    '__init__': Rule({'torch'}, inside={'version'}),
-    'version': Rule(set()),
+    '__init__': Rule({'torch'}),
+    '__main__': Rule(set()),
+    'analysis': Rule({'torch', 'numpy'}, {*HOSTS, 'scipy', 'sklearn', 'tqdm'}),
+    'attach': Rule({'torch', *MM}, HOSTS),
+    'backbones': Rule({'torch'}, {'timm'}),
+    'checkpoints': Rule({'torch', *MM}, HOSTS),
+    'cli': Rule(set(), {'torch', *HOSTS}),
+    'compat': Rule({'torch', 'numpy', *MM, 'spconv'}, HOSTS),
+    'core': Rule({'torch', 'numpy'}),
+    'datasets': Rule({'torch', 'numpy', *MM}, {*HOSTS, *VIDEO, 'open3d', 'scipy', 'torchvision', 'tqdm'}),
     'dependencies': Rule(set()),
-    '__main__': Rule(set(), inside={'version', 'doctor'}),
-    'doctor': Rule(set(), EVERYTHING, {'doctor', 'dependencies', 'version', *PLUGS}),
-    'core': Rule({'torch', 'numpy'}, inside={'core'}),
-    'files': Rule(set(), inside={'core'}),
-    'functional': Rule({'torch'}, {'numpy', 'scipy'}, {'core', 'functional'}),
-    'losses': Rule({'torch'}, set(), PURE),
-    'layers': Rule({'torch'}, set(), PURE),
-    'memory': Rule({'torch'}, set(), PURE),
-    'backbones': Rule({'torch'}, {'timm'}, {*PURE, 'backbones'}),
-    'heads': Rule({'torch', *MM}, set(), PURE),
-    'estimators': Rule({'torch', 'numpy'}, {'scipy', 'sklearn'}, {*PURE, 'version'}),
+    'doctor': Rule(set(), EVERYTHING),
+    'estimators': Rule({'torch', 'numpy'}, {'scipy', 'sklearn', 'tqdm'}),
+    'evaluation': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'scipy', 'sklearn'}),
+    'experiments': Rule({'numpy', *MM}, {'scipy', *HOSTS}),
+    'files': Rule(set()),
+    'functional': Rule({'torch'}, {'numpy', 'scipy'}),
+    'fusion': Rule({'torch'}, {*HOSTS, 'tqdm'}),
+    'heads': Rule({'torch', *MM}),
+    'hooks': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'matplotlib', 'sklearn'}),
+    'layers': Rule({'torch'}),
+    'losses': Rule({'torch'}),
+    'memory': Rule({'torch'}),
+    'optim': Rule({'torch'}, {'mmengine'}),
+    'patch': Rule({'torch'}),
+    'pretraining': Rule({'torch', *MM}, {*HOSTS, 'timm', 'torchvision'}),
     'registry': Rule({'mmengine'}),
-    'segmentors': Rule({'torch', *MM}, HOSTS, PLUGS),
-    'detectors': Rule({'torch', *MM}, HOSTS, PLUGS),
-    'patch': Rule({'torch'}, set(), {*PURE, 'patch'}),
-    'retrieval': Rule({'torch', *MM}, {*HOSTS, 'faiss', 'open_clip', 'safetensors', 'transformers'}, PLUGS),
-    'hooks': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'matplotlib'}, PLUGS),
-    'datasets': Rule({'torch', 'numpy', *MM}, {*HOSTS, *VIDEO, 'open3d', 'scipy', 'tqdm'}, PLUGS),
-    'evaluation': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'scipy', 'sklearn'}, PLUGS),
-    'visualization': Rule({'torch', 'numpy'}, {*HOSTS, 'matplotlib', 'open3d', 'rerun'}, PLUGS),
-    'compat': Rule(
-        {'torch', 'numpy', *MM, 'spconv'}, HOSTS, {'compat', 'core', 'functional', 'version', 'visualization'}
-    ),
-    'user_errors': Rule(set(), inside={'core', 'dependencies'}),
-    'checkpoints': Rule({'torch', *MM}, HOSTS, {'checkpoints', 'compat', 'core'}),
-    'cli': Rule(set(), {'torch', *HOSTS}, {*PLUGS, 'dependencies', 'doctor', 'user_errors', 'version'}),
-    'experiments': Rule({'numpy', *MM}, {'scipy', *HOSTS}, {*PLUGS, 'cli', 'experiments', 'user_errors', 'version'}),
-    'testing': Rule({'torch', 'numpy', 'pytest', *MM}, EVERYTHING, {*PLUGS, 'testing'}),
+    'retrieval': Rule({'torch', *MM}, {*HOSTS, 'faiss', 'open_clip', 'safetensors', 'transformers'}),
+    'segmentors': Rule(set()),
+    'testing': Rule({'torch', 'numpy', 'pytest', *MM}, EVERYTHING),
+    'user_errors': Rule(set()),
+    'version': Rule(set()),
+    'visualization': Rule({'torch', 'numpy'}, {*HOSTS, 'matplotlib', 'open3d', 'rerun'}),
 }
 
 
@@ -71,6 +91,7 @@ class Import(NamedTuple):
     module: str
     line: int
     lazy: bool
+    name: bool = False  # `from package import name`: a module or anything else of that name
 
 
 @functools.cache
@@ -88,7 +109,7 @@ def imports_of(path, name):
                 base = '.'.join([*package[: len(package) - node.level + 1], *([base] if base else [])])
             found.append(Import(base, node.lineno, lazy))
             if base.split('.')[0] == 'clusterplug':  # `from clusterplug import compat`: the module is the second half
-                found.extend(Import(f'{base}.{alias.name}', node.lineno, lazy) for alias in node.names)
+                found.extend(Import(f'{base}.{alias.name}', node.lineno, lazy, True) for alias in node.names)
         inside = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for child in ast.iter_child_nodes(node):
             visit(child, inside)
@@ -112,21 +133,50 @@ def area_of(module):
     return parts[1] if len(parts) > 1 else '__init__'
 
 
-def violations(name, path):
-    """What a file imports although the table does not allow it."""
+def room_may_import(area, other):
+    """Whether a file of a room may import another room of the package."""
+    if other == area or area == '__init__' or other not in ORDER:
+        return True
+    return ORDER.index(other) < ORDER.index(area) and area in GUESTS.get(other, ORDER)
+
+
+def violations(name, path, known=None):
+    """What a file imports although the lists above do not allow it. ``known``: names of all modules."""
     rule, wrong = RULES[area_of(name)], []
-    for module, line, lazy in imports_of(path, name):
+    for module, line, lazy, is_name in imports_of(path, name):
         top = module.split('.')[0]
         if top == 'clusterplug':
             area = area_of(module)
-            if area in RULES and area != '__init__' and rule.inside is not None and area not in rule.inside:
-                wrong.append(f'{path}:{line} imports clusterplug.{area}; allowed: {sorted(rule.inside)}')
+            if area in RULES and not room_may_import(area_of(name), area):
+                wrong.append(f'{path}:{line} imports clusterplug.{area}, a room above its own or with few guests')
+            wrong += folder_violations(name, path, module, line, known or (), is_name)
         elif top not in sys.stdlib_module_names and top not in rule.eager:
             if not lazy:
                 wrong.append(f'{path}:{line} imports {top}; allowed at module level: {sorted(rule.eager)}')
             elif rule.lazy is not EVERYTHING and top not in rule.lazy:
                 wrong.append(f'{path}:{line} imports {top}; allowed in a function: {sorted({*rule.eager, *rule.lazy})}')
     return list(dict.fromkeys(wrong))
+
+
+def folder_violations(name, path, module, line, known, is_name):
+    """A private file is for its folder; topics of functional meet through faces, from the bottom up."""
+    folder = name if path.name == '__init__.py' else name.rpartition('.')[0]
+    parts = module.split('.')
+    for place, part in list(enumerate(parts))[-1 if is_name else 0 :]:
+        private = part.startswith('_') and not part.endswith('__') and '.'.join(parts[: place + 1]) in known
+        if private and not f'{folder}.'.startswith('.'.join(parts[:place]) + '.'):
+            return [f'{path}:{line} imports {module}, which is private to its folder']
+    rank = {topic: number for number, row in enumerate(TOPICS) for topic in row}
+    if parts[:2] != ['clusterplug', 'functional'] or len(parts) < 3 or parts[2] not in rank:
+        return []
+    own = name.split('.')[2] if name.startswith('clusterplug.functional.') else None
+    if own == parts[2] or name == 'clusterplug.functional':
+        return []
+    if len(parts) > 3 and module in known and not is_name:
+        return [f'{path}:{line} imports {module}; from outside, import clusterplug.functional.{parts[2]}']
+    if own is not None and rank[parts[2]] >= rank[own]:
+        return [f'{path}:{line} imports the topic {parts[2]}, which is not below {own}']
+    return []
 
 
 def reached(name, files):
@@ -147,11 +197,15 @@ def reached(name, files):
 def test_every_file_keeps_to_the_table():
     files = modules()
     unknown = sorted({area_of(name) for name in files} - RULES.keys())
-    assert unknown == [], 'a new area needs a row in the table of this test'
-    assert [wrong for name, path in files.items() for wrong in violations(name, path)] == []
+    assert unknown == [], 'a new room needs a row in the table of this test, and a place in the order'
+    assert {*RULES} == {*ORDER, '__init__'}
+    assert {path.name for path in (PACKAGE / 'functional').iterdir() if path.is_dir()} - {'__pycache__'} == {
+        topic for row in TOPICS for topic in row
+    }
+    assert [wrong for name, path in files.items() for wrong in violations(name, path, files)] == []
 
 
-@pytest.mark.parametrize('area', ['functional', 'losses', 'layers', 'memory', 'estimators'])
+@pytest.mark.parametrize('area', ['functional', 'losses', 'layers', 'memory', 'optim', 'estimators'])
 def test_pure_areas_reach_mm_packages_through_the_registry_alone(area):
     files = modules()
     for name in files:
@@ -184,6 +238,29 @@ def test_the_table_tells_good_from_bad(tmp_path, area, source, count):
     file = tmp_path / 'module.py'
     file.write_text(source)
     assert len(violations(f'clusterplug.{area}.module', file)) == count
+
+
+@pytest.mark.parametrize(
+    ('name', 'source', 'count'),
+    [
+        ('functional.kmeans.kmeans', 'from clusterplug.functional.distance import pairwise_distances', 0),
+        ('functional.kmeans.kmeans', 'from clusterplug.functional.distance.distances import pairwise_distances', 1),
+        ('functional.kmeans.kmeans', 'from clusterplug.functional.kmeans._cpu import lloyd_cpu', 0),
+        ('functional.kmeans.kmeans', 'from clusterplug.functional.graph import linkage', 1),
+        ('functional.kmeans.kmeans', 'from clusterplug.functional.transport import sinkhorn', 1),
+        ('functional.graph.spectral', 'from clusterplug.functional.transport import sinkhorn', 0),
+        ('losses.x', 'from clusterplug.functional.transport import sinkhorn', 0),
+        ('losses.x', 'from clusterplug.functional.transport.sinkhorn import sinkhorn', 1),
+        ('losses.x', 'from clusterplug.functional.kmeans._cpu import lloyd_cpu', 1),
+        ('losses.x', 'from clusterplug.layers._tokens import anything', 1),
+        ('memory.x', 'from clusterplug.losses import PointClusterLoss', 1),
+        ('evaluation.x', 'from clusterplug.visualization import anything', 1),
+    ],
+)
+def test_private_files_and_topics_stay_behind_their_faces(tmp_path, name, source, count):
+    file = tmp_path / 'module.py'
+    file.write_text(source)
+    assert len(violations(f'clusterplug.{name}', file, modules())) == count
 
 
 def test_reached_follows_imports_through_packages(tmp_path):
