@@ -105,7 +105,7 @@ def test_no_synchronisation_and_constant_launches(case, as_on_device):
 def test_blocks_of_the_device_form(as_on_device, monkeypatch):
     x, init = randn(2, 300, 4), randn(6, 4, seed=1)
     whole = kmeans(x, 6, init=init, num_iters=8, tol=0)
-    monkeypatch.setattr('clusterplug.functional.kmeans._assign.CPU_BLOCK_BYTES', 3000)
+    monkeypatch.setattr(importlib.import_module('clusterplug.functional.kmeans._assign'), 'CPU_BLOCK_BYTES', 3000)
     split = kmeans(x, 6, init=init, num_iters=8, tol=0)
     assert torch.equal(split.labels, whole.labels)
     torch.testing.assert_close(split.centers, whole.centers, rtol=1e-5, atol=1e-5)
