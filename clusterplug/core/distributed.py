@@ -44,6 +44,21 @@ def gather_ranks(x: Tensor) -> Tensor:
     return _Gather.apply(x)
 
 
+@torch.no_grad()
+def gather_uneven(x: Tensor) -> Tensor:
+    """Return the rows (N, ...) of all ranks behind each other, any N on each rank, 0 too; no gradient passes.
+
+    All ranks must call it in the same step. The numbers of rows are read on the host; with one process nothing is, and
+    the result is ``x`` itself.
+    """
+    if world_size() == 1:
+        return x
+    sizes = gather_ranks(torch.tensor(len(x), device=x.device)).tolist()
+    padded = x.new_zeros(max(sizes), *x.shape[1:])
+    padded[: len(x)] = x
+    return torch.cat([rows[:size] for rows, size in zip(gather_ranks(padded), sizes, strict=True)])
+
+
 def sum_over_ranks(values: Tensor, group) -> Tensor:
     """Return ``values`` summed over the ranks of ``group`` (unchanged without one)."""
     if group is None:

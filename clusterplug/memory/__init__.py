@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prototype banks and queues: in the checkpoint, and the same on all ranks."""
 
+from clusterplug.memory.feature_queue import FeatureQueue, QueueContents
 from clusterplug.memory.subclass_memory import SubclassMemory, clusters_per_class
 
-__all__ = ['SubclassMemory', 'clusters_per_class']
+__all__ = ['FeatureQueue', 'QueueContents', 'SubclassMemory', 'clusters_per_class']
