@@ -53,6 +53,7 @@ CALLS = {
     'adjusted_rand_index': lambda: ((ids(30), ids(30, seed=1)), {}),
     'assign_subclasses': lambda: (
         (unit(3, 7, 4), unit(3, 3, 4, seed=1)), {'valid': VALID, 'num_active': torch.tensor([2, 1, 0])}),
+    'balanced_codes': lambda: ((X,), {'epsilon': 0.3, 'num_iters': 20, 'mask': MASK}),
     'bank_contrast_terms': lambda: (
         (unit(6, 4), ids(6), unit(3, 5, 4, seed=1), ids(3, 5, most=2) > 0), {'temperature': 0.1}),
     'bipartite_matching': lambda: ((X, 3), {}),

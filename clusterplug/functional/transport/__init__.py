@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Assignment by optimal transport: balanced, partial, unbalanced, within classes."""
 
+from clusterplug.functional.transport.codes import balanced_codes
 from clusterplug.functional.transport.partial import partial_transport, unbalanced_transport
 from clusterplug.functional.transport.sinkhorn import sinkhorn, sinkhorn_log_plan
 from clusterplug.functional.transport.subclasses import assign_subclasses
 
 __all__ = [
     'assign_subclasses',
+    'balanced_codes',
     'partial_transport',
     'sinkhorn',
     'sinkhorn_log_plan',
