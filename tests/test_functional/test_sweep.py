@@ -226,6 +226,7 @@ ROW = [
     'subclass_contrast', 'subclass_contrast_terms',
 ]  # fmt: skip
 PROBLEM = [
+    'balanced_codes',
     'grassmann_step', 'householder_product', 'householder_reflectors', 'orthonormalize_bases',
     'assign_subclasses', 'bipartite_matching', 'cluster_encode', 'cluster_pool', 'combine_tokens', 'merge_tokens',
     'merge_tokens_to', 'partial_transport', 'reconstruct_tokens', 'sinkhorn', 'sinkhorn_log_plan',
