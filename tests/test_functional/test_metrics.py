@@ -14,6 +14,7 @@ from clusterplug.functional.metrics import (
     clustering_accuracy,
     normalized_mutual_info,
 )
+from clusterplug.functional.metrics.assignment import shortest_augmenting_paths
 
 labelings = st.integers(1, 60).flatmap(
     lambda n: st.tuples(*[st.lists(st.integers(-2, 6), min_size=n, max_size=n) for _ in range(2)])
@@ -68,7 +69,7 @@ def test_own_assignment_equals_scipy(shape, monkeypatch):
     optimize = pytest.importorskip('scipy.optimize')
     for seed in range(5):
         cost = torch.randint(-9, 9, shape, generator=torch.Generator().manual_seed(seed)).double()
-        rows, cols = metrics._shortest_augmenting_paths(cost)
+        rows, cols = shortest_augmenting_paths(cost)
         assert len(set(rows.tolist())) == len(set(cols.tolist())) == min(shape)
         oracle = cost[optimize.linear_sum_assignment(cost.numpy())].sum()
         assert cost[rows, cols].sum() == oracle

@@ -46,11 +46,14 @@ FEATURES = randn(2, 9, 4), randn(2, 9, 3, seed=1), randn(2, 3, 4, seed=2), randn
 ENCODED = {'mask': MASK[:, :9], 'center_mask': torch.tensor([[True, True, False], [True, True, True]])}
 FRAMES = torch.linalg.qr(randn(3, 9, 4)).Q
 NO_KEY = torch.zeros(3, 6, dtype=torch.bool)
+GRAPH = functional.affinity(X)
 VALID = torch.ones(3, 7, dtype=torch.bool).index_fill(1, torch.tensor(6), False)
 
 # name -> arguments and options; a tensor anywhere in them is given in other strides
 CALLS = {
     'adjusted_rand_index': lambda: ((ids(30), ids(30, seed=1)), {}),
+    'adjacency_power': lambda: ((GRAPH, 3, True), {'normalize': 'row'}),
+    'affinity': lambda: ((X,), {'mask': MASK}),
     'assign_subclasses': lambda: (
         (unit(3, 7, 4), unit(3, 3, 4, seed=1)), {'valid': VALID, 'num_active': torch.tensor([2, 1, 0])}),
     'balanced_codes': lambda: ((X,), {'epsilon': 0.3, 'num_iters': 20, 'mask': MASK}),
@@ -81,6 +84,8 @@ CALLS = {
     'kmeans_plus_plus': lambda: ((X, 3), {'mask': MASK, 'weights': WEIGHTS, **seeded()}),
     'kmedoids': lambda: ((X, 3), {'mask': MASK}),
     'kmedoids_swap': lambda: ((X, 3), {'mask': MASK}),
+    'knn_graph': lambda: ((X, 3), {'mode': 'heat', 'mask': MASK}),
+    'linear_assignment': lambda: ((randn(2, 5, 7),), {}),
     'linkage': lambda: ((X, ), {'mask': MASK}),
     'merge_tokens': lambda: ((X, 3), {'metric': randn(2, 14, 3), 'sizes': WEIGHTS[..., None] + 1}),
     'merge_tokens_to': lambda: ((X, 9), {'metric': randn(2, 14, 3), 'sizes': WEIGHTS[..., None] + 1}),
@@ -88,6 +93,7 @@ CALLS = {
     'minibatch_kmeans_update': lambda: (
         (minibatch_kmeans_start(X, 3, init='kkz'), X), {'mask': MASK, 'weights': WEIGHTS}),
     'nearest_center': lambda: ((X + 9, randn(2, 3, 5, seed=1) + 9), {'mask': MASK}),
+    'normalized_laplacian': lambda: ((GRAPH,), {}),
     'normalized_mutual_info': lambda: ((ids(30), ids(30, seed=1)), {}),
     'orthonormalize_bases': lambda: ((X,), {}),
     'pair_contrast_terms': lambda: (
@@ -108,6 +114,7 @@ CALLS = {
         (randn(2, 3, 6, 4), randn(2, 3, 6, 4, seed=1), randn(2, 3, 6, 4, seed=2), WEIGHTS[:, :6] + 1), {}),
     'soft_cluster_encode': lambda: (FEATURES, ENCODED),
     'spectral_clustering': lambda: ((X, 3), {'mask': MASK}),
+    'spectral_embedding': lambda: ((GRAPH, 2), {}),
     'spread_clusters': lambda: ((functional.cluster_points(randn(20, 2, 4), randn(20, 2, 3, seed=1), CELLS),), {}),
     'subclass_contrast': lambda: ((unit(6, 4), ids(6), unit(8, 4, seed=1), ids(8, seed=1)), {'temperature': 0.1}),
     'subclass_contrast_terms': lambda: (
@@ -207,6 +214,7 @@ def test_expanded_batches(name):
 RESULT_TYPES = {
     'class_overlap': 'i', 'concrete_mask': 'i', 'grassmann_logits': 'i', 'grassmann_step': 'i',
     'householder_product': 'i', 'householder_reflectors': 'ii', 'orthonormalize_bases': 'i',
+    'adjacency_power': 'w', 'affinity': 'w', 'knn_graph': 'w', 'normalized_laplacian': 'w', 'spectral_embedding': 'w',
     'assign_subclasses': 'w', 'bank_contrast_terms': 'i', 'cell_means': 'i', 'cluster_encode': 'iiww',
     'cluster_points': 'iww', 'cluster_pool': 'iww', 'cluster_tokens': 'iwi', 'combine_tokens': 'i', 'gather_ranks': 'i',
     'kmeans': 'iw', 'kmedoids': 'w', 'kmedoids_swap': 'w', 'linkage': 'w', 'merge_tokens': 'ii',
@@ -237,7 +245,8 @@ CELL = ['cell_means', 'cluster_points', 'spread_clusters']
 OF_RESULTS = [
     'class_overlap',
     'adjusted_rand_index', 'cluster_labels', 'clustering_accuracy', 'compose_labels', 'cut_linkage', 'cut_linkage_at',
-    'normalized_mutual_info', 'point_cells', 'sample_anchors', 'token_neighbors',
+    'normalized_mutual_info', 'point_cells', 'sample_anchors', 'token_neighbors', 'adjacency_power',
+    'linear_assignment', 'normalized_laplacian', 'spectral_embedding',
 ]  # fmt: skip
 POINT_FUNCTIONS = sorted(set(CALLS) - set(OF_RESULTS))
 # The 0th dimension of their arguments is not one of problems.

@@ -1,13 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clustering of graphs and trees: spectral, linkage."""
+"""Graphs of points: nearest neighbors, Laplacians, spectral clustering, linkage."""
 
+from clusterplug.functional.graph.laplacian import (
+    SpectralEmbedding,
+    adjacency_power,
+    normalized_laplacian,
+    spectral_embedding,
+)
 from clusterplug.functional.graph.linkage import LinkageTree, cut_linkage, cut_linkage_at, linkage
+from clusterplug.functional.graph.neighbors import KNNGraph, affinity, knn_graph
 from clusterplug.functional.graph.spectral import spectral_clustering
 
 __all__ = [
+    'KNNGraph',
     'LinkageTree',
+    'SpectralEmbedding',
+    'adjacency_power',
+    'affinity',
     'cut_linkage',
     'cut_linkage_at',
+    'knn_graph',
     'linkage',
+    'normalized_laplacian',
     'spectral_clustering',
+    'spectral_embedding',
 ]

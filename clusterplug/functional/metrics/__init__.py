@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well two labelings agree."""
+"""How well two labelings agree, and which labels of one belong to which of the other."""
 
 from clusterplug.functional.metrics.agreement import adjusted_rand_index, clustering_accuracy, normalized_mutual_info
+from clusterplug.functional.metrics.assignment import Assignment, linear_assignment
 
 __all__ = [
+    'Assignment',
     'adjusted_rand_index',
     'clustering_accuracy',
+    'linear_assignment',
     'normalized_mutual_info',
 ]

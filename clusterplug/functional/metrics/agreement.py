@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clusterplug.core.checks import check_choice
+from clusterplug.functional.metrics.assignment import best_assignment
 
 __all__ = ['adjusted_rand_index', 'clustering_accuracy', 'normalized_mutual_info']
 
@@ -165,7 +166,7 @@ def _most_agreeing(pairs: _Pairs) -> int:
 def _by_dense_table(pairs: _Pairs, shape: tuple[int, int]) -> int:
     table = torch.zeros(shape, dtype=torch.int64, device='cpu')
     table[pairs.classes, pairs.clusters] = pairs.counts
-    rows, cols = _best_assignment(-table.double())
+    rows, cols = best_assignment(-table.double())
     return int(table[rows, cols].sum())
 
 
@@ -208,44 +209,3 @@ def _linked_parts(pairs: _Pairs):
         clusters, cluster_index = pairs.clusters[part].unique(return_inverse=True)
         shape = (len(classes), len(clusters))
         yield pairs._replace(counts=pairs.counts[part], classes=class_index, clusters=cluster_index), shape
-
-
-def _best_assignment(cost: Tensor) -> tuple[Tensor, Tensor]:
-    """Return row and column indices of the one-to-one matching of least total ``cost`` (n, m)."""
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError:
-        return _shortest_augmenting_paths(cost)
-    rows, cols = linear_sum_assignment(cost.numpy())
-    return torch.from_numpy(rows), torch.from_numpy(cols)
-
-
-def _shortest_augmenting_paths(cost: Tensor) -> tuple[Tensor, Tensor]:
-    """The same without scipy: one shortest augmenting path per row, O(n^2 m), vectorised over the columns."""
-    if cost.shape[0] > cost.shape[1]:
-        cols, rows = _shortest_augmenting_paths(cost.mT)
-        return rows, cols
-    num_rows, num_cols = cost.shape
-    row_of = torch.full((num_cols,), -1, device=cost.device)
-    row_price, col_price = cost.new_zeros(num_rows), cost.new_zeros(num_cols)
-    for start in range(num_rows):
-        distance = cost.new_full((num_cols,), math.inf)
-        previous, done = torch.full((num_cols,), -1, device=cost.device), cost.new_zeros(num_cols, dtype=torch.bool)
-        row, column, lowest = start, -1, 0.0
-        while row != -1:
-            through = lowest + cost[row] - row_price[row] - col_price
-            better = ~done & (through < distance)
-            distance, previous = torch.where(better, through, distance), torch.where(better, column, previous)
-            column = int(distance.masked_fill(done, math.inf).argmin())
-            lowest, done[column] = float(distance[column]), True
-            row = int(row_of[column])
-        seen = done & (row_of >= 0)
-        row_price[row_of[seen]] += lowest - distance[seen]
-        row_price[start] += lowest
-        col_price[done] -= lowest - distance[done]
-        while column != -1:
-            before = int(previous[column])
-            row_of[column] = start if before == -1 else row_of[before]
-            column = before
-    cols = (row_of >= 0).nonzero().flatten()
-    return row_of[cols], cols
