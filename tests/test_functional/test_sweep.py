@@ -60,6 +60,7 @@ CALLS = {
     'bank_contrast_terms': lambda: (
         (unit(6, 4), ids(6), unit(3, 5, 4, seed=1), ids(3, 5, most=2) > 0), {'temperature': 0.1}),
     'bipartite_matching': lambda: ((X, 3), {}),
+    'cca': lambda: ((randn(2, 14, 5), randn(2, 14, 3, seed=1)), {'ridge': 0.1}),
     'cell_means': lambda: ((randn(20, 5), CELLS), {}),
     'class_overlap': lambda: ((FRAMES,), {}),
     'cluster_encode': lambda: (FEATURES, ENCODED),
@@ -68,6 +69,7 @@ CALLS = {
     'cluster_pool': lambda: (FEATURES, ENCODED),
     'cluster_tokens': lambda: ((MAPS, (2, 2)), {'mask': ids(2, 6, 6, most=5) > 0}),
     'clustering_accuracy': lambda: ((ids(30), ids(30, seed=1)), {}),
+    'coding_rate': lambda: ((X,), {'eps2': 0.5, 'weights': WEIGHTS}),
     'combine_tokens': lambda: (
         (randn(2, 2, 2, 8), token_neighbors(cluster_tokens(MAPS, (2, 2)), num_neighbors=3)), {}),
     'compose_labels': lambda: (([ids(2, 9, most=4), ids(2, 4, seed=1)],), {}),
@@ -79,6 +81,7 @@ CALLS = {
     'grassmann_step': lambda: ((FRAMES, randn(3, 9, 4, seed=1), 0.1), {}),
     'householder_product': lambda: ((X,), {}),
     'householder_reflectors': lambda: ((FRAMES,), {}),
+    'k_subspaces': lambda: ((X, 2, 2), {'init': unit(2, 2, 2, 5).mT}),
     'kkz': lambda: ((X, 3), {'mask': MASK}),
     'kmeans': lambda: ((X + 9, 3), {'init': X[:, :3] + 9, 'mask': MASK, 'weights': WEIGHTS}),
     'kmeans_plus_plus': lambda: ((X, 3), {'mask': MASK, 'weights': WEIGHTS, **seeded()}),
@@ -86,6 +89,7 @@ CALLS = {
     'kmedoids_swap': lambda: ((X, 3), {'mask': MASK}),
     'knn_graph': lambda: ((X, 3), {'mode': 'heat', 'mask': MASK}),
     'linear_assignment': lambda: ((randn(2, 5, 7),), {}),
+    'linear_cka': lambda: ((X, randn(2, 14, 3, seed=1)), {}),
     'linkage': lambda: ((X, ), {'mask': MASK}),
     'merge_tokens': lambda: ((X, 3), {'metric': randn(2, 14, 3), 'sizes': WEIGHTS[..., None] + 1}),
     'merge_tokens_to': lambda: ((X, 9), {'metric': randn(2, 14, 3), 'sizes': WEIGHTS[..., None] + 1}),
@@ -96,6 +100,7 @@ CALLS = {
     'normalized_laplacian': lambda: ((GRAPH,), {}),
     'normalized_mutual_info': lambda: ((ids(30), ids(30, seed=1)), {}),
     'orthonormalize_bases': lambda: ((X,), {}),
+    'orthonormal_frame': lambda: ((X,), {}),
     'pair_contrast_terms': lambda: (
         (unit(3, 4, 5), ids(3, 4) + 3 * torch.arange(3)[:, None], unit(3, 6, 5, seed=1),
          ids(3, 6, seed=1) + 3 * torch.arange(3)[:, None], NO_KEY), {'temperature': 0.1}),
@@ -103,6 +108,8 @@ CALLS = {
     'partial_transport': lambda: (
         (X,), {'epsilon': 0.3, 'num_iters': 20, 'mass': 0.5, 'row_marginals': ROWS, 'col_marginals': COLUMNS}),
     'point_cells': lambda: ((torch.stack([ids(20, most=2), *(ids(20, most=4, seed=s) for s in range(3))], -1),), {}),
+    'principal_angles': lambda: ((X, randn(2, 14, 3, seed=1)), {}),
+    'projection_energy': lambda: ((X, unit(2, 3, 5, 1).mT.mT), {}),
     'reconstruct_tokens': lambda: ((randn(2, 2, 2, 8), cluster_tokens(MAPS, (2, 2))), {'num_neighbors': 3}),
     'sample_anchors': lambda: (
         (ids(40), ids(40, seed=1)), {'num_classes': 3, 'num_anchors_per_class': 4, **seeded()}),
@@ -115,6 +122,7 @@ CALLS = {
     'soft_cluster_encode': lambda: (FEATURES, ENCODED),
     'spectral_clustering': lambda: ((X, 3), {'mask': MASK}),
     'spectral_embedding': lambda: ((GRAPH, 2), {}),
+    'spectral_entropy': lambda: ((X,), {}),
     'spread_clusters': lambda: ((functional.cluster_points(randn(20, 2, 4), randn(20, 2, 3, seed=1), CELLS),), {}),
     'subclass_contrast': lambda: ((unit(6, 4), ids(6), unit(8, 4, seed=1), ids(8, seed=1)), {'temperature': 0.1}),
     'subclass_contrast_terms': lambda: (
@@ -212,6 +220,8 @@ def test_expanded_batches(name):
 
 # Types of the floating results for fp16 points: i = that of the points, w = fp32, d = float64. Float64 stays.
 RESULT_TYPES = {
+    'cca': 'iiiii', 'coding_rate': 'i', 'k_subspaces': 'iw', 'linear_cka': 'i', 'orthonormal_frame': 'i',
+    'principal_angles': 'i', 'projection_energy': 'i', 'spectral_entropy': 'i',
     'class_overlap': 'i', 'concrete_mask': 'i', 'grassmann_logits': 'i', 'grassmann_step': 'i',
     'householder_product': 'i', 'householder_reflectors': 'ii', 'orthonormalize_bases': 'i',
     'adjacency_power': 'w', 'affinity': 'w', 'knn_graph': 'w', 'normalized_laplacian': 'w', 'spectral_embedding': 'w',
@@ -229,11 +239,13 @@ RESULT_TYPES = {
 # those of all other problems of the batch stay. Cells: those of points out of reach of its cell stay. All others
 # refuse it.
 ROW = [
+    'projection_energy',
     'concrete_mask', 'grassmann_logits',
     'bank_contrast_terms', 'gather_ranks', 'pair_contrast_terms', 'pairwise_distances', 'size_biased_attention',
     'subclass_contrast', 'subclass_contrast_terms',
 ]  # fmt: skip
 PROBLEM = [
+    'coding_rate', 'spectral_entropy',
     'balanced_codes',
     'grassmann_step', 'householder_product', 'householder_reflectors', 'orthonormalize_bases',
     'assign_subclasses', 'bipartite_matching', 'cluster_encode', 'cluster_pool', 'combine_tokens', 'merge_tokens',
@@ -355,6 +367,7 @@ def test_beside_an_outlier_as_in_float64(name):
     + [
         'pair_contrast_terms',
         'pairwise_distances',
+        'projection_energy',
         'size_biased_attention',
         'cut_linkage',
         'compose_labels',

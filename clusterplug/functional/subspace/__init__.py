@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Subspaces, their frames and angles, and how much of the data they hold."""
 
+from clusterplug.functional.subspace.coding import coding_rate, spectral_entropy
 from clusterplug.functional.subspace.concrete_mask import concrete_mask
+from clusterplug.functional.subspace.correlation import CCAResult, cca, linear_cka
+from clusterplug.functional.subspace.frames import orthonormal_frame, principal_angles, projection_energy
 from clusterplug.functional.subspace.grassmann import (
     class_overlap,
     grassmann_logits,
@@ -13,14 +16,25 @@ from clusterplug.functional.subspace.householder import (
     householder_product,
     householder_reflectors,
 )
+from clusterplug.functional.subspace.k_subspaces import KSubspacesResult, k_subspaces
 
 __all__ = [
+    'CCAResult',
     'HouseholderReflectors',
+    'KSubspacesResult',
+    'cca',
     'class_overlap',
+    'coding_rate',
     'concrete_mask',
     'grassmann_logits',
     'grassmann_step',
     'householder_product',
     'householder_reflectors',
+    'k_subspaces',
+    'linear_cka',
+    'orthonormal_frame',
     'orthonormalize_bases',
+    'principal_angles',
+    'projection_energy',
+    'spectral_entropy',
 ]
