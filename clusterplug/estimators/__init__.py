@@ -5,7 +5,9 @@ torch and numpy are enough. Where scikit-learn is installed the estimators inher
 pipelines, ``clone`` and its own checks work.
 """
 
+from clusterplug.estimators import deep
 from clusterplug.estimators.agglomerative import AgglomerativeClustering
+from clusterplug.estimators.deep import *  # noqa: F403 - its own __all__
 from clusterplug.estimators.kmeans import KMeans
 from clusterplug.estimators.kmedoids import KMedoids
 from clusterplug.estimators.minibatch_kmeans import MiniBatchKMeans
@@ -14,4 +16,5 @@ from clusterplug.estimators.spectral import SpectralClustering
 
 __all__ = [
     'AgglomerativeClustering', 'KMeans', 'KMedoids', 'MiniBatchKMeans', 'OnlineSubclassClusterer', 'SpectralClustering',
+    *deep.__all__,
 ]  # fmt: skip

@@ -68,6 +68,7 @@ CALLS = {
     'cluster_points': lambda: ((randn(20, 2, 4), randn(20, 2, 3, seed=1), CELLS), {}),
     'cluster_pool': lambda: (FEATURES, ENCODED),
     'cluster_tokens': lambda: ((MAPS, (2, 2)), {'mask': ids(2, 6, 6, most=5) > 0}),
+    'cluster_target': lambda: ((X.softmax(-1),), {'mask': MASK}),
     'clustering_accuracy': lambda: ((ids(30), ids(30, seed=1)), {}),
     'coding_rate': lambda: ((X,), {'eps2': 0.5, 'weights': WEIGHTS}),
     'combine_tokens': lambda: (
@@ -124,6 +125,7 @@ CALLS = {
     'spectral_embedding': lambda: ((GRAPH, 2), {}),
     'spectral_entropy': lambda: ((X,), {}),
     'spread_clusters': lambda: ((functional.cluster_points(randn(20, 2, 4), randn(20, 2, 3, seed=1), CELLS),), {}),
+    'student_assignment': lambda: ((X + 9, randn(2, 3, 5, seed=1) + 9), {}),
     'subclass_contrast': lambda: ((unit(6, 4), ids(6), unit(8, 4, seed=1), ids(8, seed=1)), {'temperature': 0.1}),
     'subclass_contrast_terms': lambda: (
         (unit(6, 4), ids(6), unit(8, 4, seed=1), ids(8, seed=1), torch.zeros(8, dtype=torch.bool)),

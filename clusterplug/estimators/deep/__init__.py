@@ -1,4 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deep clustering: an encoder and its clusters, trained together; one loop for all."""
 
-__all__: list[str] = []
+from clusterplug.estimators.deep.base import DeepClusterer
+from clusterplug.estimators.deep.embedded import DeepEmbeddedClustering
+from clusterplug.estimators.deep.training import Phase, TrainingState
+
+__all__ = ['DeepClusterer', 'DeepEmbeddedClustering', 'Phase', 'TrainingState']

@@ -3,6 +3,7 @@
 
 from clusterplug.functional.contrast.anchor_sampling import AnchorSample, sample_anchors
 from clusterplug.functional.contrast.bank_contrast import bank_contrast_terms
+from clusterplug.functional.contrast.cluster_target import cluster_target, student_assignment
 from clusterplug.functional.contrast.compose_labels import compose_labels
 from clusterplug.functional.contrast.pair_contrast import pair_contrast_terms
 from clusterplug.functional.contrast.region_means import region_means as region_means
@@ -16,9 +17,11 @@ from clusterplug.functional.contrast.subclass_contrast import (
 __all__ = [
     'AnchorSample',
     'bank_contrast_terms',
+    'cluster_target',
     'compose_labels',
     'pair_contrast_terms',
     'sample_anchors',
+    'student_assignment',
     'subclass_contrast',
     'subclass_contrast_terms',
 ]
