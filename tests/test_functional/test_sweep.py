@@ -83,6 +83,8 @@ CALLS = {
     'householder_product': lambda: ((X,), {}),
     'householder_reflectors': lambda: ((FRAMES,), {}),
     'k_subspaces': lambda: ((X, 2, 2), {'init': unit(2, 2, 2, 5).mT}),
+    'info_nce': lambda: (
+        (randn(6, 8), ids(6, 8) == 0, ids(6, 8, seed=1) > 0), {'temperature': 0.5}),
     'kkz': lambda: ((X, 3), {'mask': MASK}),
     'kmeans': lambda: ((X + 9, 3), {'init': X[:, :3] + 9, 'mask': MASK, 'weights': WEIGHTS}),
     'kmeans_plus_plus': lambda: ((X, 3), {'mask': MASK, 'weights': WEIGHTS, **seeded()}),
@@ -102,6 +104,7 @@ CALLS = {
     'normalized_mutual_info': lambda: ((ids(30), ids(30, seed=1)), {}),
     'orthonormalize_bases': lambda: ((X,), {}),
     'orthonormal_frame': lambda: ((X,), {}),
+    'nt_xent': lambda: ((X, X + randn(2, 14, 5, seed=1)), {'temperature': 0.5}),
     'pair_contrast_terms': lambda: (
         (unit(3, 4, 5), ids(3, 4) + 3 * torch.arange(3)[:, None], unit(3, 6, 5, seed=1),
          ids(3, 6, seed=1) + 3 * torch.arange(3)[:, None], NO_KEY), {'temperature': 0.1}),
@@ -134,6 +137,8 @@ CALLS = {
     'token_spread': lambda: ((MAPS, (2, 2)), {'mask': ids(2, 6, 6, most=5) > 0}),
     'unbalanced_transport': lambda: (
         (X,), {'epsilon': 0.3, 'num_iters': 20, 'row_marginals': ROWS, 'col_marginals': COLUMNS}),
+    'view_contrast_terms': lambda: (
+        (X, X + randn(2, 14, 5, seed=1), randn(2, 20, 5, seed=2), randn(2, 20, 5, seed=3)), {'temperature': 0.5}),
 }  # fmt: skip
 
 
@@ -229,12 +234,13 @@ RESULT_TYPES = {
     'adjacency_power': 'w', 'affinity': 'w', 'knn_graph': 'w', 'normalized_laplacian': 'w', 'spectral_embedding': 'w',
     'assign_subclasses': 'w', 'bank_contrast_terms': 'i', 'cell_means': 'i', 'cluster_encode': 'iiww',
     'cluster_points': 'iww', 'cluster_pool': 'iww', 'cluster_tokens': 'iwi', 'combine_tokens': 'i', 'gather_ranks': 'i',
-    'kmeans': 'iw', 'kmedoids': 'w', 'kmedoids_swap': 'w', 'linkage': 'w', 'merge_tokens': 'ii',
+    'info_nce': 'i', 'kmeans': 'iw', 'kmedoids': 'w', 'kmedoids_swap': 'w', 'linkage': 'w', 'merge_tokens': 'ii',
     'merge_tokens_to': 'ii', 'minibatch_kmeans_start': 'wd', 'minibatch_kmeans_update': 'wdw', 'nearest_center': 'w',
-    'pair_contrast_terms': 'i', 'pairwise_distances': 'i', 'partial_transport': 'i', 'reconstruct_tokens': 'i',
+    'nt_xent': 'i', 'pair_contrast_terms': 'i', 'pairwise_distances': 'i', 'partial_transport': 'i',
+    'reconstruct_tokens': 'i',
     'sinkhorn': 'i', 'sinkhorn_log_plan': 'i', 'size_biased_attention': 'i', 'soft_cluster_encode': 'iiww',
     'spectral_clustering': 'w', 'spread_clusters': 'i', 'subclass_contrast': 'i', 'subclass_contrast_terms': 'i',
-    'token_neighbors': 'w', 'token_spread': 'w', 'unbalanced_transport': 'i',
+    'token_neighbors': 'w', 'token_spread': 'w', 'unbalanced_transport': 'i', 'view_contrast_terms': 'w',
 }  # fmt: skip
 
 # What a NaN or infinite row of the first floating argument does. Row: the results of all other rows stay. Problem:
@@ -245,14 +251,16 @@ ROW = [
     'concrete_mask', 'grassmann_logits',
     'bank_contrast_terms', 'gather_ranks', 'pair_contrast_terms', 'pairwise_distances', 'size_biased_attention',
     'subclass_contrast', 'subclass_contrast_terms',
+    'bank_contrast_terms', 'gather_ranks', 'info_nce', 'pair_contrast_terms', 'pairwise_distances',
+    'size_biased_attention', 'subclass_contrast', 'subclass_contrast_terms',
 ]  # fmt: skip
 PROBLEM = [
     'coding_rate', 'spectral_entropy',
     'balanced_codes',
     'grassmann_step', 'householder_product', 'householder_reflectors', 'orthonormalize_bases',
     'assign_subclasses', 'bipartite_matching', 'cluster_encode', 'cluster_pool', 'combine_tokens', 'merge_tokens',
-    'merge_tokens_to', 'partial_transport', 'reconstruct_tokens', 'sinkhorn', 'sinkhorn_log_plan',
-    'soft_cluster_encode', 'unbalanced_transport',
+    'merge_tokens_to', 'nt_xent', 'partial_transport', 'reconstruct_tokens', 'sinkhorn', 'sinkhorn_log_plan',
+    'soft_cluster_encode', 'unbalanced_transport', 'view_contrast_terms',
 ]  # fmt: skip
 CELL = ['cell_means', 'cluster_points', 'spread_clusters']
 # These take labels, or what another function made of points; that function has its own row.

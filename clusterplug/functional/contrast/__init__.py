@@ -5,6 +5,8 @@ from clusterplug.functional.contrast.anchor_sampling import AnchorSample, sample
 from clusterplug.functional.contrast.bank_contrast import bank_contrast_terms
 from clusterplug.functional.contrast.cluster_target import cluster_target, student_assignment
 from clusterplug.functional.contrast.compose_labels import compose_labels
+from clusterplug.functional.contrast.info_nce import info_nce
+from clusterplug.functional.contrast.nt_xent import nt_xent, view_contrast_terms
 from clusterplug.functional.contrast.pair_contrast import pair_contrast_terms
 from clusterplug.functional.contrast.region_means import region_means as region_means
 from clusterplug.functional.contrast.subclass_contrast import (
@@ -19,9 +21,12 @@ __all__ = [
     'bank_contrast_terms',
     'cluster_target',
     'compose_labels',
+    'info_nce',
+    'nt_xent',
     'pair_contrast_terms',
     'sample_anchors',
     'student_assignment',
     'subclass_contrast',
     'subclass_contrast_terms',
+    'view_contrast_terms',
 ]
