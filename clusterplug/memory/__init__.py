@@ -5,3 +5,7 @@ from clusterplug.memory.feature_queue import FeatureQueue, QueueContents
 from clusterplug.memory.subclass_memory import SubclassMemory, clusters_per_class
 
 __all__ = ['FeatureQueue', 'QueueContents', 'SubclassMemory', 'clusters_per_class']
+from clusterplug.memory.sample_table import SampleTable
+from clusterplug.memory.subclass_memory import SubclassMemory, clusters_per_class
+
+__all__ = ['SampleTable', 'SubclassMemory', 'clusters_per_class']
