@@ -1,4 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which samples meet in a batch."""
 
-__all__: list[str] = []
+from clusterplug.datasets.samplers.class_balanced import ClassBalancedBatchSampler
+from clusterplug.datasets.samplers.cluster_disjoint import ClusterDisjointBatchSampler, same_label_rate
+from clusterplug.datasets.samplers.episodes import EpisodeSampler
+
+__all__ = ['ClassBalancedBatchSampler', 'ClusterDisjointBatchSampler', 'EpisodeSampler', 'same_label_rate']
