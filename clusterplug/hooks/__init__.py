@@ -7,6 +7,7 @@ from clusterplug.hooks.cluster_visualization import ClusterVisualizationHook
 from clusterplug.hooks.label_check import LabelCheckHook, label_faults
 from clusterplug.hooks.token_clustering import TokenClusteringHook
 from clusterplug.hooks.unreadable_videos import UnreadableVideosHook
+from clusterplug.hooks.value_schedule import ValueScheduleHook
 
 __all__ = [
     'ClusterScheduleHook',
@@ -15,6 +16,7 @@ __all__ = [
     'LabelCheckHook',
     'TokenClusteringHook',
     'UnreadableVideosHook',
+    'ValueScheduleHook',
     'label_faults',
     'subclass_stats',
 ]  # fmt: skip

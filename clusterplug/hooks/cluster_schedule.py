@@ -1,27 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """When a clustering loss sets in, how its weight rises, how its centers slow down."""
 
-import math
 import warnings
-import weakref
-from typing import NamedTuple
 
 from mmengine.hooks import Hook
 
 from clusterplug.core.checks import check_count
 from clusterplug.hooks._find import clustering_losses
+from clusterplug.hooks.value_schedule import ValueScheduleHook
 from clusterplug.registry import HOOKS
 
 
-class _Held(NamedTuple):
-    """What a loss had before a training, and what the schedule gave it last."""
+class _OfLosses(ValueScheduleHook):
+    """The schedule of one value of every clustering loss of the model."""
 
-    before: tuple[float, float]
-    given: tuple[float, float]
+    def __init__(self, attribute: str, **schedule):
+        super().__init__(f'loss.{attribute}', **schedule)
+        self.attribute = attribute
 
-
-# Kept outside of the hook: a training that ends with an error calls no hook, and the next one has hooks of its own.
-_HELD: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+    def owners(self, model):
+        return [(loss, self.attribute) for loss in clustering_losses(model, 'ClusterScheduleHook').values()]
 
 
 @HOOKS.register_module()
@@ -33,9 +31,9 @@ class ClusterScheduleHook(Hook):
     momentum goes from ``start_momentum`` to that of the loss along a half cosine over ``momentum_iters`` iterations,
     as centers that were just seeded should move faster than those of a trained network.
 
-    Everything follows from the number of the iteration, so a resumed run goes on where it was. After the training
-    every loss has the weight and momentum that it had before; where a training ended with an error, the next one
-    begins with them.
+    Both are a :class:`~clusterplug.hooks.ValueScheduleHook`. Everything follows from the number of the iteration, so a
+    resumed run goes on where it was. After the training every loss has the weight and momentum that it had before;
+    where a training ended with an error, the next one begins with them.
 
     Args:
         begin (int): First iteration (counted from 0) with a weight above 0. Defaults to 0.
@@ -62,25 +60,26 @@ class ClusterScheduleHook(Hook):
         if start_momentum is not None and (isinstance(start_momentum, bool) or not 0 <= start_momentum <= 1):
             raise ValueError(f'start_momentum must be None or from 0 to 1, got {start_momentum}')
         self.start_momentum = None if start_momentum is None else float(start_momentum)
+        # the first step of the ramp is in iteration `begin`, so that it starts from 0 one iteration earlier
+        self._weight = _OfLosses('weight_factor', start=0.0, end=1.0, iters=self.ramp_iters + 1, shape='linear')
+        self._weight.begin = self.begin - 1
+        # without a start, that of the loss from the first iteration on
+        moving = start_momentum is not None
+        self._momentum = _OfLosses('momentum', start=start_momentum or 0.0, iters=self.momentum_iters if moving else 0)
+        self.schedules = (self._weight, self._momentum)
 
     def weight_factor(self, iteration: int) -> float:
         """Factor on the weight in an iteration, 0 to 1."""
-        if iteration < self.begin:
-            return 0.0
-        return min(1.0, (iteration - self.begin + 1) / (self.ramp_iters + 1))
+        return self._weight.value(iteration)
 
     def momentum(self, iteration: int, final: float) -> float:
         """Momentum in an iteration of a loss whose own momentum is ``final``."""
-        if self.start_momentum is None or iteration >= self.momentum_iters:
-            return final
-        done = (1 - math.cos(math.pi * iteration / self.momentum_iters)) / 2
-        return self.start_momentum + (final - self.start_momentum) * done
+        return self._momentum.value(iteration, final)
 
     def before_train(self, runner) -> None:
         """Give each loss what it had before a training that was cut short, and remember it."""
-        for loss in clustering_losses(runner.model, type(self).__name__).values():
-            _restore(loss)
-            _HELD[loss] = _Held(_values(loss), _values(loss))
+        for schedule in self.schedules:
+            schedule.before_train(runner)
         length = getattr(runner, 'max_iters', None)
         if length is not None and self.begin >= length:
             warnings.warn(
@@ -91,16 +90,13 @@ class ClusterScheduleHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Set weight and momentum for this iteration."""
-        for loss in clustering_losses(runner.model, type(self).__name__).values():
-            held = _HELD.setdefault(loss, _Held(_values(loss), _values(loss)))
-            loss.momentum = self.momentum(runner.iter, held.before[0])
-            loss.weight_factor = self.weight_factor(runner.iter)
-            _HELD[loss] = held._replace(given=_values(loss))
+        for schedule in self.schedules:
+            schedule.before_train_iter(runner, batch_idx, data_batch)
 
     def after_train(self, runner) -> None:
         """Give each loss what it had before the training."""
-        for loss in clustering_losses(runner.model, type(self).__name__).values():
-            _restore(loss)
+        for schedule in self.schedules:
+            schedule.after_train(runner)
 
 
 def _iterations(name: str, value: int) -> int:
@@ -108,14 +104,3 @@ def _iterations(name: str, value: int) -> int:
         return check_count(value, name)
     except TypeError as error:  # of a config: one kind of error for all its values
         raise ValueError(str(error)) from None
-
-
-def _values(loss) -> tuple[float, float]:
-    return loss.momentum, loss.weight_factor
-
-
-def _restore(loss) -> None:
-    held = _HELD.pop(loss, None)
-    # Where somebody has set other values since, they are what is wanted now.
-    if held is not None and _values(loss) == held.given:
-        loss.momentum, loss.weight_factor = held.before
