@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prototype banks and queues: in the checkpoint, and the same on all ranks."""
+"""Prototype banks, queues and tables of samples: in the checkpoint, and the same on all ranks."""
 
 from clusterplug.memory.feature_queue import FeatureQueue, QueueContents
-from clusterplug.memory.subclass_memory import SubclassMemory, clusters_per_class
-
-__all__ = ['FeatureQueue', 'QueueContents', 'SubclassMemory', 'clusters_per_class']
 from clusterplug.memory.sample_table import SampleTable
 from clusterplug.memory.subclass_memory import SubclassMemory, clusters_per_class
 
-__all__ = ['SampleTable', 'SubclassMemory', 'clusters_per_class']
+__all__ = ['FeatureQueue', 'QueueContents', 'SampleTable', 'SubclassMemory', 'clusters_per_class']
