@@ -231,6 +231,7 @@ RESULT_TYPES = {
     'principal_angles': 'i', 'projection_energy': 'i', 'spectral_entropy': 'i',
     'class_overlap': 'i', 'concrete_mask': 'i', 'grassmann_logits': 'i', 'grassmann_step': 'i',
     'householder_product': 'i', 'householder_reflectors': 'ii', 'orthonormalize_bases': 'i',
+    'cluster_target': 'i', 'student_assignment': 'i',
     'adjacency_power': 'w', 'affinity': 'w', 'knn_graph': 'w', 'normalized_laplacian': 'w', 'spectral_embedding': 'w',
     'assign_subclasses': 'w', 'bank_contrast_terms': 'i', 'cell_means': 'i', 'cluster_encode': 'iiww',
     'cluster_points': 'iww', 'cluster_pool': 'iww', 'cluster_tokens': 'iwi', 'combine_tokens': 'i', 'gather_ranks': 'i',
@@ -247,6 +248,7 @@ RESULT_TYPES = {
 # those of all other problems of the batch stay. Cells: those of points out of reach of its cell stay. All others
 # refuse it.
 ROW = [
+    'student_assignment',
     'projection_energy',
     'concrete_mask', 'grassmann_logits',
     'bank_contrast_terms', 'gather_ranks', 'pair_contrast_terms', 'pairwise_distances', 'size_biased_attention',
@@ -255,6 +257,7 @@ ROW = [
     'size_biased_attention', 'subclass_contrast', 'subclass_contrast_terms',
 ]  # fmt: skip
 PROBLEM = [
+    'cluster_target',
     'coding_rate', 'spectral_entropy',
     'balanced_codes',
     'grassmann_step', 'householder_product', 'householder_reflectors', 'orthonormalize_bases',

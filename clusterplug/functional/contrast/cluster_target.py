@@ -59,9 +59,9 @@ def cluster_target(
     check_mask(mask, p.shape[:-1], p.device)
     with no_autocast(p):
         rows = p.to(working_dtype(p.dtype))
-        if host_checks_allowed(p) and bool((rows < 0).any()):
-            raise ValueError('p must not be negative, got negative entries; pass probabilities, not logits')
         good = torch.isfinite(rows).all(-1, keepdim=True)
+        if host_checks_allowed(p) and bool(((rows < 0) & good).any()):
+            raise ValueError('p must not be negative, got negative entries; pass probabilities, not logits')
         takes_part = good if mask is None else good & mask[..., None]
         if mass is None:
             mass = sum_over_ranks(torch.where(takes_part, rows, 0.0).sum(-2, keepdim=True), group)
