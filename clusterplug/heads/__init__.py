@@ -4,4 +4,9 @@
 from clusterplug.heads.projection_head import ProjectionHead
 from clusterplug.heads.prototype_head import PrototypeHead
 
-__all__ = ['ProjectionHead', 'PrototypeHead']
+__all__ = [
+    'ProjectionHead',
+    'PrototypeHead',
+    'SubspaceLearnerHead',
+    'normalize_slices',
+]

@@ -6,11 +6,12 @@ from clusterplug.layers.feature_clustering_block import FeatureClusteringBlock
 from clusterplug.layers.feature_clustering_pool import FeatureClusteringPool
 from clusterplug.layers.point_feature_clustering import PointFeatureClusteringBlock, PointFeatureClusteringPool
 from clusterplug.layers.segment_token_clustering import SegmentTokenClustering, SegmentTokens
+from clusterplug.layers.spatial_attention import SpatialAttention
 from clusterplug.layers.token_clustering import TokenClustering
 from clusterplug.layers.token_reconstruction import TokenReconstruction
 
 __all__ = [
     'FeatureClustering', 'FeatureClusteringBlock', 'FeatureClusteringPool', 'PointFeatureClusteringBlock',
-    'PointFeatureClusteringPool', 'SegmentTokenClustering', 'SegmentTokens', 'TokenClustering',
+    'PointFeatureClusteringPool', 'SegmentTokenClustering', 'SegmentTokens', 'SpatialAttention', 'TokenClustering',
     'TokenReconstruction',
 ]  # fmt: skip

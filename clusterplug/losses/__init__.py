@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses: one a file, over :mod:`clusterplug.functional`."""
 
+from clusterplug.losses.margin import MarginLoss, margin_pairs
 from clusterplug.losses.point_cluster import PointClusterLoss
 from clusterplug.losses.swav import SwAVLoss
 
-__all__ = ['PointClusterLoss', 'SwAVLoss']
+__all__ = [
+    'MarginLoss',
+    'PointClusterLoss',
+    'SwAVLoss',
+    'margin_pairs',
+]

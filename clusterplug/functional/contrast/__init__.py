@@ -5,7 +5,9 @@ from clusterplug.functional.contrast.anchor_sampling import AnchorSample, sample
 from clusterplug.functional.contrast.bank_contrast import bank_contrast_terms
 from clusterplug.functional.contrast.cluster_target import cluster_target, student_assignment
 from clusterplug.functional.contrast.compose_labels import compose_labels
+from clusterplug.functional.contrast.distance_weights import distance_weights
 from clusterplug.functional.contrast.info_nce import info_nce
+from clusterplug.functional.contrast.likelihood_weights import likelihood_weights
 from clusterplug.functional.contrast.nt_xent import nt_xent, view_contrast_terms
 from clusterplug.functional.contrast.pair_contrast import pair_contrast_terms
 from clusterplug.functional.contrast.region_means import region_means as region_means
@@ -21,7 +23,9 @@ __all__ = [
     'bank_contrast_terms',
     'cluster_target',
     'compose_labels',
+    'distance_weights',
     'info_nce',
+    'likelihood_weights',
     'nt_xent',
     'pair_contrast_terms',
     'sample_anchors',
