@@ -3,6 +3,7 @@
 
 from clusterplug.heads.projection_head import ProjectionHead
 from clusterplug.heads.prototype_head import PrototypeHead
+from clusterplug.heads.subspace_learner_head import SubspaceLearnerHead, normalize_slices
 
 __all__ = [
     'ProjectionHead',
