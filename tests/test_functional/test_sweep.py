@@ -91,13 +91,10 @@ CALLS = {
     'kmeans_plus_plus': lambda: ((X, 3), {'mask': MASK, 'weights': WEIGHTS, **seeded()}),
     'kmedoids': lambda: ((X, 3), {'mask': MASK}),
     'kmedoids_swap': lambda: ((X, 3), {'mask': MASK}),
-<<<<<<< HEAD
     'knn_graph': lambda: ((X, 3), {'mode': 'heat', 'mask': MASK}),
     'linear_assignment': lambda: ((randn(2, 5, 7),), {}),
     'linear_cka': lambda: ((X, randn(2, 14, 3, seed=1)), {}),
-=======
     'likelihood_weights': lambda: ((WEIGHTS,), {'eta': 0.5, 'gamma': 5.0}),
->>>>>>> a183169 (Subspace learners: head, margin loss, attention; weights of samples)
     'linkage': lambda: ((X, ), {'mask': MASK}),
     'merge_tokens': lambda: ((X, 3), {'metric': randn(2, 14, 3), 'sizes': WEIGHTS[..., None] + 1}),
     'merge_tokens_to': lambda: ((X, 9), {'metric': randn(2, 14, 3), 'sizes': WEIGHTS[..., None] + 1}),
@@ -232,6 +229,7 @@ def test_expanded_batches(name):
 
 # Types of the floating results for fp16 points: i = that of the points, w = fp32, d = float64. Float64 stays.
 RESULT_TYPES = {
+    'distance_weights': 'i', 'likelihood_weights': 'i',
     'cca': 'iiiii', 'coding_rate': 'i', 'k_subspaces': 'iw', 'linear_cka': 'i', 'orthonormal_frame': 'i',
     'principal_angles': 'i', 'projection_energy': 'i', 'spectral_entropy': 'i',
     'class_overlap': 'i', 'concrete_mask': 'i', 'grassmann_logits': 'i', 'grassmann_step': 'i',
@@ -239,14 +237,8 @@ RESULT_TYPES = {
     'cluster_target': 'i', 'student_assignment': 'i',
     'adjacency_power': 'w', 'affinity': 'w', 'knn_graph': 'w', 'normalized_laplacian': 'w', 'spectral_embedding': 'w',
     'assign_subclasses': 'w', 'bank_contrast_terms': 'i', 'cell_means': 'i', 'cluster_encode': 'iiww',
-<<<<<<< HEAD
     'cluster_points': 'iww', 'cluster_pool': 'iww', 'cluster_tokens': 'iwi', 'combine_tokens': 'i', 'gather_ranks': 'i',
     'info_nce': 'i', 'kmeans': 'iw', 'kmedoids': 'w', 'kmedoids_swap': 'w', 'linkage': 'w', 'merge_tokens': 'ii',
-=======
-    'cluster_points': 'iww', 'cluster_pool': 'iww', 'cluster_tokens': 'iwi', 'combine_tokens': 'i',
-    'distance_weights': 'i', 'gather_ranks': 'i', 'likelihood_weights': 'i',
-    'kmeans': 'iw', 'kmedoids': 'w', 'kmedoids_swap': 'w', 'linkage': 'w', 'merge_tokens': 'ii',
->>>>>>> a183169 (Subspace learners: head, margin loss, attention; weights of samples)
     'merge_tokens_to': 'ii', 'minibatch_kmeans_start': 'wd', 'minibatch_kmeans_update': 'wdw', 'nearest_center': 'w',
     'nt_xent': 'i', 'pair_contrast_terms': 'i', 'pairwise_distances': 'i', 'partial_transport': 'i',
     'reconstruct_tokens': 'i',
@@ -259,15 +251,11 @@ RESULT_TYPES = {
 # those of all other problems of the batch stay. Cells: those of points out of reach of its cell stay. All others
 # refuse it.
 ROW = [
-<<<<<<< HEAD
+    'distance_weights',
     'student_assignment',
     'projection_energy',
     'concrete_mask', 'grassmann_logits',
     'bank_contrast_terms', 'gather_ranks', 'pair_contrast_terms', 'pairwise_distances', 'size_biased_attention',
-=======
-    'bank_contrast_terms', 'distance_weights', 'gather_ranks',
-    'pair_contrast_terms', 'pairwise_distances', 'size_biased_attention',
->>>>>>> a183169 (Subspace learners: head, margin loss, attention; weights of samples)
     'subclass_contrast', 'subclass_contrast_terms',
     'bank_contrast_terms', 'gather_ranks', 'info_nce', 'pair_contrast_terms', 'pairwise_distances',
     'size_biased_attention', 'subclass_contrast', 'subclass_contrast_terms',
@@ -284,14 +272,11 @@ PROBLEM = [
 CELL = ['cell_means', 'cluster_points', 'spread_clusters']
 # These take labels, or what another function made of points; that function has its own row.
 OF_RESULTS = [
+    'likelihood_weights',
     'class_overlap',
     'adjusted_rand_index', 'cluster_labels', 'clustering_accuracy', 'compose_labels', 'cut_linkage', 'cut_linkage_at',
-<<<<<<< HEAD
     'normalized_mutual_info', 'point_cells', 'sample_anchors', 'token_neighbors', 'adjacency_power',
     'linear_assignment', 'normalized_laplacian', 'spectral_embedding',
-=======
-    'likelihood_weights', 'normalized_mutual_info', 'point_cells', 'sample_anchors', 'token_neighbors',
->>>>>>> a183169 (Subspace learners: head, margin loss, attention; weights of samples)
 ]  # fmt: skip
 POINT_FUNCTIONS = sorted(set(CALLS) - set(OF_RESULTS))
 # The 0th dimension of their arguments is not one of problems.
