@@ -3,6 +3,7 @@
 
 from clusterplug.losses.margin import MarginLoss, margin_pairs
 from clusterplug.losses.point_cluster import PointClusterLoss
+from clusterplug.losses.rate_reduction import RateReductionLoss
 from clusterplug.losses.swav import SwAVLoss
 
 __all__ = [
@@ -11,3 +12,4 @@ __all__ = [
     'SwAVLoss',
     'margin_pairs',
 ]
+__all__ = ['PointClusterLoss', 'RateReductionLoss', 'SwAVLoss']

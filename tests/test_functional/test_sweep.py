@@ -78,6 +78,8 @@ CALLS = {
     'cut_linkage': lambda: ((linkage(X, mask=MASK), 3), {}),
     'cut_linkage_at': lambda: ((linkage(X, mask=MASK), 1.5), {}),
     'distance_weights': lambda: ((X.abs().clamp(max=1.9), 5), {'mask': X > -1}),
+    'conditional_coding_rate': lambda: ((X, WEIGHTS[..., None] * COLUMNS[:, None]), {'eps2': 0.5}),
+    'doubly_stochastic': lambda: ((randn(2, 14, 14),), {'epsilon': 0.5, 'num_iters': 30}),
     'gather_ranks': lambda: ((X,), {}),
     'grassmann_logits': lambda: ((randn(2, 14, 9), FRAMES), {}),
     'grassmann_step': lambda: ((FRAMES, randn(3, 9, 4, seed=1), 0.1), {}),
@@ -116,6 +118,7 @@ CALLS = {
     'point_cells': lambda: ((torch.stack([ids(20, most=2), *(ids(20, most=4, seed=s) for s in range(3))], -1),), {}),
     'principal_angles': lambda: ((X, randn(2, 14, 3, seed=1)), {}),
     'projection_energy': lambda: ((X, unit(2, 3, 5, 1).mT.mT), {}),
+    'rate_reduction': lambda: ((X, WEIGHTS[..., None] * randn(2, 14, 4, seed=3).sigmoid()), {'eps2': 0.5}),
     'reconstruct_tokens': lambda: ((randn(2, 2, 2, 8), cluster_tokens(MAPS, (2, 2))), {'num_neighbors': 3}),
     'sample_anchors': lambda: (
         (ids(40), ids(40, seed=1)), {'num_classes': 3, 'num_anchors_per_class': 4, **seeded()}),
@@ -230,6 +233,7 @@ def test_expanded_batches(name):
 # Types of the floating results for fp16 points: i = that of the points, w = fp32, d = float64. Float64 stays.
 RESULT_TYPES = {
     'distance_weights': 'i', 'likelihood_weights': 'i',
+    'conditional_coding_rate': 'i', 'doubly_stochastic': 'i', 'rate_reduction': 'i',
     'cca': 'iiiii', 'coding_rate': 'i', 'k_subspaces': 'iw', 'linear_cka': 'i', 'orthonormal_frame': 'i',
     'principal_angles': 'i', 'projection_energy': 'i', 'spectral_entropy': 'i',
     'class_overlap': 'i', 'concrete_mask': 'i', 'grassmann_logits': 'i', 'grassmann_step': 'i',
@@ -262,6 +266,7 @@ ROW = [
 ]  # fmt: skip
 PROBLEM = [
     'cluster_target',
+    'conditional_coding_rate', 'doubly_stochastic', 'rate_reduction',
     'coding_rate', 'spectral_entropy',
     'balanced_codes',
     'grassmann_step', 'householder_product', 'householder_reflectors', 'orthonormalize_bases',

@@ -17,6 +17,7 @@ from clusterplug.functional.subspace.householder import (
     householder_reflectors,
 )
 from clusterplug.functional.subspace.k_subspaces import KSubspacesResult, k_subspaces
+from clusterplug.functional.subspace.rate_reduction import conditional_coding_rate, rate_reduction
 
 __all__ = [
     'CCAResult',
@@ -26,6 +27,7 @@ __all__ = [
     'class_overlap',
     'coding_rate',
     'concrete_mask',
+    'conditional_coding_rate',
     'grassmann_logits',
     'grassmann_step',
     'householder_product',
@@ -36,5 +38,6 @@ __all__ = [
     'orthonormalize_bases',
     'principal_angles',
     'projection_energy',
+    'rate_reduction',
     'spectral_entropy',
 ]

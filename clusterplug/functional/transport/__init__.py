@@ -2,6 +2,7 @@
 """Assignment by optimal transport: balanced, partial, unbalanced, within classes."""
 
 from clusterplug.functional.transport.codes import balanced_codes
+from clusterplug.functional.transport.doubly_stochastic import doubly_stochastic
 from clusterplug.functional.transport.partial import partial_transport, unbalanced_transport
 from clusterplug.functional.transport.sinkhorn import sinkhorn, sinkhorn_log_plan
 from clusterplug.functional.transport.subclasses import assign_subclasses
@@ -9,6 +10,7 @@ from clusterplug.functional.transport.subclasses import assign_subclasses
 __all__ = [
     'assign_subclasses',
     'balanced_codes',
+    'doubly_stochastic',
     'partial_transport',
     'sinkhorn',
     'sinkhorn_log_plan',
