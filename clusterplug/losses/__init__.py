@@ -9,7 +9,7 @@ from clusterplug.losses.swav import SwAVLoss
 __all__ = [
     'MarginLoss',
     'PointClusterLoss',
+    'RateReductionLoss',
     'SwAVLoss',
     'margin_pairs',
 ]
-__all__ = ['PointClusterLoss', 'RateReductionLoss', 'SwAVLoss']
