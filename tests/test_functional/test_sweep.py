@@ -80,6 +80,7 @@ CALLS = {
     'distance_weights': lambda: ((X.abs().clamp(max=1.9), 5), {'mask': X > -1}),
     'conditional_coding_rate': lambda: ((X, WEIGHTS[..., None] * COLUMNS[:, None]), {'eps2': 0.5}),
     'doubly_stochastic': lambda: ((randn(2, 14, 14),), {'epsilon': 0.5, 'num_iters': 30}),
+    'erase_directions': lambda: ((X, randn(2, 3, 5, seed=1)), {}),
     'gather_ranks': lambda: ((X,), {}),
     'grassmann_logits': lambda: ((randn(2, 14, 9), FRAMES), {}),
     'grassmann_step': lambda: ((FRAMES, randn(3, 9, 4, seed=1), 0.1), {}),
@@ -103,6 +104,8 @@ CALLS = {
     'minibatch_kmeans_start': lambda: ((X, 3), {'init': X[:, :3], 'mask': MASK, 'weights': WEIGHTS}),
     'minibatch_kmeans_update': lambda: (
         (minibatch_kmeans_start(X, 3, init='kkz'), X), {'mask': MASK, 'weights': WEIGHTS}),
+    'multilabel_discrimination': lambda: (
+        (unit(6, 4), unit(6, 5, seed=1)), {'scale': 8.0, 'margin': 0.3}),
     'nearest_center': lambda: ((X + 9, randn(2, 3, 5, seed=1) + 9), {'mask': MASK}),
     'normalized_laplacian': lambda: ((GRAPH,), {}),
     'normalized_mutual_info': lambda: ((ids(30), ids(30, seed=1)), {}),
@@ -232,6 +235,7 @@ def test_expanded_batches(name):
 
 # Types of the floating results for fp16 points: i = that of the points, w = fp32, d = float64. Float64 stays.
 RESULT_TYPES = {
+    'erase_directions': 'i', 'multilabel_discrimination': 'i',
     'distance_weights': 'i', 'likelihood_weights': 'i',
     'conditional_coding_rate': 'i', 'doubly_stochastic': 'i', 'rate_reduction': 'i',
     'cca': 'iiiii', 'coding_rate': 'i', 'k_subspaces': 'iw', 'linear_cka': 'i', 'orthonormal_frame': 'i',
@@ -255,6 +259,7 @@ RESULT_TYPES = {
 # those of all other problems of the batch stay. Cells: those of points out of reach of its cell stay. All others
 # refuse it.
 ROW = [
+    'erase_directions', 'multilabel_discrimination',
     'distance_weights',
     'student_assignment',
     'projection_energy',
@@ -358,6 +363,7 @@ def test_an_odd_row_is_refused_or_stays_alone(name):
         elif name in ROW:
             dims = {'grassmann_logits': 2, 'gather_ranks': 3}
             dims |= {'size_biased_attention': 3, 'pairwise_distances': 2, 'pair_contrast_terms': 2}
+            dims |= {'erase_directions': 2}
             for one, other in zip(odd, plain, strict=True):
                 rows = one.flatten(0, dims.get(name, 1) - 1), other.flatten(0, dims.get(name, 1) - 1)
                 differs = (rows[0] != rows[1]).flatten(1).any(1) if rows[0].dim() > 1 else rows[0] != rows[1]

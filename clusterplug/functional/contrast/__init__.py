@@ -8,6 +8,10 @@ from clusterplug.functional.contrast.compose_labels import compose_labels
 from clusterplug.functional.contrast.distance_weights import distance_weights
 from clusterplug.functional.contrast.info_nce import info_nce
 from clusterplug.functional.contrast.likelihood_weights import likelihood_weights
+from clusterplug.functional.contrast.multilabel import (
+    cosine_margin as cosine_margin,
+    multilabel_discrimination,
+)
 from clusterplug.functional.contrast.nt_xent import nt_xent, view_contrast_terms
 from clusterplug.functional.contrast.pair_contrast import pair_contrast_terms
 from clusterplug.functional.contrast.region_means import region_means as region_means
@@ -26,6 +30,7 @@ __all__ = [
     'distance_weights',
     'info_nce',
     'likelihood_weights',
+    'multilabel_discrimination',
     'nt_xent',
     'pair_contrast_terms',
     'sample_anchors',

@@ -4,6 +4,7 @@
 from clusterplug.functional.subspace.coding import coding_rate, spectral_entropy
 from clusterplug.functional.subspace.concrete_mask import concrete_mask
 from clusterplug.functional.subspace.correlation import CCAResult, cca, linear_cka
+from clusterplug.functional.subspace.erasure import erase_directions
 from clusterplug.functional.subspace.frames import orthonormal_frame, principal_angles, projection_energy
 from clusterplug.functional.subspace.grassmann import (
     class_overlap,
@@ -28,6 +29,7 @@ __all__ = [
     'coding_rate',
     'concrete_mask',
     'conditional_coding_rate',
+    'erase_directions',
     'grassmann_logits',
     'grassmann_step',
     'householder_product',
