@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heads: what turns a backbone feature into an embedding or a prediction."""
 
+from clusterplug.heads.matryoshka import MatryoshkaHead
 from clusterplug.heads.projection_head import ProjectionHead
 from clusterplug.heads.prototype_head import PrototypeHead
 from clusterplug.heads.subspace_learner_head import SubspaceLearnerHead, normalize_slices
 
 __all__ = [
+    'MatryoshkaHead',
     'ProjectionHead',
     'PrototypeHead',
     'SubspaceLearnerHead',

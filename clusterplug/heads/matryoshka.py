@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prototypes over prefixes of one feature: coarse clusters from few channels, fine ones from all."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from clusterplug.core.checks import check_choice, check_count
+from clusterplug.core.numerics import exact_products, working_dtype
+from clusterplug.heads.prototype_head import PrototypeHead
+from clusterplug.registry import MODELS
+
+MODES = ('slice', 'project')
+
+
+@MODELS.register_module()
+class MatryoshkaHead(nn.Module):
+    r"""Score a feature at several widths, each with a projector and prototypes of its own.
+
+    .. math:: m_j = d / n_j, \qquad K_j = \lfloor K m_j / d \rfloor, \qquad
+              S_j = \mathrm{unit}(p_j(x_{1:m_j}))\ \mathrm{unit}(C_j)^\top
+
+    for each number n_j of ``nesting``. Coarse levels have few channels and few prototypes; as level j sees the first
+    m_j channels alone (``mode='slice'``), a prefix of the trained backbone feature is a feature of its own.
+
+    Args:
+        in_channels: d, divisible by every number of ``nesting``.
+        num_prototypes: K, of a level with all channels.
+        nesting: n_j, by how much each level is narrower.
+        mode: ``'slice'``: level j reads the first m_j channels (the paper). ``'project'``: level j reads a learned
+            linear map of all channels to m_j, and its projector ends in a GELU (the released training code); prefixes
+            of the feature are not trained then.
+        hidden_channels: width inside the projectors.
+        bottleneck: width of the embeddings that are compared with prototypes.
+        num_layers: linear layers of a projector; 0: the slice itself is compared.
+        normalize: scale embeddings to length 1. None: as published for the mode, True for ``'slice'`` (as DINOv2),
+            False for ``'project'``.
+
+    Attributes:
+        levels: one :class:`~clusterplug.heads.PrototypeHead` for each level.
+        widths, num_prototypes: lists of m_j and K_j.
+
+    Shapes:
+        ``x`` (..., in_channels), floating; a list of scores (..., K_j), in the order of ``nesting``. Prototypes have
+        length 1 whenever they are used, so nothing must rescale them. Scores are computed in fp32 at least.
+
+    Raises:
+        ValueError: ``in_channels`` that a number of ``nesting`` does not divide, a level of fewer than 2 prototypes,
+            an unknown mode, features of another width.
+        TypeError: features that are not floating.
+
+    Source: Venkataramanan et al., "Franca: Nested Matryoshka Clustering for Scalable Visual Representation Learning",
+    arXiv 2507.14137, section 3.2; official code valeoai/Franca (Apache-2.0), ``franca/layers/mrl_dino_head.py``.
+
+    **Differs from the authors' code**: theirs is ``mode='project'`` only, although the paper describes slices; its
+    prototypes have a trained length, and logits without a bound; its initialization misses the prototypes, which are
+    drawn on the unit sphere here.
+
+    Example:
+        >>> head = MatryoshkaHead(32, 64, hidden_channels=16, bottleneck=8)
+        >>> [tuple(scores.shape) for scores in head(torch.zeros(5, 32))]
+        [(5, 4), (5, 8), (5, 16), (5, 32), (5, 64)]
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_prototypes: int,
+        nesting: Sequence[int] = (16, 8, 4, 2, 1),
+        mode: str = 'slice',
+        hidden_channels: int = 2048,
+        bottleneck: int = 256,
+        num_layers: int = 3,
+        normalize: bool | None = None,
+    ):
+        super().__init__()
+        self.in_channels = check_count(in_channels, 'in_channels', 1)
+        total = check_count(num_prototypes, 'num_prototypes', 2)
+        self.mode = check_choice(mode, 'mode', MODES)
+        if isinstance(nesting, (str, int)) or not len(nesting):
+            raise ValueError(f'nesting must be a sequence of ints such as (16, 8, 4, 2, 1), got {nesting!r}')
+        self.nesting = tuple(check_count(each, 'nesting', 1) for each in nesting)
+        check_count(num_layers, 'num_layers', 0)
+        odd = [each for each in self.nesting if in_channels % each]
+        if odd:
+            raise ValueError(
+                f'in_channels must be divisible by every number of nesting, got {in_channels} and {odd}; leave those '
+                f'out, for example nesting={tuple(each for each in self.nesting if not in_channels % each)}'
+            )
+        self.widths = [self.in_channels // each for each in self.nesting]
+        self.num_prototypes = [total * width // self.in_channels for width in self.widths]
+        if min(self.num_prototypes) < 2:
+            raise ValueError(
+                f'num_prototypes must give every level at least 2, got {self.num_prototypes} for nesting '
+                f'{self.nesting}; use at least {2 * max(self.nesting)}'
+            )
+        self.normalize = mode == 'slice' if normalize is None else bool(normalize)
+        self.levels = nn.ModuleList()
+        for width, number in zip(self.widths, self.num_prototypes, strict=True):
+            projector = _projector(self.in_channels, width, mode, hidden_channels, bottleneck, num_layers)
+            read = self.in_channels if mode == 'project' else width
+            self.levels.append(PrototypeHead(read, number, projector, normalize=self.normalize))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Scores (..., K_j) of features (..., in_channels), one tensor for each level."""
+        embedded = self.embed(x)
+        with exact_products(x):
+            return [_score(z, rows) for z, rows in zip(embedded, self.prototypes, strict=True)]
+
+    def embed(self, x: Tensor) -> list[Tensor]:
+        """Embeddings (..., bottleneck) of features (..., in_channels), one tensor for each level.
+
+        With :attr:`prototypes` they are what :class:`~clusterplug.losses.NestedClusterLoss` takes in place of scores,
+        to keep no logits for the backward pass.
+        """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f'x must be a floating tensor (..., {self.in_channels}), got {got}; use x.float()')
+        if not x.dim() or x.shape[-1] != self.in_channels:
+            raise ValueError(
+                f'x must have shape (..., {self.in_channels}), got {tuple(x.shape)}; set in_channels to the width of '
+                f'the backbone'
+            )
+        rows = x.reshape(-1, self.in_channels)
+        parts = [rows if self.mode == 'project' else rows[:, :width] for width in self.widths]
+        embedded = [level.embed(part) for level, part in zip(self.levels, parts, strict=True)]
+        return [z.reshape(*x.shape[:-1], z.shape[-1]) for z in embedded]
+
+    @property
+    def prototypes(self) -> list[Tensor]:
+        """Prototypes (K_j, bottleneck) of length 1, one tensor for each level; differentiable."""
+        return [nn.functional.normalize(level.prototypes, dim=-1) for level in self.levels]
+
+
+def _score(z: Tensor, prototypes: Tensor) -> Tensor:
+    dtype = working_dtype(z.dtype, prototypes.dtype)
+    return (z.to(dtype) @ prototypes.to(dtype).mT).to(torch.promote_types(z.dtype, prototypes.dtype))
+
+
+def _projector(
+    in_channels: int, width: int, mode: str, hidden: int, bottleneck: int, num_layers: int
+) -> nn.Sequential | None:
+    """The way from a feature to the embedding of one level, and None where there is none."""
+    layers = [nn.Linear(in_channels, width)] if mode == 'project' else []
+    channels = [width, *[check_count(hidden, 'hidden_channels', 1)] * (num_layers - 1)][: max(num_layers, 1)]
+    channels += [check_count(bottleneck, 'bottleneck', 1)] if num_layers else []
+    for number, (before, after) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+        layers += [nn.GELU()] if number else []
+        layers.append(nn.Linear(before, after))
+    layers += [nn.GELU()] if mode == 'project' and num_layers else []
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers) if layers else None
