@@ -7,14 +7,14 @@ pipelines, ``clone`` and its own checks work.
 
 from clusterplug.estimators import deep
 from clusterplug.estimators.agglomerative import AgglomerativeClustering
-from clusterplug.estimators.deep import *  # noqa: F403 - its own __all__
-from clusterplug.estimators.kmeans import KMeans
-from clusterplug.estimators.kmedoids import KMedoids
-from clusterplug.estimators.minibatch_kmeans import MiniBatchKMeans
-from clusterplug.estimators.online_subclass import OnlineSubclassClusterer
-from clusterplug.estimators.spectral import SpectralClustering
+from clusterplug.estimators.deep import *  # noqa: F403 - its own
 
 __all__ = [
-    'AgglomerativeClustering', 'KMeans', 'KMedoids', 'MiniBatchKMeans', 'OnlineSubclassClusterer', 'SpectralClustering',
-    *deep.__all__,
-]  # fmt: skip
+    'AgglomerativeClustering',
+    'KMeans',
+    'KMedoids',
+    'MiniBatchKMeans',
+    'OnlineSubclassClusterer',
+    'PositionEraser',
+    'SpectralClustering',
+]
