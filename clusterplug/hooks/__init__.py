@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hooks: they schedule and watch; what is learnt belongs to the model."""
 
+from clusterplug.hooks.cluster_refresh import ClusterRefreshHook
 from clusterplug.hooks.cluster_schedule import ClusterScheduleHook
 from clusterplug.hooks.cluster_stats import ClusterStatsHook, subclass_stats
 from clusterplug.hooks.cluster_visualization import ClusterVisualizationHook
@@ -10,6 +11,7 @@ from clusterplug.hooks.unreadable_videos import UnreadableVideosHook
 from clusterplug.hooks.value_schedule import ValueScheduleHook
 
 __all__ = [
+    'ClusterRefreshHook',
     'ClusterScheduleHook',
     'ClusterStatsHook',
     'ClusterVisualizationHook',
