@@ -7,14 +7,16 @@ pipelines, ``clone`` and its own checks work.
 
 from clusterplug.estimators import deep
 from clusterplug.estimators.agglomerative import AgglomerativeClustering
-from clusterplug.estimators.deep import *  # noqa: F403 - its own
+from clusterplug.estimators.deep import *  # noqa: F403 - its own __all__
+from clusterplug.estimators.kmeans import KMeans
+from clusterplug.estimators.kmedoids import KMedoids
+from clusterplug.estimators.minibatch_kmeans import MiniBatchKMeans
+from clusterplug.estimators.online_subclass import OnlineSubclassClusterer
+from clusterplug.estimators.position_eraser import PositionEraser
+from clusterplug.estimators.spectral import SpectralClustering
 
 __all__ = [
-    'AgglomerativeClustering',
-    'KMeans',
-    'KMedoids',
-    'MiniBatchKMeans',
-    'OnlineSubclassClusterer',
-    'PositionEraser',
+    'AgglomerativeClustering', 'KMeans', 'KMedoids', 'MiniBatchKMeans', 'OnlineSubclassClusterer', 'PositionEraser',
     'SpectralClustering',
-]
+    *deep.__all__,
+]  # fmt: skip
