@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from clusterplug.core.checks import check_count, check_points
-from clusterplug.core.numerics import no_autocast, working_dtype
+from clusterplug.core.numerics import host_checks_allowed, no_autocast, working_dtype
 
 __all__ = ['HouseholderReflectors', 'householder_product', 'householder_reflectors']
+
+# squared lengths between this and its inverse are far from the ends of fp32
+_SAFE_SQUARE = 1e-24
 
 
 class HouseholderReflectors(NamedTuple):
@@ -120,46 +123,50 @@ def householder_reflectors(frame: Tensor) -> HouseholderReflectors:
         return HouseholderReflectors(normals.to(frame.dtype), signs.to(frame.dtype))
 
 
-def _unit_columns(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns of length 1 (or 0), and by what they were divided; no overflow and no underflow on the way."""
+def _scaled(v: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """``v``, divided by the largest entry of each column where squares would leave the range; that; the Gram matrix."""
+    gram = v.mT @ v
+    if host_checks_allowed(v):
+        squares = gram.diagonal(dim1=-2, dim2=-1)
+        if not squares.numel() or (squares.amin().item() >= _SAFE_SQUARE and squares.amax().item() <= 1 / _SAFE_SQUARE):
+            return v, None, gram
     largest = torch.linalg.vector_norm(v, torch.inf, dim=-2, keepdim=True)
-    scaled = v / torch.where(largest > 0, largest, 1.0)
-    length = torch.linalg.vector_norm(scaled, dim=-2, keepdim=True).clamp_min_(1.0)  # the largest entry is 1
-    return scaled.div_(length), torch.where(largest > 0, largest * length, 1.0)
-
-
-def _product(v: Tensor, rank: int) -> tuple[Tensor, ...]:
-    """(Q, scale, U, W, T^-1) with Q = I - U W."""
-    unit, scale = _unit_columns(v)
-    inverse = (unit.mT @ unit).triu_(1)
-    inverse.diagonal(dim1=-2, dim2=-1).fill_(0.5)
-    weights = torch.linalg.solve_triangular(inverse, unit[..., :rank, :].mT, upper=True)
-    product = torch.matmul(unit, weights).neg_()
-    product.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    return product, scale, unit, weights, inverse
+    largest = torch.where(largest > 0, largest, 1.0)
+    v = v / largest
+    gram = v.mT @ v
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    squares += squares == 0  # a column of zeros: any square will do
+    return v, largest, gram
 
 
 class _Product(torch.autograd.Function):
-    """Q = I - U T U^T; with P = T^T U^T G the gradient of U is -G W^T - P^T + U (S + S^T), S = striu(P W^T)."""
+    """Q = I - V W, W = T V_r^T, T^-1 = triu(V^T V) with half its diagonal: no unit columns are needed.
+
+    With P = T^-T V^T G and S = triu(P W^T) with half its diagonal the gradient of V is V (S + S^T) - G W^T - P^T.
+    """
 
     @staticmethod
     def forward(ctx, v: Tensor, rank: int) -> Tensor:
-        product, *kept = _product(v, rank)
-        ctx.save_for_backward(v, *kept)
+        scaled, largest, inverse = _scaled(v)
+        inverse.triu_().diagonal(dim1=-2, dim2=-1).mul_(0.5)
+        weights = torch.linalg.solve_triangular(inverse, scaled[..., :rank, :].mT, upper=True)
+        product = scaled @ weights.neg()
+        product.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        ctx.save_for_backward(v, scaled, largest, weights, inverse)
         ctx.rank = rank
         return product
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        v, scale, unit, weights, inverse = ctx.saved_tensors
+        v, scaled, largest, weights, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # a gradient of the gradient is asked for: through operations that record it
             return torch.autograd.grad(_recorded_product(v, ctx.rank), v, grad, create_graph=True)[0], None
-        solved = torch.linalg.solve_triangular(inverse.mT, unit.mT @ grad, upper=False)
-        pairs = (solved @ weights.mT).triu_(1)
-        found = (unit @ (pairs + pairs.mT)).sub_(grad @ weights.mT)
+        solved = torch.linalg.solve_triangular(inverse.mT, scaled.mT @ grad, upper=False)
+        pairs = (solved @ weights.mT).triu_()
+        pairs.diagonal(dim1=-2, dim2=-1).mul_(0.5)
+        found = (scaled @ (pairs + pairs.mT)).sub_(grad @ weights.mT)
         found[..., : ctx.rank, :] -= solved.mT
-        found -= unit * (unit * found).sum(-2, keepdim=True)  # a length has no effect
-        return found / scale, None
+        return found if largest is None else found / largest, None
 
 
 def _recorded_product(v: Tensor, rank: int) -> Tensor:
