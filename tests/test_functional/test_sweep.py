@@ -122,9 +122,14 @@ CALLS = {
     'principal_angles': lambda: ((X, randn(2, 14, 3, seed=1)), {}),
     'projection_energy': lambda: ((X, unit(2, 3, 5, 1).mT.mT), {}),
     'rate_reduction': lambda: ((X, WEIGHTS[..., None] * randn(2, 14, 4, seed=3).sigmoid()), {'eps2': 0.5}),
+    'progressive_transport': lambda: (
+        (X,), {'epsilon': 0.3, 'mass': 0.5, 'penalty': 1.0, 'mask': MASK, 'prior': COLUMNS}),
     'reconstruct_tokens': lambda: ((randn(2, 2, 2, 8), cluster_tokens(MAPS, (2, 2))), {'num_neighbors': 3}),
     'sample_anchors': lambda: (
         (ids(40), ids(40, seed=1)), {'num_classes': 3, 'num_anchors_per_class': 4, **seeded()}),
+    'semantic_transport': lambda: (
+        (X,), {'epsilon': 0.3, 'mass': 0.5, 'penalty': 1.0, 'mask': MASK, 'graph': GRAPH, 'strength': 3.0,
+               'max_iters': 5, 'tol': 1e-9}),
     'sinkhorn': lambda: (
         (X,), {'epsilon': 0.3, 'num_iters': 20, 'row_marginals': ROWS, 'col_marginals': COLUMNS}),
     'sinkhorn_log_plan': lambda: (
@@ -250,6 +255,8 @@ RESULT_TYPES = {
     'merge_tokens_to': 'ii', 'minibatch_kmeans_start': 'wd', 'minibatch_kmeans_update': 'wdw', 'nearest_center': 'w',
     'nt_xent': 'i', 'pair_contrast_terms': 'i', 'pairwise_distances': 'i', 'partial_transport': 'i',
     'reconstruct_tokens': 'i',
+    'pair_contrast_terms': 'i', 'pairwise_distances': 'i', 'partial_transport': 'i', 'reconstruct_tokens': 'i',
+    'progressive_transport': 'i', 'semantic_transport': 'i',
     'sinkhorn': 'i', 'sinkhorn_log_plan': 'i', 'size_biased_attention': 'i', 'soft_cluster_encode': 'iiww',
     'spectral_clustering': 'w', 'spread_clusters': 'i', 'subclass_contrast': 'i', 'subclass_contrast_terms': 'i',
     'token_neighbors': 'w', 'token_spread': 'w', 'unbalanced_transport': 'i', 'view_contrast_terms': 'w',

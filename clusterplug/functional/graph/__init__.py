@@ -9,6 +9,7 @@ from clusterplug.functional.graph.laplacian import (
 )
 from clusterplug.functional.graph.linkage import LinkageTree, cut_linkage, cut_linkage_at, linkage
 from clusterplug.functional.graph.neighbors import KNNGraph, affinity, knn_graph
+from clusterplug.functional.graph.semantic_transport import semantic_transport
 from clusterplug.functional.graph.spectral import spectral_clustering
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     'knn_graph',
     'linkage',
     'normalized_laplacian',
+    'semantic_transport',
     'spectral_clustering',
     'spectral_embedding',
 ]
