@@ -13,7 +13,7 @@ import math
 import torch
 from mmcv.ops import box_iou_rotated
 
-from clusterplug.compat._rotated_overlap import rotated_iou
+from clusterplug.compat.rotated_overlap import rotated_iou
 
 
 def turned(boxes: torch.Tensor, quarters: torch.Tensor) -> torch.Tensor:

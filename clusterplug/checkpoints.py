@@ -16,8 +16,8 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch.nn.parameter import is_lazy
 
-from clusterplug.compat import torch_load
-from clusterplug.compat.torch_load import UnreadableCheckpoint, load_plain
+from clusterplug.compat.mmengine import torch_load
+from clusterplug.compat.mmengine.torch_load import UnreadableCheckpoint, load_plain
 
 __all__ = [
     'CheckpointFit', 'CheckpointFitHook', 'CheckpointMismatch', 'UnreadableCheckpoint', 'check_fit', 'checkpoint_fit',

@@ -26,7 +26,7 @@ from clusterplug.checkpoints import (  # noqa: E402
     newest_readable,
     read_checkpoint,
 )
-from clusterplug.compat.torch_load import load_plain  # noqa: E402
+from clusterplug.compat.mmengine.torch_load import load_plain  # noqa: E402
 
 
 class Segmentor(nn.Module):

@@ -1,52 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every workaround for a fault of a host package: small, dated, with the upstream thread, tested, removable.
 
+One folder a host, one file a workaround; what lies there is found by walking.
+
 ``apply_all`` changes nothing for tensors on CUDA and imports no host. ``python -m clusterplug doctor`` lists them.
 """
 
 import importlib
+import pkgutil
 
-from clusterplug.compat._patch import Workaround
-
-_NAMES = (
-    'activation_checkpointing',
-    'amp_cpu',
-    'assign_score',
-    'atomic_files',
-    'ball_query',
-    'checkpoint_order',
-    'config_text',
-    'ddp_cpu',
-    'dynamic_scatter',
-    'empty_scans',
-    'furthest_points',
-    'gather_points',
-    'gloo_without_cuda',
-    'group_points',
-    'headless_show',
-    'iou3d',
-    'kitti_empty_frames',
-    'kitti_rotated_iou',
-    'knn',
-    'minkunet_voxelize',
-    'missing_files',
-    'mmcv_sparse_conv',
-    'mmpretrain_multimodal',
-    'own_config_scope',
-    'points_in_boxes',
-    'roi_pooling',
-    'show_dir',
-    'spconv_cpu',
-    'spconv_kernel_map',
-    'spvcnn_spconv',
-    'sync_buffers',
-    'three_interpolate',
-    'three_nn',
-    'torch_load',
-    'truncated_files',
-    'unknown_labels',
-    'unlabelled_scans',
-)
+from clusterplug.compat.workaround import Workaround
 
 __all__ = ['apply_all', 'remove_all', 'workarounds']
 
@@ -59,7 +22,14 @@ def workarounds() -> list[Workaround]:
         >>> [w.thread for w in compat.workarounds() if w.name == 'minkunet_voxelize']
         ['open-mmlab/mmdetection3d#3140']
     """
-    return [importlib.import_module(f'clusterplug.compat.{name}').WORKAROUND for name in _NAMES]
+    found = {}
+    for host in pkgutil.iter_modules(__path__):
+        if host.ispkg:
+            package = importlib.import_module(f'{__name__}.{host.name}')
+            for module in pkgutil.iter_modules(package.__path__):
+                if not module.name.startswith('_'):
+                    found[module.name] = importlib.import_module(f'{package.__name__}.{module.name}').WORKAROUND
+    return [found[name] for name in sorted(found)]
 
 
 def apply_all() -> None:

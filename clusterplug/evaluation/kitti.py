@@ -16,7 +16,7 @@ def kitti_average_precision(
     """Average precision in percent, at 11 and at 40 recall positions.
 
     The counting is mmdet3d's, which follows the official program; the overlap of turned boxes is
-    exact on the CPU (``clusterplug.compat.kitti_rotated_iou``). Overlaps: 0.7 for Car and Van, 0.5 for the others.
+    exact on the CPU (``clusterplug.compat.mmdet3d.kitti_rotated_iou``). Overlaps: 0.7 for Car and Van, 0.5 for the others.
 
     Args:
         ground_truth: one dict a frame, with arrays over its objects: ``name``, ``truncated``, ``occluded``, ``alpha``,
@@ -48,7 +48,7 @@ def kitti_average_precision(
     from mmdet3d.evaluation.functional.kitti_utils import eval as host
 
     from clusterplug import compat
-    from clusterplug.compat.kitti_empty_frames import fill_empty_frames
+    from clusterplug.compat.mmdet3d.kitti_empty_frames import fill_empty_frames
 
     compat.apply_all()
     known = ', '.join(_STRICT)

@@ -13,7 +13,7 @@ pytest.importorskip('spconv')
 
 from clusterplug import compat
 from clusterplug.cli import load_config
-from clusterplug.compat import spvcnn_spconv
+from clusterplug.compat.mmdet3d import spvcnn_spconv
 from clusterplug.testing import tiny_host_config, write_tiny_layouts
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'point_cluster'

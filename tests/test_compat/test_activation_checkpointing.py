@@ -10,7 +10,7 @@ pytest.importorskip('mmengine')
 from mmengine.runner import turn_on_activation_checkpointing
 
 from clusterplug import compat
-from clusterplug.compat import activation_checkpointing
+from clusterplug.compat.mmengine import activation_checkpointing
 
 
 class Sparse:

@@ -9,7 +9,7 @@ pytest.importorskip('mmengine')
 
 from mmengine.optim import AmpOptimWrapper
 
-from clusterplug.compat import amp_cpu
+from clusterplug.compat.mmengine import amp_cpu
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='with CUDA nothing is replaced')
 

@@ -16,7 +16,7 @@ from mmengine.fileio.backends import LocalBackend  # noqa: E402
 from mmengine.logging import HistoryBuffer  # noqa: E402
 from mmengine.runner.checkpoint import CheckpointLoader  # noqa: E402
 
-from clusterplug.compat import atomic_files, torch_load  # noqa: E402
+from clusterplug.compat.mmengine import atomic_files, torch_load  # noqa: E402
 from clusterplug.core.files import whole_file  # noqa: E402
 
 

@@ -6,8 +6,8 @@ import ast
 import pytest
 from hypothesis import given, strategies as st
 
-from clusterplug.compat import config_text
-from clusterplug.compat.config_text import WIDTH, format_config
+from clusterplug.compat.mmengine import config_text
+from clusterplug.compat.mmengine.config_text import WIDTH, format_config
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 values = st.recursive(

@@ -21,7 +21,7 @@ from mmcv.ops import (
 )
 
 from clusterplug import compat
-from clusterplug.compat import roi_pooling
+from clusterplug.compat.mmcv import roi_pooling
 from clusterplug.testing.plain_geometry import clip
 
 

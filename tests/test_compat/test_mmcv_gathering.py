@@ -11,7 +11,7 @@ pytest.importorskip('mmcv.ops', exc_type=ImportError)
 from mmcv.ops import assign_score_withk, dynamic_scatter, gather_points, grouping_operation, three_interpolate
 
 from clusterplug import compat
-from clusterplug.compat import (
+from clusterplug.compat.mmcv import (
     _cpu_kernel,
     assign_score,
     dynamic_scatter as scatter_patch,

@@ -13,7 +13,7 @@ pytest.importorskip('mmcv.ops', exc_type=ImportError)
 from mmcv.ops import ball_query, furthest_point_sample, furthest_point_sample_with_dist, knn, three_nn
 
 from clusterplug import compat
-from clusterplug.compat import (
+from clusterplug.compat.mmcv import (
     _cpu_kernel,
     ball_query as ball_query_patch,
     furthest_points,

@@ -10,7 +10,7 @@ pytest.importorskip('mmcv.ops', exc_type=ImportError)
 from mmcv.ops import SparseConv3d, SparseConvTensor, SparseConvTranspose3d, SparseInverseConv3d, SubMConv3d
 
 from clusterplug import compat
-from clusterplug.compat import mmcv_sparse_conv
+from clusterplug.compat.mmcv import mmcv_sparse_conv
 
 SHAPE = [9, 8, 7]
 

@@ -11,7 +11,7 @@ from mmdet3d.models import Det3DDataPreprocessor
 from mmdet3d.structures import Det3DDataSample, PointData
 
 from clusterplug import compat
-from clusterplug.compat import minkunet_voxelize
+from clusterplug.compat.mmdet3d import minkunet_voxelize
 from clusterplug.testing import write_tiny_semantickitti
 from clusterplug.testing.toy_runner import tiny_config
 from clusterplug.visualization.birds_eye import birds_eye

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from clusterplug.compat import mmpretrain_multimodal
+from clusterplug.compat.mmpretrain import mmpretrain_multimodal
 
 MODULE = 'transformers.modeling_utils'
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from clusterplug import compat
-from clusterplug.compat._patch import Workaround
+from clusterplug.compat.workaround import Workaround
 
 HOST = 'toy_host_of_a_workaround'
 SOURCE = """

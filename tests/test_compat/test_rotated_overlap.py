@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from clusterplug.compat import _rotated_overlap
-from clusterplug.compat._rotated_overlap import rotated_iou, rotated_overlap
+from clusterplug.compat import rotated_overlap as _rotated_overlap
+from clusterplug.compat.rotated_overlap import rotated_iou, rotated_overlap
 from clusterplug.testing.plain_geometry import clip
 
 

@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 
 from clusterplug import compat
 from clusterplug.compat import _warn
-from clusterplug.compat.unknown_labels import map_labels
+from clusterplug.compat.mmdet3d.unknown_labels import map_labels
 from clusterplug.datasets import semantickitti_multiscan
 from clusterplug.datasets.previous_scans import AddPreviousScans
 from clusterplug.datasets.semantickitti_infos import write_infos

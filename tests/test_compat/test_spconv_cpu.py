@@ -9,7 +9,7 @@ spconv = pytest.importorskip('spconv.pytorch')
 
 from spconv.pytorch import ops  # noqa: E402
 
-from clusterplug.compat import spconv_cpu  # noqa: E402
+from clusterplug.compat.spconv import spconv_cpu  # noqa: E402
 
 SHAPE = [9, 8, 7]
 

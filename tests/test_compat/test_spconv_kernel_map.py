@@ -8,8 +8,8 @@ ops = pytest.importorskip('spconv.pytorch.ops')
 
 from spconv.core import ConvAlgo  # noqa: E402
 
-from clusterplug.compat import spconv_kernel_map  # noqa: E402
-from clusterplug.compat.spconv_kernel_map import submanifold_pairs  # noqa: E402
+from clusterplug.compat.spconv import spconv_kernel_map  # noqa: E402
+from clusterplug.compat.spconv.spconv_kernel_map import submanifold_pairs  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ import spconv.pytorch as spconv
 from mmdet3d.models.backbones import MinkUNetBackbone, MinkUNetBackboneV2, SPVCNNBackbone
 
 from clusterplug import compat
-from clusterplug.compat import spvcnn_spconv
-from clusterplug.compat.spvcnn_spconv import CoarseCells
+from clusterplug.compat.mmdet3d import spvcnn_spconv
+from clusterplug.compat.mmdet3d.spvcnn_spconv import CoarseCells
 
 
 @pytest.fixture(autouse=True)

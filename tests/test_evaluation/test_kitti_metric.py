@@ -13,7 +13,7 @@ pytest.importorskip('mmdet3d', reason='needs mmdet3d: pip install clusterplug[mm
 from _kitti_frames import EMPTY, scene
 
 from clusterplug import compat
-from clusterplug.compat import kitti_empty_frames, kitti_rotated_iou
+from clusterplug.compat.mmdet3d import kitti_empty_frames, kitti_rotated_iou
 
 
 def kitti_infos(path, frames):

@@ -317,7 +317,7 @@ def _average_buffers(rank, size):
 
 
 def test_the_memory_is_left_out_where_buffers_are_averaged():
-    from clusterplug.compat.sync_buffers import averaged_buffers
+    from clusterplug.compat.mmengine.sync_buffers import averaged_buffers
 
     model = torch.nn.ModuleDict({'memory': SubclassMemory(2, 3, 4), 'norm': torch.nn.BatchNorm1d(2)})
     assert {id(buffer) for buffer in averaged_buffers(model)} == {id(buffer) for buffer in model['norm'].buffers()}
