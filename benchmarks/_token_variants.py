@@ -6,7 +6,7 @@ import dataclasses
 import torch
 
 from clusterplug.functional import cluster_tokens, combine_tokens, token_neighbors, token_spread
-from clusterplug.patch import _methods
+from clusterplug.patch import methods as _methods
 from clusterplug.patch._geometry import cell_places
 
 # Weight of the tokens beside the features that are compared: too small to change a distance.

@@ -35,7 +35,7 @@ from PIL import Image
 
 from clusterplug import patch
 from clusterplug.functional import cluster_tokens, token_neighbors, token_spread
-from clusterplug.patch import _methods
+from clusterplug.patch import methods as _methods
 from clusterplug.visualization.token_figures import paint_token_clusters, save_token_panels, token_colors
 
 AUTHORS = dict(residual=False, search=None, norm='l2')

@@ -16,7 +16,8 @@ def kitti_average_precision(
     """Average precision in percent, at 11 and at 40 recall positions.
 
     The counting is mmdet3d's, which follows the official program; the overlap of turned boxes is
-    exact on the CPU (``clusterplug.compat.mmdet3d.kitti_rotated_iou``). Overlaps: 0.7 for Car and Van, 0.5 for the others.
+    exact on the CPU (``clusterplug.compat.mmdet3d.kitti_rotated_iou``). Overlaps: 0.7 for Car and Van, 0.5 for the
+    others.
 
     Args:
         ground_truth: one dict a frame, with arrays over its objects: ``name``, ``truncated``, ``occluded``, ``alpha``,

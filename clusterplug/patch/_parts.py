@@ -6,7 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from clusterplug.patch._hosts import Layout, find_layout
+from clusterplug.patch.hosts import find_layout
+from clusterplug.patch.layout import Layout
 
 
 class Parts:

@@ -3,7 +3,7 @@
 
 from torch import nn
 
-from clusterplug.patch._apply import apply
+from clusterplug.patch.application import apply
 from clusterplug.registry import MODELS
 
 

@@ -76,7 +76,7 @@ class TestHosts:
 
     def test_equals_the_layer_between_the_blocks_by_hand(self, name):
         model, run = make(name)
-        from clusterplug.patch._hosts import find_layout
+        from clusterplug.patch.hosts import find_layout
 
         layout = find_layout(model)
         seen = []

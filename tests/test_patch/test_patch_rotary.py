@@ -10,7 +10,7 @@ pytest.importorskip('timm', reason='needs timm: pip install clusterplug[vit]')
 pytest.importorskip('transformers', reason='needs transformers: pip install clusterplug[vit]')
 
 from clusterplug.patch._geometry import SharedTable, rotation_at
-from clusterplug.patch._hosts import find_layout
+from clusterplug.patch.hosts import find_layout
 
 SIZES = [(1, 5), (2, 2), (2, 7), (3, 3), (3, 9), (4, 4), (4, 3), (5, 5), (6, 2), (14, 14)]
 

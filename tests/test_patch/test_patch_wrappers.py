@@ -11,8 +11,8 @@ pytest.importorskip('timm', reason='needs timm: pip install clusterplug[vit]')
 pytest.importorskip('transformers', reason='needs transformers: pip install clusterplug[vit]')
 
 from clusterplug import patch
-from clusterplug.patch import _hosts
-from clusterplug.patch._hosts import find_layout, own
+from clusterplug.patch.hosts import find_layout, finders
+from clusterplug.patch.layout import own
 
 _spec = importlib.util.spec_from_file_location('_patch_models', Path(__file__).with_name('_models.py'))
 models = importlib.util.module_from_spec(_spec)
@@ -192,8 +192,8 @@ def test_sam_hq_hands_out_maps_of_one_size(span):
 
 
 def test_registering_a_name_of_ours_replaces_one_and_keeps_the_others(monkeypatch):
-    monkeypatch.setattr(_hosts, '_BUILT_IN', {})  # nobody has asked for a host yet
-    monkeypatch.setattr(_hosts, '_REGISTERED', {})
+    monkeypatch.setattr(finders, '_BUILT_IN', {})  # nobody has asked for a host yet
+    monkeypatch.setattr(finders, '_REGISTERED', {})
     patch.register_host('timm', lambda module: None)
     assert set(patch.hosts()) == {
         'plain', 'mm', 'torchvision', 'sam', 'swin', 'open_clip', 'transformers', 'timm',

@@ -11,8 +11,8 @@ pytest.importorskip('timm', reason='needs timm: pip install clusterplug[vit]')
 pytest.importorskip('transformers', reason='needs transformers: pip install clusterplug[vit]')
 
 from clusterplug import patch
-from clusterplug.patch._hosts import find_layout
-from clusterplug.patch._methods import Tome
+from clusterplug.patch.hosts import find_layout
+from clusterplug.patch.methods import Tome
 
 _spec = importlib.util.spec_from_file_location('_patch_models', Path(__file__).with_name('_models.py'))
 models = importlib.util.module_from_spec(_spec)

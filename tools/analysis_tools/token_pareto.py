@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from clusterplug import patch
 from clusterplug.core.files import whole_file, write_bytes
 from clusterplug.core.outputs import refuse_source_targets
-from clusterplug.patch._hosts import find_layout
+from clusterplug.patch.hosts import find_layout
 
 COLUMNS = (
     'method', 'start', 'keep', 'gflops', 'ideal', 'median_ms', 'quartile1_ms', 'quartile3_ms', 'images_per_s',

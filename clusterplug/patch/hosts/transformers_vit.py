@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from clusterplug.patch._geometry import SharedTable, coordinate_steps, joined_steps
-from clusterplug.patch._hosts import Layout, class_names, comes_from, first_norm, own, own_parameter
+from clusterplug.patch.layout import Layout, class_names, comes_from, first_norm, own, own_parameter
 
 NAME = 'transformers'
 

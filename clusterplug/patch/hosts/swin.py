@@ -9,8 +9,8 @@ distances of the clusters (V2: computed for them).
 from torch import nn
 
 from clusterplug.patch._geometry import SharedTable
-from clusterplug.patch._hosts import Layout, class_names, comes_from, first_norm, own
 from clusterplug.patch._windows import ShiftedWindows
+from clusterplug.patch.layout import Layout, class_names, comes_from, first_norm, own
 
 NAME = 'swin'
 _CLASSES = {

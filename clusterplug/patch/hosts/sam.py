@@ -9,8 +9,8 @@ inside one of them.
 
 from torch import nn
 
-from clusterplug.patch._hosts import Layout, class_names, comes_from, first_norm, own
 from clusterplug.patch._windows import Windows
+from clusterplug.patch.layout import Layout, class_names, comes_from, first_norm, own
 
 NAME = 'sam'
 # timm and Meta have another Hiera, without windows, whose tokens are not in the order of the map.

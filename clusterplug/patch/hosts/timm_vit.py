@@ -9,8 +9,8 @@ from torch import nn
 
 from clusterplug.core.numerics import host_checks_allowed
 from clusterplug.patch._geometry import SharedTable, coordinate_steps, joined_steps
-from clusterplug.patch._hosts import Layout, class_names, comes_from, first_norm, own
 from clusterplug.patch._store import Store
+from clusterplug.patch.layout import Layout, class_names, comes_from, first_norm, own
 
 NAME = 'timm'
 _ROTARY = ('RotaryEmbeddingCat', 'RotaryEmbeddingMixed', 'RotaryEmbeddingDinoV3')

@@ -8,10 +8,10 @@ from torch import nn
 
 from clusterplug.core.checks import check_count
 from clusterplug.functional.tokens import check_grid
-from clusterplug.patch._hosts import find_layout
-from clusterplug.patch._methods import make_method
 from clusterplug.patch._parts import check_one_transformer, check_tied
 from clusterplug.patch._session import Session
+from clusterplug.patch.hosts import find_layout
+from clusterplug.patch.methods import make_method
 
 _MARK = '_clusterplug_patch'
 # Names of the arguments of apply that are no options of a method.
@@ -177,7 +177,7 @@ def _check_taps(taps: Sequence[int] | None, layout) -> tuple[int, ...]:
 
 
 def _apply_to_videos(model: nn.Module, layout, start, refused: list[str], options: dict) -> nn.Module:
-    from clusterplug.patch.centerclip import VideoSession, video_options
+    from clusterplug.patch.video import VideoSession, video_options
 
     if refused:
         raise ValueError(

@@ -3,7 +3,7 @@
 
 from torch import nn
 
-from clusterplug.patch._hosts import Layout, comes_from, first_norm, own
+from clusterplug.patch.layout import Layout, comes_from, first_norm, own
 
 NAME = 'open_clip'
 

@@ -3,7 +3,7 @@
 
 from torch import nn
 
-from clusterplug.patch._hosts import Layout, class_names, first_norm, own
+from clusterplug.patch.layout import Layout, class_names, first_norm, own
 
 NAME = 'mm'
 

@@ -3,7 +3,7 @@
 
 from torch import nn
 
-from clusterplug.patch._hosts import Layout, comes_from, first_norm, own, own_parameter
+from clusterplug.patch.layout import Layout, comes_from, first_norm, own, own_parameter
 
 NAME = 'plain'
 _PREFIX = ('cls_token', 'register_tokens', 'reg_token', 'storage_tokens', 'dist_token', 'distillation_token')

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from clusterplug.core.checks import check_count
 from clusterplug.layers import SegmentTokenClustering, SegmentTokens
 from clusterplug.layers.segment_token_clustering import SHIFTS
-from clusterplug.patch._hosts import Layout, own
-from clusterplug.patch._methods import unknown_options
 from clusterplug.patch._own_class import give_own_class, take_own_class
 from clusterplug.patch._parts import Parts
 from clusterplug.patch._store import Store, backward_pass, checkpointing_message
-from clusterplug.patch.transformers_vit import _without_mask
+from clusterplug.patch.hosts.transformers_vit import _without_mask
+from clusterplug.patch.layout import Layout, own
+from clusterplug.patch.methods import unknown_options
 
 _IMAGES = ('pixel_values', 'x', 'image', 'images', 'input')
 # The last module that the output of the attention passes before it is added: timm, open_clip, transformers, others.
