@@ -9,28 +9,28 @@ import pytest
 pytest.importorskip('open3d')
 
 from clusterplug.datasets.lidar_city import SUBTYPES
-from clusterplug.datasets.lidar_city.catalogue import CLASSES, LANE_MARKING
-from clusterplug.datasets.lidar_city.ground import CROSS_LANES, LANES, ZEBRA, Course, Ground, Patch, painted
-from clusterplug.datasets.lidar_city.materials import (
+from clusterplug.datasets.lidar_city.meshes.mesh import box, facade, quads, scatter, tube
+from clusterplug.datasets.lidar_city.meshes.objects import BUILDERS, Dealer
+from clusterplug.datasets.lidar_city.scanner.materials import (
     DETECTION_THRESHOLD,
     MATERIAL_ID,
     detection_probability,
     echo_strength,
     remission,
 )
-from clusterplug.datasets.lidar_city.mesh import box, facade, quads, scatter, tube
-from clusterplug.datasets.lidar_city.objects import BUILDERS, Dealer
-from clusterplug.datasets.lidar_city.plan import Mover
-from clusterplug.datasets.lidar_city.raycasting import Scene
-from clusterplug.datasets.lidar_city.scan import Caster
-from clusterplug.datasets.lidar_city.sensor import (
+from clusterplug.datasets.lidar_city.scanner.raycasting import Scene
+from clusterplug.datasets.lidar_city.scanner.scan import Caster
+from clusterplug.datasets.lidar_city.scanner.sensor import (
     RANGE_NOISE,
     SENSOR_HEIGHT,
     beam_directions,
     beam_elevations,
     rotation,
 )
-from clusterplug.datasets.lidar_city.street import build_street, plan_street
+from clusterplug.datasets.lidar_city.world.catalogue import CLASSES, LANE_MARKING
+from clusterplug.datasets.lidar_city.world.ground import CROSS_LANES, LANES, ZEBRA, Course, Ground, Patch, painted
+from clusterplug.datasets.lidar_city.world.plan import Mover
+from clusterplug.datasets.lidar_city.world.street import build_street, plan_street
 
 SIZES = {
     'building': {'width': 14.0, 'depth': 9.0},

@@ -22,8 +22,8 @@ from clusterplug.core import files
 from clusterplug.core.outputs import FolderInUse, locked_folder
 from clusterplug.datasets import SUBTYPES, generate_lidar_city, load_subtypes
 from clusterplug.datasets.lidar_city import generate as generate_module, workers
-from clusterplug.datasets.lidar_city.catalogue import CLASSES
 from clusterplug.datasets.lidar_city.cli import main
+from clusterplug.datasets.lidar_city.world.catalogue import CLASSES
 
 SETTINGS = {'num_train': 3, 'num_val': 2, 'columns': 128, 'scans_per_street': 2, 'workers': 1, 'progress': False}
 SMALL = {'num_train': 2, 'num_val': 1, 'columns': 32, 'scans_per_street': 2, 'workers': 1, 'progress': False}

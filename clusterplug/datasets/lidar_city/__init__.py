@@ -6,8 +6,8 @@ point carries an instance id (of its sidewalk, its building, its car ...), and `
 building or car that is: the ground truth for discovered subclasses, which no training pipeline reads.
 """
 
-from .catalogue import CLASSES, SUBTYPES, SubType
-from .generate import generate_lidar_city
-from .subtypes import load_subtypes
+from clusterplug.datasets.lidar_city.generate import generate_lidar_city
+from clusterplug.datasets.lidar_city.world.catalogue import CLASSES, SUBTYPES, SubType
+from clusterplug.datasets.lidar_city.world.subtypes import load_subtypes
 
 __all__ = ['CLASSES', 'SUBTYPES', 'SubType', 'generate_lidar_city', 'load_subtypes']

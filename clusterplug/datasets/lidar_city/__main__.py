@@ -3,6 +3,6 @@
 
 import sys
 
-from .cli import main
+from clusterplug.datasets.lidar_city.cli import main
 
 sys.exit(main())

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .generate import generate_lidar_city
+from clusterplug.datasets.lidar_city.generate import generate_lidar_city
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,12 +12,11 @@ from clusterplug.core.files import PART, write_bytes
 from clusterplug.core.outputs import locked_folder
 from clusterplug.core.processes import available_cores
 from clusterplug.datasets.claims import OtherSettings, begin, finish, forget, settings_of
-
-from .progress import Progress
-from .raycasting import import_open3d
-from .render import Job, is_described, missing_frames
-from .workers import run_jobs
-from .write import info_bytes, sequence_folder
+from clusterplug.datasets.lidar_city.progress import Progress
+from clusterplug.datasets.lidar_city.scanner.raycasting import import_open3d
+from clusterplug.datasets.lidar_city.scanner.render import Job, is_described, missing_frames
+from clusterplug.datasets.lidar_city.workers import run_jobs
+from clusterplug.datasets.lidar_city.write import info_bytes, sequence_folder
 
 MARKER = 'lidar_city.json'
 GENERATOR = 2  # raised whenever the same settings would give other bytes

@@ -18,9 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clusterplug.core.processes import end_with_parent
-
-from .render import Job, run_job
-from .write import scan_paths
+from clusterplug.datasets.lidar_city.scanner.render import Job, run_job
+from clusterplug.datasets.lidar_city.write import scan_paths
 
 _SCAN, _DONE = 'scan', 'done'
 

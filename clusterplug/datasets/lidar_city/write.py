@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from clusterplug.core.files import write_bytes
-
-from .catalogue import SUBTYPES
-from .plan import Instance
-from .scan import Scan
+from clusterplug.datasets.lidar_city.scanner.scan import Scan
+from clusterplug.datasets.lidar_city.world.catalogue import SUBTYPES
+from clusterplug.datasets.lidar_city.world.plan import Instance
 
 # From the sensor's frame (x forward, y left, z up) to the left camera's (x right, y down, z forward); the camera sits
 # 27 cm in front of and 8 cm below the sensor, as on the KITTI car.

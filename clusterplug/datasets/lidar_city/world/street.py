@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from .ground import CROSS_LANES, HALF_WIDTH, LANES, ZEBRA, Course, Ground
-from .lots import CHARACTERS, fill_side
-from .materials import SPREAD
-from .objects import Dealer
-from .plan import Instance, Mover, Plan
+from clusterplug.datasets.lidar_city.meshes.objects import Dealer
+from clusterplug.datasets.lidar_city.scanner.materials import SPREAD
+from clusterplug.datasets.lidar_city.world.ground import CROSS_LANES, HALF_WIDTH, LANES, ZEBRA, Course, Ground
+from clusterplug.datasets.lidar_city.world.lots import CHARACTERS, fill_side
+from clusterplug.datasets.lidar_city.world.plan import Instance, Mover, Plan
 
 MARGIN = 75.0  # how far the street goes on before and behind the drive, metres
 STRIP = 2.1  # width of the strip between road and sidewalk: parking bays, verge or more sidewalk, metres

@@ -7,12 +7,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .catalogue import OUTLIER
-from .ground import painted
-from .materials import BASE, FUZZ, LOST, MATERIAL_ID, POROUS, detection_probability, echo_strength, remission
-from .raycasting import Scene, Stage, Traffic
-from .sensor import MAX_RANGE, MIN_RANGE, RANGE_NOISE, SENSOR_HEIGHT, beam_directions, rotation
-from .street import EGO_SPEED, LANE, Street, brightness
+from clusterplug.datasets.lidar_city.scanner.materials import (
+    BASE,
+    FUZZ,
+    LOST,
+    MATERIAL_ID,
+    POROUS,
+    detection_probability,
+    echo_strength,
+    remission,
+)
+from clusterplug.datasets.lidar_city.scanner.raycasting import Scene, Stage, Traffic
+from clusterplug.datasets.lidar_city.scanner.sensor import (
+    MAX_RANGE,
+    MIN_RANGE,
+    RANGE_NOISE,
+    SENSOR_HEIGHT,
+    beam_directions,
+    rotation,
+)
+from clusterplug.datasets.lidar_city.world.catalogue import OUTLIER
+from clusterplug.datasets.lidar_city.world.ground import painted
+from clusterplug.datasets.lidar_city.world.street import EGO_SPEED, LANE, Street, brightness
 
 OUTLIER_SHARE = 2e-4
 

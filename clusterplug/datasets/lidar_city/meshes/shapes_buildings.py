@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .mesh import Mesh, boxes, facade, merge, quads
+from clusterplug.datasets.lidar_city.meshes.mesh import Mesh, boxes, facade, merge, quads
 
 FOOT = -0.8  # walls start below the ground so that no slope opens a gap
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .mesh import Mesh, boxes, merge, scatter, tube
+from clusterplug.datasets.lidar_city.meshes.mesh import Mesh, boxes, merge, scatter, tube
 
 
 def _in_ball(count: int, rng: np.random.Generator) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .plan import Plan
+from clusterplug.datasets.lidar_city.world.plan import Plan
 
 BACK = 30.0  # depth of a lot, metres
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .plan import Mover
-from .street import Street
+from clusterplug.datasets.lidar_city.world.plan import Mover
+from clusterplug.datasets.lidar_city.world.street import Street
 
 SIGHT = 80.0  # moving things farther away than the sensor reaches are left out, metres
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .mesh import Mesh, box, boxes, loft, merge, tube, wheel
+from clusterplug.datasets.lidar_city.meshes.mesh import Mesh, box, boxes, loft, merge, tube, wheel
 
 
 def _wheels(front: float, rear: float, half_track: float, radius: float, width: float = 0.22) -> Mesh:

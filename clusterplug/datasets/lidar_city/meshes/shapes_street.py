@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .mesh import Mesh, box, boxes, disc, ellipsoid, loft, merge, quads, tube
+from clusterplug.datasets.lidar_city.meshes.mesh import Mesh, box, boxes, disc, ellipsoid, loft, merge, quads, tube
 
 
 def street_lamp(rng: np.random.Generator) -> Mesh:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .catalogue import SUBTYPE_ID, raw_label
-from .ground import Course, Patch
-from .mesh import Mesh
-from .objects import BUILDERS, Dealer
+from clusterplug.datasets.lidar_city.meshes.mesh import Mesh
+from clusterplug.datasets.lidar_city.meshes.objects import BUILDERS, Dealer
+from clusterplug.datasets.lidar_city.world.catalogue import SUBTYPE_ID, raw_label
+from clusterplug.datasets.lidar_city.world.ground import Course, Patch
 
 SURFACES = {
     ('road', 'asphalt'): ('asphalt', 0.004),

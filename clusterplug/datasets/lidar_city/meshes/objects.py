@@ -7,9 +7,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import shapes_buildings, shapes_people, shapes_plants, shapes_street, shapes_vehicles
-from .catalogue import SUBTYPES
-from .mesh import Mesh
+from clusterplug.datasets.lidar_city.meshes import (
+    shapes_buildings,
+    shapes_people,
+    shapes_plants,
+    shapes_street,
+    shapes_vehicles,
+)
+from clusterplug.datasets.lidar_city.meshes.mesh import Mesh
+from clusterplug.datasets.lidar_city.world.catalogue import SUBTYPES
 
 BUILDERS: dict[tuple[str, str], Callable[..., Mesh]] = {
     **{('car', name): getattr(shapes_vehicles, name) for name in ('sedan', 'hatchback', 'suv', 'van', 'pickup')},

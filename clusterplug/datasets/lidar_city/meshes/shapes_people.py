@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .mesh import Mesh, box, ellipsoid, loft, merge, tube
+from clusterplug.datasets.lidar_city.meshes.mesh import Mesh, box, ellipsoid, loft, merge, tube
 
 
 def _limb(points, radii, material: str = 'cloth') -> Mesh:

@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from .materials import MATERIAL_ID
+from clusterplug.datasets.lidar_city.scanner.materials import MATERIAL_ID
 
 
 @dataclass

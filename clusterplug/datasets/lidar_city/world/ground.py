@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .mesh import Mesh, merge, quads
+from clusterplug.datasets.lidar_city.meshes.mesh import Mesh, merge, quads
 
 HALF_WIDTH = 62.0  # how far the ground reaches to either side, metres
 NO_MARKING, LANES, CROSS_LANES, ZEBRA, BAYS = range(5)
@@ -167,7 +167,7 @@ class Ground:
         self._mesh(corners, owner, curb)
 
     def _mesh(self, corners: np.ndarray, owner: np.ndarray, curb: np.ndarray) -> None:
-        from .materials import MATERIAL_ID
+        from clusterplug.datasets.lidar_city.scanner.materials import MATERIAL_ID
 
         x, y = self.course.place(corners[..., 0], corners[..., 1])
         mesh = quads(np.stack([x, y, corners[..., 2]], axis=-1), 'soil')

@@ -9,9 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .scan import Caster, sensor_pose, time_of
-from .street import Street, build_street
-from .write import SEQUENCE_FILES, scan_paths, sequence_folder, write_scan, write_sequence_files
+from clusterplug.datasets.lidar_city.scanner.scan import Caster, sensor_pose, time_of
+from clusterplug.datasets.lidar_city.world.street import Street, build_street
+from clusterplug.datasets.lidar_city.write import (
+    SEQUENCE_FILES,
+    scan_paths,
+    sequence_folder,
+    write_scan,
+    write_sequence_files,
+)
 
 
 class Job(NamedTuple):
