@@ -87,7 +87,8 @@ def test_every_workaround_tells_where_when_and_until():
     found = compat.workarounds()
     assert len({w.name for w in found}) == len(found)
     for workaround in found:
-        module = importlib.import_module(f'clusterplug.compat.{workaround.name}')
+        host = workaround.host.split('.')[0]  # the folder it lies in
+        module = importlib.import_module(f'clusterplug.compat.{host}.{workaround.name}')
         assert module.WORKAROUND is workaround
         assert len(module.__doc__.splitlines()[0]) > 40
         assert workaround.noted.startswith('20')
