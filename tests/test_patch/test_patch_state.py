@@ -116,7 +116,8 @@ def _equal_or_refused(model, right, call, method):
         return False
     assert found.keys() == right.keys()
     for name in right:
-        torch.testing.assert_close(found[name], right[name], rtol=1e-4, atol=1e-7)
+        # recomputed sums have other last digits; a wrong gradient is off by its own size
+        torch.testing.assert_close(found[name], right[name], rtol=1e-4, atol=5e-7)
     return True
 
 
