@@ -154,6 +154,11 @@ def _pack(name: str, value: Any, arrays: dict[str, np.ndarray]) -> dict:
         return {'array': name}
     if isinstance(value, np.ndarray):  # names of data frame columns
         return {'names': [str(each) for each in value]}
+    if isinstance(value, list | tuple):
+        kind = 'tuple' if isinstance(value, tuple) else 'list'
+        return {kind: [_pack(f'{name}.{number}', each, arrays) for number, each in enumerate(value)]}
+    if isinstance(value, dict):
+        return {'dict': {str(key): _pack(f'{name}.{key}', each, arrays) for key, each in value.items()}}
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
@@ -168,4 +173,9 @@ def _unpack(packed: dict, arrays: dict[str, np.ndarray]) -> Any:
         return arrays[packed['array']]
     if 'names' in packed:
         return np.array(packed['names'], dtype=object)
+    for kind, build in (('list', list), ('tuple', tuple)):
+        if kind in packed:
+            return build(_unpack(each, arrays) for each in packed[kind])
+    if 'dict' in packed:
+        return {key: _unpack(each, arrays) for key, each in packed['dict'].items()}
     return packed['value']

@@ -9,6 +9,7 @@ sklearn_checks = pytest.importorskip('sklearn.utils.estimator_checks')
 
 from clusterplug.estimators import (  # noqa: E402
     AgglomerativeClustering,
+    GraphDegreeLinkage,
     KMeans,
     KMedoids,
     MiniBatchKMeans,
@@ -35,6 +36,7 @@ ESTIMATORS = [
     (SpectralClustering(3, affinity='heat'), set()),
     # its samples are not square either
     (SpectralClustering(2, affinity='precomputed'), SQUARE | {'check_positive_only_tag_during_fit'}),
+    (GraphDegreeLinkage(3), set()),
     (AgglomerativeClustering(3), set()),
     (AgglomerativeClustering(2, metric='precomputed', linkage='average'), SQUARE),
     (AgglomerativeClustering(None, distance_threshold=1.0), THRESHOLD),

@@ -13,6 +13,11 @@ PAIRS = [
     (functional.kmeans, estimators.KMeans, {'num_iters': 'max_iter'}),
     (functional.kmedoids, estimators.KMedoids, {'num_iters': 'max_iter'}),
     (functional.spectral_clustering, estimators.SpectralClustering, {'num_neighbors': 'n_neighbors'}),
+    (
+        functional.graph_degree_linkage,
+        estimators.GraphDegreeLinkage,
+        {'num_neighbors': 'n_neighbors', 'num_candidates': 'n_candidates'},
+    ),
     (functional.minibatch_kmeans_start, estimators.MiniBatchKMeans, {}),
     (functional.minibatch_kmeans_update, estimators.MiniBatchKMeans, {'move_ratio': 'reassignment_ratio'}),
     (functional.linkage, estimators.AgglomerativeClustering, {'method': 'linkage'}),

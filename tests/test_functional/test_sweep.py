@@ -68,6 +68,8 @@ CALLS = {
     'cluster_points': lambda: ((randn(20, 2, 4), randn(20, 2, 3, seed=1), CELLS), {}),
     'cluster_pool': lambda: (FEATURES, ENCODED),
     'cluster_tokens': lambda: ((MAPS, (2, 2)), {'mask': ids(2, 6, 6, most=5) > 0}),
+    'co_association': lambda: ((ids(3, 9),), {}),
+    'graph_degree_linkage': lambda: ((X, 3), {'mask': MASK, 'num_neighbors': 5}),
     'cluster_target': lambda: ((X.softmax(-1),), {'mask': MASK}),
     'clustering_accuracy': lambda: ((ids(30), ids(30, seed=1)), {}),
     'coding_rate': lambda: ((X,), {'eps2': 0.5, 'weights': WEIGHTS}),
@@ -290,6 +292,7 @@ CELL = ['cell_means', 'cluster_points', 'spread_clusters']
 # These take labels, or what another function made of points; that function has its own row.
 OF_RESULTS = [
     'likelihood_weights',
+    'co_association',
     'class_overlap',
     'adjusted_rand_index', 'cluster_labels', 'clustering_accuracy', 'compose_labels', 'cut_linkage', 'cut_linkage_at',
     'normalized_mutual_info', 'point_cells', 'sample_anchors', 'token_neighbors', 'adjacency_power',

@@ -16,12 +16,7 @@ _PLAIN_TYPES = (bool, int, float, list, tuple)
 
 
 def pack_value(name: str, value: Any, arrays: dict[str, np.ndarray]) -> dict:
-    """Describe an argument or a result: numbers, strings, arrays, and lists, tuples and dicts of them."""
-    if isinstance(value, list | tuple):
-        kind = 'tuple' if isinstance(value, tuple) else 'list'
-        return {kind: [pack_value(f'{name}.{number}', each, arrays) for number, each in enumerate(value)]}
-    if isinstance(value, dict):
-        return {'dict': {str(key): pack_value(f'{name}.{key}', each, arrays) for key, each in value.items()}}
+    """Describe an argument or a result: numbers, strings, arrays, containers of them; of modules only the name."""
     if isinstance(value, torch.device):
         return {'value': str(value)}
     if isinstance(value, nn.Module) or callable(value):
@@ -29,15 +24,7 @@ def pack_value(name: str, value: Any, arrays: dict[str, np.ndarray]) -> dict:
     return _pack(name, value, arrays)
 
 
-def unpack_value(packed: dict, arrays: dict[str, np.ndarray]) -> Any:
-    """Return what :func:`pack_value` described."""
-    if 'tuple' in packed:
-        return tuple(unpack_value(each, arrays) for each in packed['tuple'])
-    if 'list' in packed:
-        return [unpack_value(each, arrays) for each in packed['list']]
-    if 'dict' in packed:
-        return {key: unpack_value(each, arrays) for key, each in packed['dict'].items()}
-    return _unpack(packed, arrays)
+unpack_value = _unpack
 
 
 def pack_run(state: TrainingState, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict:

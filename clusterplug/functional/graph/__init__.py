@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graphs of points: nearest neighbors, Laplacians, spectral clustering, linkage."""
 
+from clusterplug.functional.graph.degree_linkage import co_association, graph_degree_linkage
 from clusterplug.functional.graph.laplacian import (
     SpectralEmbedding,
     adjacency_power,
@@ -18,8 +19,10 @@ __all__ = [
     'SpectralEmbedding',
     'adjacency_power',
     'affinity',
+    'co_association',
     'cut_linkage',
     'cut_linkage_at',
+    'graph_degree_linkage',
     'knn_graph',
     'linkage',
     'normalized_laplacian',
