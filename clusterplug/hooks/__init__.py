@@ -5,7 +5,10 @@ from clusterplug.hooks.cluster_refresh import ClusterRefreshHook
 from clusterplug.hooks.cluster_schedule import ClusterScheduleHook
 from clusterplug.hooks.cluster_stats import ClusterStatsHook, subclass_stats
 from clusterplug.hooks.cluster_visualization import ClusterVisualizationHook
+from clusterplug.hooks.epoch_seed import EpochSeedHook
+from clusterplug.hooks.freeze_params import FreezeParamsHook
 from clusterplug.hooks.label_check import LabelCheckHook, label_faults
+from clusterplug.hooks.queue_start import QueueStartHook
 from clusterplug.hooks.token_clustering import TokenClusteringHook
 from clusterplug.hooks.unreadable_videos import UnreadableVideosHook
 from clusterplug.hooks.value_schedule import ValueScheduleHook
@@ -15,7 +18,10 @@ __all__ = [
     'ClusterScheduleHook',
     'ClusterStatsHook',
     'ClusterVisualizationHook',
+    'EpochSeedHook',
+    'FreezeParamsHook',
     'LabelCheckHook',
+    'QueueStartHook',
     'TokenClusteringHook',
     'UnreadableVideosHook',
     'ValueScheduleHook',

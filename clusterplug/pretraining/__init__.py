@@ -1,4 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models that train a backbone without labels, over views of the same thing."""
 
-__all__: list[str] = []
+from clusterplug.pretraining.image_backbones import TimmBackbone, TorchvisionBackbone
+from clusterplug.pretraining.multi_view_model import MultiViewModel
+from clusterplug.pretraining.view_inputs import MultiViewPreprocessor
+
+__all__ = ['MultiViewModel', 'MultiViewPreprocessor', 'TimmBackbone', 'TorchvisionBackbone']

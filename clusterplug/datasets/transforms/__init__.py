@@ -2,5 +2,8 @@
 """Views, masks and values that join a sample on its way to the model."""
 
 from clusterplug.datasets.transforms.cyclic_mask import CyclicMask
+from clusterplug.datasets.transforms.multi_crop import MultiCrop
+from clusterplug.datasets.transforms.pack_views import PackViews
+from clusterplug.datasets.transforms.point_views import PointViews
 
-__all__ = ['CyclicMask']
+__all__ = ['CyclicMask', 'MultiCrop', 'PackViews', 'PointViews']
