@@ -237,7 +237,7 @@ class MultiViewModel(BaseModel):
             size = inputs['views'][0].shape[-2:]
             inputs = {**inputs, 'views': [view for view in inputs['views'] if view.shape[-2:] == size]}
         features = self.extract_features(inputs, module['backbone'])
-        embeddings, scores = self._head_outputs(module['head'] if 'head' in module else None, features)
+        embeddings, scores = self._head_outputs(getattr(module, 'head', None), features)
         return {'teacher_embeddings': embeddings, 'teacher_scores': scores}
 
     @torch.no_grad()

@@ -70,7 +70,7 @@ class MultiViewPreprocessor(BaseDataPreprocessor):
         views = inputs['views']
         if not views:
             raise ValueError(
-                'inputs must hold at least one view, got none; add MultiCrop or PointViews to the pipeline'
+                'inputs must hold at least one view, got none; use MultiCrop or PointViews in the pipeline'
             )
         if views[0][0].dim() == 3:
             inputs['views'] = [self._images(view, number) for number, view in enumerate(views)]
