@@ -5,5 +5,15 @@ from clusterplug.datasets.transforms.cyclic_mask import CyclicMask
 from clusterplug.datasets.transforms.multi_crop import MultiCrop
 from clusterplug.datasets.transforms.pack_views import PackViews
 from clusterplug.datasets.transforms.point_views import PointViews
+from clusterplug.datasets.transforms.sample_values import SampleValues, look_up, read_likelihoods, sample_id
 
-__all__ = ['CyclicMask', 'MultiCrop', 'PackViews', 'PointViews']
+__all__ = [
+    'CyclicMask',
+    'MultiCrop',
+    'PackViews',
+    'PointViews',
+    'SampleValues',
+    'look_up',
+    'read_likelihoods',
+    'sample_id',
+]
