@@ -8,21 +8,18 @@ pipelines, ``clone`` and its own checks work.
 from clusterplug.estimators import deep
 from clusterplug.estimators.agglomerative import AgglomerativeClustering
 from clusterplug.estimators.co_association import CoAssociation
-from clusterplug.estimators.deep import *  # noqa: F403 - its own
-from clusterplug.estimators.sample_likelihood import SampleLikelihood
-
-__all__
+from clusterplug.estimators.deep import *  # noqa: F403 - its own __all__
 from clusterplug.estimators.graph_degree_linkage import GraphDegreeLinkage
 from clusterplug.estimators.kmeans import KMeans
 from clusterplug.estimators.kmedoids import KMedoids
 from clusterplug.estimators.minibatch_kmeans import MiniBatchKMeans
 from clusterplug.estimators.online_subclass import OnlineSubclassClusterer
 from clusterplug.estimators.position_eraser import PositionEraser
+from clusterplug.estimators.sample_likelihood import SampleLikelihood
 from clusterplug.estimators.spectral import SpectralClustering
 
 __all__ = [
-    'SampleLikelihood',
     'AgglomerativeClustering', 'CoAssociation', 'GraphDegreeLinkage', 'KMeans', 'KMedoids', 'MiniBatchKMeans',
-    'OnlineSubclassClusterer', 'PositionEraser', 'SpectralClustering',
+    'OnlineSubclassClusterer', 'PositionEraser', 'SampleLikelihood', 'SpectralClustering',
     *deep.__all__,
 ]  # fmt: skip
