@@ -2,12 +2,14 @@
 """Losses: one a file, over :mod:`clusterplug.functional`."""
 
 from clusterplug.losses.margin import MarginLoss, margin_pairs
+from clusterplug.losses.nt_xent import NTXentLoss
 from clusterplug.losses.point_cluster import PointClusterLoss
 from clusterplug.losses.rate_reduction import RateReductionLoss
 from clusterplug.losses.swav import SwAVLoss
 
 __all__ = [
     'MarginLoss',
+    'NTXentLoss',
     'PointClusterLoss',
     'RateReductionLoss',
     'SwAVLoss',

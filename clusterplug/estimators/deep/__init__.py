@@ -2,7 +2,8 @@
 """Deep clustering: an encoder and its clusters, trained together; one loop for all."""
 
 from clusterplug.estimators.deep.base import DeepClusterer
+from clusterplug.estimators.deep.denoising import DenoisingAutoencoder
 from clusterplug.estimators.deep.embedded import DeepEmbeddedClustering
 from clusterplug.estimators.deep.training import Phase, TrainingState
 
-__all__ = ['DeepClusterer', 'DeepEmbeddedClustering', 'Phase', 'TrainingState']
+__all__ = ['DeepClusterer', 'DeepEmbeddedClustering', 'DenoisingAutoencoder', 'Phase', 'TrainingState']

@@ -85,7 +85,9 @@ def _check_keys(scores: Tensor, positive: Tensor, candidate: Tensor | None) -> T
                 f'got {tuple(positive.shape)}'
             )
         check_device(positive, scores.device, 'positive')
-        if host_checks_allowed(scores) and positive.numel() and int(positive.max()) >= scores.shape[-1]:
+        if not host_checks_allowed(scores):
+            torch._assert_async((positive < scores.shape[-1]).all())
+        elif positive.numel() and int(positive.max()) >= scores.shape[-1]:
             raise ValueError(
                 f'positive must be below the number of keys, {scores.shape[-1]}, got {int(positive.max())}'
             )

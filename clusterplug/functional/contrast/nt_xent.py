@@ -98,16 +98,13 @@ def view_contrast_terms(
         valid = finite[..., :m] & finite[..., m:]
         if present is not None:
             valid = valid & present
-        rows = torch.arange(n, device=a.device) + offset
-        anchors = (
-            keys.index_select(-2, torch.cat([rows, rows + m])) if all_a is a else unit_rows(torch.cat([a, b], -2))[0]
-        )
-        itself = torch.cat([rows, rows + m])
-        candidate = torch.cat([valid, valid], -1)[..., None, :] & (
-            itself[:, None] != torch.arange(2 * m, device=a.device)
-        )
-        counts = valid.index_select(-1, rows)
-        counts = torch.cat([counts, counts], -1)
-        partner = torch.cat([rows + m, rows]).expand(counts.shape).masked_fill(~counts, -1)
-        losses = info_nce(anchors @ keys.mT, partner, candidate, temperature=temperature)
+        columns = torch.arange(2 * m, device=a.device)
+        first = columns[:n] + offset
+        itself, partner = torch.cat([first, first + m]), torch.cat([first + m, first])
+        anchors = keys.index_select(-2, itself) if all_a is a else unit_rows(torch.cat([a, b], -2))[0]
+        valid = torch.cat([valid, valid], -1)
+        counts = valid.index_select(-1, itself)
+        candidate = valid[..., None, :] & (columns != itself[:, None])
+        partner = columns == partner[:, None]
+        losses = info_nce(anchors @ keys.mT, partner & counts[..., None], candidate, temperature=temperature)
     return losses.masked_fill(~counts, 0.0), counts
