@@ -209,6 +209,29 @@ def _complete(loss: dict, model: nn.Module, tap: Tap, boxes: BoxLabels | None) -
     return loss
 
 
+def _build(config: dict) -> nn.Module:
+    """Build the host with the workarounds for faults of its packages; take them back where that fails."""
+    from clusterplug import compat
+
+    before = compat.applied()
+    compat.apply_all()
+    try:
+        model = MODELS.build(config)
+    except BaseException:
+        if not before:
+            compat.remove_all()
+        raise
+    if not before:
+        from mmengine.logging import print_log
+
+        print_log(
+            'clusterplug.compat: workarounds for faults of mmengine, mmcv, mmdet3d and spconv are on in this process; '
+            '`clusterplug doctor` lists them, clusterplug.compat.remove_all() takes them back',
+            logger='current',
+        )
+    return model
+
+
 def _classifier(model: nn.Module) -> str | None:
     names = dict(model.named_modules())
     return next((name for name in _CLASSIFIERS if name in names), None)
@@ -253,6 +276,10 @@ def WithClustering(
             classes that do not match; in a training step also features without gradient, or a loss that was asked for
             in another way than ``mode='loss'``.
 
+    Building from a config switches on :mod:`clusterplug.compat`, workarounds for faults of the host packages, in the
+    whole process, with a line in the log (``clusterplug.compat.remove_all()`` takes them back); a build that fails
+    leaves none behind, and a model that is given as a module switches nothing on.
+
     Example:
         In a config, after ``_base_``::
 
@@ -264,10 +291,7 @@ def WithClustering(
             )
     """
     if isinstance(model, dict):
-        from clusterplug import compat
-
-        compat.apply_all()
-        model = MODELS.build(model)
+        model = _build(model)
     if hasattr(model, 'clustering'):
         raise ValueError(f'the model {type(model).__name__} has a clustering loss already; wrap it once')
     if labels not in ('auto', 'voxel', 'point', *KINDS):

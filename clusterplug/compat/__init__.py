@@ -11,7 +11,7 @@ import pkgutil
 
 from clusterplug.compat.workaround import Workaround
 
-__all__ = ['apply_all', 'remove_all', 'workarounds']
+__all__ = ['applied', 'apply_all', 'remove_all', 'workarounds']
 
 
 def workarounds() -> list[Workaround]:
@@ -30,6 +30,18 @@ def workarounds() -> list[Workaround]:
                 if not module.name.startswith('_'):
                     found[module.name] = importlib.import_module(f'{package.__name__}.{module.name}').WORKAROUND
     return [found[name] for name in sorted(found)]
+
+
+def applied() -> bool:
+    """Whether workarounds are active, or wait for a host that is not imported yet.
+
+    Example:
+        >>> from clusterplug import compat
+        >>> compat.apply_all()
+        >>> compat.applied()
+        True
+    """
+    return any(workaround.active or workaround.waiting for workaround in workarounds())
 
 
 def apply_all() -> None:

@@ -43,6 +43,11 @@ class Workaround:
         """Whether the host is patched at this moment."""
         return bool(self._originals)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the host will be patched right after it is imported."""
+        return self in _WAITING.get(self.host, [])
+
     def apply(self) -> None:
         """Patch the host now, or as soon as it is imported; a second call changes nothing."""
         if self.active:

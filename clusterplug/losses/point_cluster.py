@@ -16,11 +16,11 @@ from clusterplug.functional.contrast import (
     NEVER,
     bank_contrast_terms,
     check_temperature,
+    draw_anchors,
     pair_contrast_terms,
     region_means,
-    sample_anchors,
 )
-from clusterplug.functional.transport import assign_subclasses
+from clusterplug.functional.transport import split_subclasses
 from clusterplug.heads import ProjectionHead
 from clusterplug.losses._inputs import check_inputs
 from clusterplug.memory import SubclassMemory
@@ -247,7 +247,7 @@ class PointClusterLoss(nn.Module):
         )
 
     def _sample(self, labels: Tensor, predictions: Tensor | None) -> tuple[Tensor, Tensor]:
-        return sample_anchors(
+        return draw_anchors(
             labels,
             predictions,
             num_classes=self.num_classes,
@@ -268,7 +268,7 @@ class PointClusterLoss(nn.Module):
         return embedded.masked_fill(~usable, 0.0).view(*valid.shape, -1), valid & usable.view_as(valid)
 
     def _assign(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return assign_subclasses(
+        return split_subclasses(
             x,
             self.memory.center_store,
             valid=valid,

@@ -104,3 +104,19 @@ def test_apply_all_imports_no_host():
         'assert not new & {"mmengine", "mmdet3d", "spconv", "mmcv"}, new'
     )
     importlib.import_module('subprocess').run([sys.executable, '-c', code], check=True)
+
+
+def test_a_build_that_fails_leaves_no_workaround_behind():
+    code = (
+        'import warnings; warnings.simplefilter("ignore")\n'
+        'from clusterplug import compat; from clusterplug.attach import WithClustering\n'
+        'assert not compat.applied()\n'
+        'try:\n    WithClustering(dict(type="NoSuchModel"), dict(type="clusterplug.PointClusterLoss"))\n'
+        'except KeyError:\n    pass\n'
+        'assert not compat.applied() and not any(w.active for w in compat.workarounds())\n'
+        'compat.apply_all()\n'
+        'try:\n    WithClustering(dict(type="NoSuchModel"), dict(type="clusterplug.PointClusterLoss"))\n'
+        'except KeyError:\n    pass\n'
+        'assert compat.applied()  # the caller switched them on, the caller switches them off'
+    )
+    importlib.import_module('subprocess').run([sys.executable, '-c', code], check=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from clusterplug.functional.contrast import sample_anchors
+from clusterplug.functional.contrast import draw_anchors, sample_anchors
 from clusterplug.testing import count_host_syncs, count_launches
 
 
@@ -130,7 +130,7 @@ def test_launches_do_not_grow_with_classes_and_nothing_waits():
     totals = []
     for num_classes in (2, 50):
         labels = torch.arange(120_000) % num_classes
-        step = lambda: sample_anchors(labels, labels, num_classes=num_classes, num_anchors_per_class=20)  # noqa: B023, E731
+        step = lambda: draw_anchors(labels, labels, num_classes=num_classes, num_anchors_per_class=20)  # noqa: B023, E731
         step()
         totals.append(count_launches(step).total())
         assert count_host_syncs(step).total() == 0

@@ -23,8 +23,8 @@ EVERYTHING = None
 ORDER = (
     'version', 'dependencies', 'core', 'files', 'functional', 'registry', 'user_errors', 'layers', 'heads', 'memory',
     'losses', 'optim', 'backbones', 'estimators', 'visualization', 'compat', 'checkpoints', 'patch', 'pretraining',
-    'analysis', 'fusion', 'datasets', 'attach', 'segmentors', 'evaluation', 'retrieval', 'hooks', 'doctor', 'cli',
-    'experiments', 'testing', '__main__',
+    'analysis', 'fusion', 'datasets', 'attach', 'segmentors', 'detectors', 'evaluation', 'retrieval', 'hooks', 'doctor',
+    'cli', 'experiments', 'testing', '__main__',
 )  # fmt: skip
 # The topics of functional: a topic imports those of an earlier row, through their face.
 TOPICS = (
@@ -60,6 +60,7 @@ RULES = {
     'core': Rule({'torch', 'numpy'}),
     'datasets': Rule({'torch', 'numpy', *MM}, {*HOSTS, *VIDEO, 'open3d', 'scipy', 'torchvision', 'tqdm'}),
     'dependencies': Rule(set()),
+    'detectors': Rule(set()),
     'doctor': Rule(set(), EVERYTHING),
     'estimators': Rule({'torch', 'numpy'}, {'scipy', 'sklearn', 'tqdm'}),
     'evaluation': Rule({'torch', 'numpy', *MM}, {*HOSTS, 'scipy', 'sklearn'}),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Terms of contrastive losses, the anchors they take, and the labels they compare."""
 
-from clusterplug.functional.contrast.anchor_sampling import AnchorSample, sample_anchors
+from clusterplug.functional.contrast.anchor_sampling import AnchorSample, draw_anchors as draw_anchors, sample_anchors
 from clusterplug.functional.contrast.bank_contrast import bank_contrast_terms
 from clusterplug.functional.contrast.cluster_target import cluster_target, student_assignment
 from clusterplug.functional.contrast.compose_labels import compose_labels

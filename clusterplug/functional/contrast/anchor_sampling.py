@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clusterplug.core.checks import check_count
+from clusterplug.core.numerics import host_checks_allowed
+
 # Every group offers this many candidates more than twice what a class can take; the chance that random thinning
 # leaves a group short of anchors is then below 1e-12.
 _SPARE_CANDIDATES = 64
@@ -100,6 +103,10 @@ def sample_anchors(
     Returns:
         :class:`AnchorSample`.
 
+    Raises:
+        TypeError: Labels or predictions are not integer.
+        ValueError: Shapes or counts that do not fit; on the CPU also labels outside -1 to C - 1.
+
     Source: Feng et al., ICCV 2023, anchor sampling of the official code (FengZicai/Cluster3DSeg, MIT), the rule of
     ContrastiveSeg.
 
@@ -113,6 +120,53 @@ def sample_anchors(
         tensor([[ True,  True],
                 [ True, False]])
     """
+    _check(labels, predictions, num_classes, num_anchors_per_class, num_slots, max_anchors)
+    return draw_anchors(
+        labels,
+        predictions,
+        num_classes=num_classes,
+        num_anchors_per_class=num_anchors_per_class,
+        max_anchors=max_anchors,
+        num_slots=num_slots,
+        generator=generator,
+    )
+
+
+def _check(labels, predictions, num_classes, num_anchors_per_class, num_slots, max_anchors) -> None:
+    for value, name in ((labels, 'labels'), (predictions, 'predictions')):
+        if value is None and name == 'predictions':
+            continue
+        if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype == torch.bool:
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f'{name} must be an integer tensor (N,), got {got}; convert it with {name}.long()')
+        if value.dim() != 1 or value.shape != labels.shape or not len(value):
+            raise ValueError(f'{name} must have shape (N,), N >= 1, as labels, got {tuple(value.shape)}')
+    check_count(num_classes, 'num_classes')
+    check_count(num_anchors_per_class, 'num_anchors_per_class')
+    if max_anchors is not None:
+        check_count(max_anchors, 'max_anchors')
+    if num_slots is not None and check_count(num_slots, 'num_slots') < num_anchors_per_class:
+        raise ValueError(f'num_slots must be at least num_anchors_per_class, {num_anchors_per_class}, got {num_slots}')
+    if host_checks_allowed(labels):
+        lowest, highest = labels.aminmax()
+        if lowest < -1 or highest >= num_classes:
+            raise ValueError(
+                f'labels must be -1 (ignored) or 0 to {num_classes - 1}, got {int(lowest)} to {int(highest)}; '
+                f'set what is to be ignored to -1'
+            )
+
+
+def draw_anchors(
+    labels: Tensor,
+    predictions: Tensor | None,
+    *,
+    num_classes: int,
+    num_anchors_per_class: int,
+    max_anchors: int | None = None,
+    num_slots: int | None = None,
+    generator: torch.Generator | None = None,
+) -> AnchorSample:
+    """:func:`sample_anchors` without input validation, for a training step whose labels were checked before."""
     slots = num_slots or num_anchors_per_class
     counts, bounds, slot = _constants(2 * num_classes, slots, labels.device)
     # two groups a class, and two in front for the ignored rows

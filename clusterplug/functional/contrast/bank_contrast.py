@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from clusterplug.core.checks import check_mask, check_points
 from clusterplug.core.constants import arange, constant
 from clusterplug.core.numerics import working_dtype
-from clusterplug.functional.contrast.subclass_contrast import NEVER, absent_logit
+from clusterplug.functional.contrast.subclass_contrast import NEVER, absent_logit, check_rows, check_temperature
 
 # Largest (rows, S*T) buffer of logits held at once; more anchors are taken in several passes.
 _MAX_BYTES = 256 * 2**20
@@ -131,6 +132,10 @@ def bank_contrast_terms(
         positive. No host synchronization.
         The gradient reaches ``anchors`` only, and can be taken once (no double backward).
 
+    Raises:
+        TypeError: ``anchors`` or ``bank`` not floating, ``ids`` not integer, ``empty`` not bool.
+        ValueError: shapes, devices or temperature that do not fit.
+
     Source: as :func:`~clusterplug.functional.subclass_contrast`, the point-to-queue term.
 
     Differs from the authors' code: theirs builds about five (A, S*T) temporaries (logits, exp, masks).
@@ -142,6 +147,12 @@ def bank_contrast_terms(
         >>> count
         tensor([3, 3])
     """
+    check_rows(anchors, ids, 'anchors', 'ids')
+    check_points(bank, 'bank')
+    if bank.dim() != 3 or bank.shape[2] != anchors.shape[1]:
+        raise ValueError(f'bank must have shape (S, T, {anchors.shape[1]}), got {tuple(bank.shape)}')
+    check_mask(empty, bank.shape[:2], bank.device, 'empty')
+    check_temperature(temperature)
     dtype = working_dtype(anchors.dtype, bank.dtype)
     values, count = _BankContrast.apply(anchors.to(dtype), ids, bank.to(dtype), empty, temperature, negatives)
     return values.to(anchors.dtype), count

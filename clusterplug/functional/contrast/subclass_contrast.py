@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clusterplug.core.checks import check_device, check_points
+from clusterplug.core.checks import check_device, check_mask, check_points
 from clusterplug.core.constants import constant
 from clusterplug.core.numerics import working_dtype
 
@@ -29,6 +29,14 @@ def _check_ids(ids: Tensor, length: int, device: torch.device, name: str) -> Non
     if tuple(ids.shape) != (length,):
         raise ValueError(f'{name} must have shape ({length},), one id per row, got {tuple(ids.shape)}')
     check_device(ids, device, name)
+
+
+def check_rows(rows: Tensor, ids: Tensor, name: str, ids_name: str) -> None:
+    """Raise unless ``rows`` is floating (N, D) and ``ids`` one integer for each of them."""
+    check_points(rows, name, allow_empty=True)
+    if rows.dim() != 2:
+        raise ValueError(f'{name} must have shape (N, D), got {tuple(rows.shape)}')
+    _check_ids(ids, rows.shape[0], rows.device, ids_name)
 
 
 def check_temperature(temperature: float) -> None:
@@ -62,7 +70,17 @@ def subclass_contrast_terms(
 
     Returns:
         ``(values, num_positives)``, both (A,); a value is 0 where there is no positive.
+
+    Raises:
+        TypeError: a tensor of the wrong kind.
+        ValueError: shapes, devices or temperature that do not fit.
     """
+    check_rows(anchors, anchor_ids, 'anchors', 'anchor_ids')
+    check_rows(keys, key_ids, 'keys', 'key_ids')
+    check_mask(no_key, key_ids.shape, keys.device, 'no_key')
+    check_temperature(temperature)
+    if anchors.shape[1] != keys.shape[1]:
+        raise ValueError(f'keys must have as many columns as anchors, {anchors.shape[1]}, got {keys.shape[1]}')
     given, dtype = anchors.dtype, working_dtype(anchors.dtype, keys.dtype)
     anchors, keys = anchors.to(dtype), keys.to(dtype)
     bias = constant(0.0, anchors.dtype, anchors.device).masked_fill(no_key, NEVER)

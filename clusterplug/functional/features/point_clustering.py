@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor
 
+from clusterplug.core.checks import check_points
 from clusterplug.core.numerics import no_autocast, working_dtype
 from clusterplug.functional.features._feature_members import lengths, unit
 from clusterplug.functional.features.feature_clustering import FeatureClusters
@@ -34,6 +35,10 @@ def cluster_points(
         ``representatives`` (M, E, D'), ``labels`` (N, E) cells, ``similarity`` (N, E): scale times cosine, with
         gradients, and ``counts`` (M, E). Ties go to the own cell, then to the first.
 
+    Raises:
+        TypeError: ``x`` or ``values`` are not floating, ``cells`` no :class:`PointCells`.
+        ValueError: Their numbers of points or heads differ.
+
     Source:
         Own; for images Chen et al., "Neural Clustering based Visual Representation Learning", CVPR 2024.
 
@@ -44,6 +49,15 @@ def cluster_points(
         >>> cluster_points(torch.ones(3, 1, 2), values, cells).representatives.flatten()
         tensor([2., 5.])
     """
+    check_points(x)
+    check_points(values, 'values')
+    if not isinstance(cells, PointCells):
+        raise TypeError(f'cells must be what point_cells returns, got {type(cells).__name__}')
+    if x.dim() != 3 or values.dim() != 3 or x.shape[:2] != values.shape[:2] or len(cells.home) != len(x):
+        raise ValueError(
+            f"x, values and cells must hold (N, E, D), (N, E, D') and N points, got {tuple(x.shape)}, "
+            f'{tuple(values.shape)} and {len(cells.home)}'
+        )
     dtype = working_dtype(values.dtype)
     with no_autocast(x):
         points, wide = x.to(dtype), values.to(dtype)

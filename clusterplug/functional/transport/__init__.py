@@ -6,7 +6,7 @@ from clusterplug.functional.transport.doubly_stochastic import doubly_stochastic
 from clusterplug.functional.transport.partial import partial_transport, unbalanced_transport
 from clusterplug.functional.transport.progressive import ProgressivePlan, progressive_transport
 from clusterplug.functional.transport.sinkhorn import sinkhorn, sinkhorn_log_plan
-from clusterplug.functional.transport.subclasses import assign_subclasses
+from clusterplug.functional.transport.subclasses import assign_subclasses, split_subclasses as split_subclasses
 
 __all__ = [
     'ProgressivePlan',

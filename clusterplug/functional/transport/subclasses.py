@@ -4,9 +4,9 @@
 import torch
 from torch import Tensor
 
-from clusterplug.core.checks import check_mask, check_points
+from clusterplug.core.checks import check_count, check_mask, check_number, check_points
 from clusterplug.core.constants import arange
-from clusterplug.core.numerics import working_dtype
+from clusterplug.core.numerics import host_checks_allowed, working_dtype
 from clusterplug.functional.transport._alternate_log_softmax import alternate_log_softmax
 from clusterplug.functional.transport._balanced_plan import balanced_log_plan
 
@@ -74,6 +74,38 @@ def assign_subclasses(
             f'x and centers must have shapes (C, V + 1, D) and (C, K + 1, D), got {tuple(x.shape)} and '
             f'{tuple(centers.shape)}'
         )
+    if not isinstance(num_active, Tensor) or num_active.is_floating_point() or num_active.shape != x.shape[:1]:
+        got = f'{num_active.dtype} {tuple(num_active.shape)}' if isinstance(num_active, Tensor) else repr(num_active)
+        raise ValueError(f'num_active must be an integer tensor ({len(x)},), one number for each class, got {got}')
+    if sizes is not None and (not isinstance(sizes, Tensor) or sizes.shape != centers.shape[:2]):
+        raise ValueError(f'sizes must have shape {tuple(centers.shape[:2])}, one for each center, got {sizes!r}')
+    check_number(epsilon, 'epsilon', above=0)
+    if num_iters is not None:
+        check_count(num_iters, 'num_iters')
+    if host_checks_allowed(x) and len(x):
+        if valid[:, -1].any():
+            raise ValueError('valid must be False in the last slot of every class, got True; add an empty slot')
+        if not 0 <= int(num_active.min()) <= int(num_active.max()) < centers.shape[1]:
+            raise ValueError(
+                f'num_active must be 0 to K = {centers.shape[1] - 1} (the last center is inactive), got '
+                f'{num_active.tolist()}'
+            )
+    return split_subclasses(
+        x, centers, valid=valid, num_active=num_active, sizes=sizes, epsilon=epsilon, num_iters=num_iters
+    )
+
+
+def split_subclasses(
+    x: Tensor,
+    centers: Tensor,
+    *,
+    valid: Tensor,
+    num_active: Tensor,
+    sizes: Tensor | None = None,
+    epsilon: float = 0.04,
+    num_iters: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`assign_subclasses` without input validation, for a training step whose shapes are its own."""
     dtype = working_dtype(x.dtype, centers.dtype)
     x, centers = x.to(dtype), centers.to(dtype)
     inactive = arange(centers.shape[1], x.device) >= num_active[:, None]
