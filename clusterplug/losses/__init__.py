@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses: one a file, over :mod:`clusterplug.functional`."""
 
+from clusterplug.losses.deep_cluster import DeepClusterLoss
 from clusterplug.losses.margin import MarginLoss, margin_pairs
 from clusterplug.losses.nt_xent import NTXentLoss
 from clusterplug.losses.point_cluster import PointClusterLoss
@@ -8,6 +9,7 @@ from clusterplug.losses.rate_reduction import RateReductionLoss
 from clusterplug.losses.swav import SwAVLoss
 
 __all__ = [
+    'DeepClusterLoss',
     'MarginLoss',
     'NTXentLoss',
     'PointClusterLoss',

@@ -169,6 +169,15 @@ class MultiViewModel(BaseModel):
                 sample.set_data(dict(labels=inputs['point_labels'][n]))
         return data_samples
 
+    @torch.no_grad()
+    def embed_samples(self, inputs: dict, data_samples: list | None = None) -> Tensor:
+        """Embeddings (B, D) of whole samples, of view 0; for ``ClusterRefreshHook(features=...)``."""
+        if 'scans' in inputs:
+            features = self._whole_scans(inputs)[0].chunk(inputs['num_views'])[0]
+        else:
+            (features,) = self.extract_features({'views': inputs['views'][:1]})
+        return self._head_outputs(self.head, [features])[0][0]
+
     def _whole_scans(self, inputs: dict) -> list[Tensor]:
         features, scan_of, _ = scan_features(self.backbone, inputs)
         return [segment_means(features, scan_of, len(inputs['scans']))[0]]

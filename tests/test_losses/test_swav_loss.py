@@ -230,7 +230,7 @@ def test_bad_input():
         loss([each[:1] for each in scores])
     with pytest.raises(ValueError, match=r'\(B, K\) for every view'):
         loss([scores[0], scores[1][:5]])
-    with pytest.raises(ValueError, match='queue_scores must have shape'):
+    with pytest.raises(ValueError, match=r'queue_scores must be \(2, L, 10\)'):
         loss(scores, torch.zeros(2, 5, 3))
     with pytest.raises(TypeError, match='floating'):
         loss([each.long() for each in scores])
