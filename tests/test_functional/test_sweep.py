@@ -54,6 +54,7 @@ CALLS = {
     'adjusted_rand_index': lambda: ((ids(30), ids(30, seed=1)), {}),
     'adjacency_power': lambda: ((GRAPH, 3, True), {'normalize': 'row'}),
     'affinity': lambda: ((X,), {'mask': MASK}),
+    'align_by_transport': lambda: ((X[:, :4], X), {'num_passes': 2, 'num_iters': 20}),
     'assign_subclasses': lambda: (
         (unit(3, 7, 4), unit(3, 3, 4, seed=1)), {'valid': VALID, 'num_active': torch.tensor([2, 1, 0])}),
     'balanced_codes': lambda: ((X,), {'epsilon': 0.3, 'num_iters': 20, 'mask': MASK}),
@@ -97,6 +98,7 @@ CALLS = {
     'kmedoids': lambda: ((X, 3), {'mask': MASK}),
     'kmedoids_swap': lambda: ((X, 3), {'mask': MASK}),
     'knn_graph': lambda: ((X, 3), {'mode': 'heat', 'mask': MASK}),
+    'laplacian_assign': lambda: ((X, GRAPH), {'strength': 0.7}),
     'linear_assignment': lambda: ((randn(2, 5, 7),), {}),
     'linear_cka': lambda: ((X, randn(2, 14, 3, seed=1)), {}),
     'likelihood_weights': lambda: ((WEIGHTS,), {'eta': 0.5, 'gamma': 5.0}),
@@ -258,6 +260,7 @@ RESULT_TYPES = {
     'nt_xent': 'i', 'pair_contrast_terms': 'i', 'pairwise_distances': 'i', 'partial_transport': 'i',
     'reconstruct_tokens': 'i',
     'progressive_transport': 'i', 'semantic_transport': 'i',
+    'align_by_transport': 'i', 'laplacian_assign': 'i', 'progressive_transport': 'i', 'semantic_transport': 'i',
     'sinkhorn': 'i', 'sinkhorn_log_plan': 'i', 'size_biased_attention': 'i', 'soft_cluster_encode': 'iiww',
     'spectral_clustering': 'w', 'spread_clusters': 'i', 'subclass_contrast': 'i', 'subclass_contrast_terms': 'i',
     'token_neighbors': 'w', 'token_spread': 'w', 'unbalanced_transport': 'i', 'view_contrast_terms': 'w',

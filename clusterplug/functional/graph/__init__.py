@@ -8,6 +8,7 @@ from clusterplug.functional.graph.laplacian import (
     normalized_laplacian,
     spectral_embedding,
 )
+from clusterplug.functional.graph.laplacian_assign import LaplacianAssignment, laplacian_assign
 from clusterplug.functional.graph.linkage import LinkageTree, cut_linkage, cut_linkage_at, linkage
 from clusterplug.functional.graph.neighbors import KNNGraph, affinity, knn_graph
 from clusterplug.functional.graph.semantic_transport import semantic_transport
@@ -15,6 +16,7 @@ from clusterplug.functional.graph.spectral import spectral_clustering
 
 __all__ = [
     'KNNGraph',
+    'LaplacianAssignment',
     'LinkageTree',
     'SpectralEmbedding',
     'adjacency_power',
@@ -24,6 +26,7 @@ __all__ = [
     'cut_linkage_at',
     'graph_degree_linkage',
     'knn_graph',
+    'laplacian_assign',
     'linkage',
     'normalized_laplacian',
     'semantic_transport',

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Assignment by optimal transport: balanced, partial, unbalanced, within classes."""
 
+from clusterplug.functional.transport.align import align_by_transport
 from clusterplug.functional.transport.codes import balanced_codes
 from clusterplug.functional.transport.doubly_stochastic import doubly_stochastic
 from clusterplug.functional.transport.partial import partial_transport, unbalanced_transport
@@ -10,6 +11,7 @@ from clusterplug.functional.transport.subclasses import assign_subclasses, split
 
 __all__ = [
     'ProgressivePlan',
+    'align_by_transport',
     'assign_subclasses',
     'balanced_codes',
     'doubly_stochastic',
