@@ -69,6 +69,7 @@ CALLS = {
     'cluster_points': lambda: ((randn(20, 2, 4), randn(20, 2, 3, seed=1), CELLS), {}),
     'cluster_pool': lambda: (FEATURES, ENCODED),
     'cluster_tokens': lambda: ((MAPS, (2, 2)), {'mask': ids(2, 6, 6, most=5) > 0}),
+    'neighbor_contrast': lambda: ((X[0], randn(14, 14, seed=1).abs()), {'temperature': 0.5}),
     'co_association': lambda: ((ids(3, 9),), {}),
     'graph_degree_linkage': lambda: ((X, 3), {'mask': MASK, 'num_neighbors': 5}),
     'cluster_target': lambda: ((X.softmax(-1),), {'mask': MASK}),

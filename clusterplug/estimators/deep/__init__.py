@@ -4,6 +4,14 @@
 from clusterplug.estimators.deep.base import DeepClusterer
 from clusterplug.estimators.deep.denoising import DenoisingAutoencoder
 from clusterplug.estimators.deep.embedded import DeepEmbeddedClustering
+from clusterplug.estimators.deep.graph_contrast import GraphContrastClustering
 from clusterplug.estimators.deep.training import Phase, TrainingState
 
-__all__ = ['DeepClusterer', 'DeepEmbeddedClustering', 'DenoisingAutoencoder', 'Phase', 'TrainingState']
+__all__ = [
+    'DeepClusterer',
+    'DeepEmbeddedClustering',
+    'DenoisingAutoencoder',
+    'GraphContrastClustering',
+    'Phase',
+    'TrainingState',
+]

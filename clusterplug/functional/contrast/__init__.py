@@ -13,6 +13,7 @@ from clusterplug.functional.contrast.multilabel import (
     multilabel_discrimination,
 )
 from clusterplug.functional.contrast.nt_xent import nt_xent, view_contrast_terms
+from clusterplug.functional.contrast.neighbor_contrast import neighbor_contrast
 from clusterplug.functional.contrast.pair_contrast import pair_contrast_terms
 from clusterplug.functional.contrast.region_means import region_means as region_means
 from clusterplug.functional.contrast.subclass_contrast import (
@@ -32,6 +33,7 @@ __all__ = [
     'likelihood_weights',
     'multilabel_discrimination',
     'nt_xent',
+    'neighbor_contrast',
     'pair_contrast_terms',
     'sample_anchors',
     'student_assignment',
