@@ -101,7 +101,6 @@ def test_odd_rows_spoil_no_others():
     assert result.isfinite().all()
     assert (result[:, 2] == 0).all()
     assert (result[2] == 0).all()
-    assert cluster_target(torch.zeros(0, 3)).shape == (0, 3)
     tiny = cluster_target(torch.full((4, 2), 1e-30) * torch.tensor([1.0, 3.0]))
     torch.testing.assert_close(tiny, cluster_target(torch.full((4, 2), 0.25) * torch.tensor([1.0, 3.0])))
     assert not cluster_target(p.clone().requires_grad_()).requires_grad
@@ -110,6 +109,7 @@ def test_odd_rows_spoil_no_others():
 def test_bad_input():
     for call, error in [
         (lambda: cluster_target(P, 'cube'), ValueError), (lambda: cluster_target(P.long()), TypeError),
+        (lambda: cluster_target(P[:0]), ValueError),
         (lambda: cluster_target(-P), ValueError), (lambda: cluster_target(P, mass=torch.ones(3)), ValueError),
         (lambda: cluster_target(P, mass=2.0), TypeError), (lambda: cluster_target(P, mask=P), TypeError),
         (lambda: student_assignment(P, P[:, :1]), ValueError),

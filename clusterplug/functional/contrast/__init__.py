@@ -12,8 +12,8 @@ from clusterplug.functional.contrast.multilabel import (
     cosine_margin as cosine_margin,
     multilabel_discrimination,
 )
-from clusterplug.functional.contrast.nt_xent import nt_xent, view_contrast_terms
 from clusterplug.functional.contrast.neighbor_contrast import neighbor_contrast
+from clusterplug.functional.contrast.nt_xent import nt_xent, view_contrast_terms
 from clusterplug.functional.contrast.pair_contrast import pair_contrast_terms
 from clusterplug.functional.contrast.region_means import region_means as region_means
 from clusterplug.functional.contrast.subclass_contrast import (
@@ -32,8 +32,8 @@ __all__ = [
     'info_nce',
     'likelihood_weights',
     'multilabel_discrimination',
-    'nt_xent',
     'neighbor_contrast',
+    'nt_xent',
     'pair_contrast_terms',
     'sample_anchors',
     'student_assignment',

@@ -27,7 +27,8 @@ def cluster_target(
     sharpens besides and minimizes neither. Uniform rows and balanced one-hot rows are fixed points of both.
 
     Args:
-        p: (..., N, K), floating, non-negative, rows that sum to 1. fp16 and bf16 are computed in fp32.
+        p: (..., N, K), floating, non-negative, rows that sum to 1. fp16 and bf16 are computed in fp32. N = 0 is
+            allowed with ``group`` only.
         kind: ``'dec'`` or ``'sqrt'``.
         mass: (..., K) or (..., 1, K) masses f to use instead of the column sums of ``p``, so that a batch can be
             turned into targets with the mass of the whole set. Their unit does not matter.
@@ -54,7 +55,7 @@ def cluster_target(
         >>> cluster_target(p, 'sqrt')[0]
         tensor([0.7237, 0.2763])
     """
-    check_points(p, 'p', allow_empty=True)
+    check_points(p, 'p', allow_empty=group is not None)
     check_choice(kind, 'kind', KINDS)
     check_mask(mask, p.shape[:-1], p.device)
     with no_autocast(p):
