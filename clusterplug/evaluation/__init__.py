@@ -4,13 +4,37 @@
 from clusterplug.evaluation.few_shot import FewShotEpisodes, nearest_class_mean
 from clusterplug.evaluation.kmeans_within_classes import kmeans_within_classes
 from clusterplug.evaluation.long_tail import LongTailMetric, long_tail_accuracy, long_tail_groups
+from clusterplug.evaluation.probes import (
+    LinearProbe,
+    NearestNeighborProbe,
+    Probe,
+    effective_rank,
+    linear_probe,
+    nearest_neighbor_probe,
+)
 from clusterplug.evaluation.retrieval import RetrievalMetric
 from clusterplug.evaluation.retrieval_ranks import rank_summary, ranks_of_targets, retrieval_ranks
 from clusterplug.evaluation.subclass_agreement import SubclassAgreement, subclass_agreement
 from clusterplug.evaluation.submission import SemanticKittiSubmission
 
 __all__ = [
-    'FewShotEpisodes', 'LongTailMetric', 'RetrievalMetric', 'SemanticKittiSubmission', 'SubclassAgreement',
-    'kmeans_within_classes', 'long_tail_accuracy', 'long_tail_groups', 'nearest_class_mean', 'rank_summary',
-    'ranks_of_targets', 'retrieval_ranks', 'subclass_agreement',
+    'FewShotEpisodes',
+    'LinearProbe',
+    'LongTailMetric',
+    'NearestNeighborProbe',
+    'Probe',
+    'RetrievalMetric',
+    'SemanticKittiSubmission',
+    'SubclassAgreement',
+    'effective_rank',
+    'kmeans_within_classes',
+    'linear_probe',
+    'long_tail_accuracy',
+    'long_tail_groups',
+    'nearest_class_mean',
+    'nearest_neighbor_probe',
+    'rank_summary',
+    'ranks_of_targets',
+    'retrieval_ranks',
+    'subclass_agreement',
 ]  # fmt: skip

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Say it when a clustering loss stays at the value of a collapsed model."""
+
+import warnings
+
+import torch
+from mmengine.hooks import Hook
+
+from clusterplug.core.checks import check_number
+from clusterplug.registry import HOOKS
+
+
+@HOOKS.register_module()
+class CollapseCheckHook(Hook):
+    """Warn when the loss stayed within one percent of ln K for a whole epoch, with what to change.
+
+    Args:
+        tolerance (float): Relative distance to ln K. Defaults to 0.01.
+
+    The loss of a :class:`~clusterplug.losses.SwAVLoss` is ln K where all samples have the same embedding. It starts
+    near there; an epoch later it should not be there any more. Nothing is read before the end of the epoch.
+
+    Example:
+        ``custom_hooks = [dict(type='clusterplug.CollapseCheckHook')]``
+    """
+
+    def __init__(self, tolerance: float = 0.01):
+        self.tolerance = check_number(tolerance, 'tolerance', above=0)
+        self._farthest = None
+
+    def before_train_epoch(self, runner) -> None:
+        """Begin anew."""
+        self._farthest = None
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Keep the largest distance, on the device."""
+        outputs = outputs or {}
+        names = [name for name in outputs if name.startswith('loss_')]
+        if 'ln_k' not in outputs or not names:
+            return
+        loss = sum(torch.as_tensor(outputs[name]).detach() for name in names)
+        distance = (loss / torch.as_tensor(outputs['ln_k']) - 1).abs()
+        self._farthest = distance if self._farthest is None else torch.maximum(self._farthest, distance)
+
+    def after_train_epoch(self, runner) -> None:
+        """Compare it."""
+        if self._farthest is not None and float(self._farthest) < self.tolerance:
+            warnings.warn(
+                f'the loss stayed within {self.tolerance:.0%} of ln K for epoch {runner.epoch + 1}: the model tells '
+                f'samples no more apart than a collapsed one. Try epsilon=0.03, a shorter queue or one that starts '
+                f'later, a smaller learning rate, fewer prototypes',
+                stacklevel=2,
+            )
