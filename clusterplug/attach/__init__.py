@@ -10,12 +10,15 @@ from clusterplug.attach.subclass_prediction import (
     true_classes,
 )
 from clusterplug.attach.with_clustering import ClusteringBranch, WithClustering
+from clusterplug.attach.with_sample_weights import SampleWeighting, WithSampleWeights
 
 __all__ = [
     'BoxLabels',
     'ClusteringBranch',
+    'SampleWeighting',
     'ScanSubclasses',
     'WithClustering',
+    'WithSampleWeights',
     'check_predictable',
     'nearest_subclass',
     'predict_subclasses',
