@@ -2,12 +2,14 @@
 """Heads: what turns a backbone feature into an embedding or a prediction."""
 
 from clusterplug.heads.matryoshka import MatryoshkaHead
+from clusterplug.heads.multi_label_cluster_head import MultiLabelClusterHead
 from clusterplug.heads.projection_head import ProjectionHead
 from clusterplug.heads.prototype_head import PrototypeHead
 from clusterplug.heads.subspace_learner_head import SubspaceLearnerHead, normalize_slices
 
 __all__ = [
     'MatryoshkaHead',
+    'MultiLabelClusterHead',
     'ProjectionHead',
     'PrototypeHead',
     'SubspaceLearnerHead',
