@@ -161,3 +161,9 @@ def _is_running(process: int) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
+
+
+def read_rows(path: str | os.PathLike, first: int, last: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return rows ``first`` to ``last`` of a .npy file in fp32, and the shape of the whole; the rest is not read."""
+    array = np.load(path, mmap_mode='r', allow_pickle=False)
+    return np.array(array[first:last], dtype=np.float32), array.shape

@@ -4,7 +4,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from clusterplug.core.checks import check_count, check_number
 from clusterplug.core.distributed import gather_ranks, rank, world_size
+from clusterplug.core.files import read_rows
 from clusterplug.core.numerics import exact_products, host_checks_allowed, keep_fp32, working_dtype
 from clusterplug.heads._discrimination import Draw, discriminate
 from clusterplug.registry import MODELS
@@ -89,7 +89,7 @@ class MultiLabelClusterHead(nn.Module):
         scale: float = 32.0,
         margin: float = 0.3,
         sample_rate: float = 0.1,
-        init_centers: Tensor | np.ndarray | str | None = None,
+        init_centers: Tensor | str | None = None,
         sparse: bool = False,
         shard_weights: bool = False,
         block_elements: int = 1 << 22,
@@ -173,18 +173,19 @@ class MultiLabelClusterHead(nn.Module):
         return torch.cat([part[: last - first] for part, (first, last) in zip(parts, bounds, strict=True)])
 
     @torch.no_grad()
-    def load_centers(self, centers: Tensor | np.ndarray | str) -> None:
+    def load_centers(self, centers: Tensor | str) -> None:
         """Set the centers from (K, D) rows or a .npy file, of which a rank reads its own part."""
-        if isinstance(centers, str | Path):
-            centers = np.load(centers, mmap_mode='r', allow_pickle=False)
-        if tuple(centers.shape) != (self.num_classes, self.embed_dims):
-            raise ValueError(
-                f'init_centers must have shape {(self.num_classes, self.embed_dims)}, got {tuple(centers.shape)}; '
-                f'centers of another width cannot start this head, leave them out'
-            )
         first, last = self._shard() if self.shard_weights else (0, self.num_classes)
-        part = centers[first:last]
-        self.weight.copy_(part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, dtype=np.float32)))
+        if isinstance(centers, str | Path):
+            part, shape = read_rows(centers, first, last)
+        else:
+            part, shape = centers[first:last], centers.shape
+        if tuple(shape) != (self.num_classes, self.embed_dims):
+            raise ValueError(
+                f'init_centers must have shape {(self.num_classes, self.embed_dims)}, got {tuple(shape)}; centers of '
+                f'another width cannot start this head, leave them out'
+            )
+        self.weight.copy_(torch.as_tensor(part))
 
     def extra_repr(self) -> str:
         """Sizes and options for ``print``."""
