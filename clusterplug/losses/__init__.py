@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses: one a file, over :mod:`clusterplug.functional`."""
 
+from clusterplug.losses.batch_enhanced import BatchEnhancedLoss
 from clusterplug.losses.deep_cluster import DeepClusterLoss
 from clusterplug.losses.margin import MarginLoss, margin_pairs
 from clusterplug.losses.nt_xent import NTXentLoss
@@ -9,6 +10,7 @@ from clusterplug.losses.rate_reduction import RateReductionLoss
 from clusterplug.losses.swav import SwAVLoss
 
 __all__ = [
+    'BatchEnhancedLoss',
     'DeepClusterLoss',
     'MarginLoss',
     'NTXentLoss',

@@ -94,7 +94,14 @@ class FeatureQueue(nn.Module):
         self._check(x, extra)
         columns = {'rows': x.detach().to(self.rows.dtype), **{name: extra[name] for name in self.extra_names}}
         columns = {name: gather_uneven(values) for name, values in columns.items()}
-        total = len(columns['rows'])
+        self.write(columns.pop('rows'), **columns)
+
+    @torch.no_grad()
+    def write(self, x: Tensor, **extra: Tensor) -> None:
+        """As :meth:`push`, for rows that are the same on all ranks already: nothing is gathered."""
+        self._check(x, extra)
+        columns = {'rows': x.detach().to(self.rows.dtype), **{name: extra[name] for name in self.extra_names}}
+        total = len(x)
         kept = min(total, self.length)
         columns = {name: values[total - kept :] for name, values in columns.items()}
         usable = torch.isfinite(columns['rows']).all(1)
