@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heads: what turns a backbone feature into an embedding or a prediction."""
 
+from clusterplug.heads.class_pair_gate import ClassPairGate
 from clusterplug.heads.matryoshka import MatryoshkaHead
 from clusterplug.heads.multi_label_cluster_head import MultiLabelClusterHead
 from clusterplug.heads.projection_head import ProjectionHead
@@ -8,6 +9,7 @@ from clusterplug.heads.prototype_head import PrototypeHead
 from clusterplug.heads.subspace_learner_head import SubspaceLearnerHead, normalize_slices
 
 __all__ = [
+    'ClassPairGate',
     'MatryoshkaHead',
     'MultiLabelClusterHead',
     'ProjectionHead',

@@ -3,6 +3,7 @@
 
 from clusterplug.losses.batch_enhanced import BatchEnhancedLoss
 from clusterplug.losses.deep_cluster import DeepClusterLoss
+from clusterplug.losses.gated_contrast import GatedContrastLoss, SimLAPLoss
 from clusterplug.losses.margin import MarginLoss, margin_pairs
 from clusterplug.losses.nt_xent import NTXentLoss
 from clusterplug.losses.point_cluster import PointClusterLoss
@@ -12,10 +13,12 @@ from clusterplug.losses.swav import SwAVLoss
 __all__ = [
     'BatchEnhancedLoss',
     'DeepClusterLoss',
+    'GatedContrastLoss',
     'MarginLoss',
     'NTXentLoss',
     'PointClusterLoss',
     'RateReductionLoss',
+    'SimLAPLoss',
     'SwAVLoss',
     'margin_pairs',
 ]

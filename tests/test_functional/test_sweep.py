@@ -85,6 +85,7 @@ CALLS = {
     'conditional_coding_rate': lambda: ((X, WEIGHTS[..., None] * COLUMNS[:, None]), {'eps2': 0.5}),
     'doubly_stochastic': lambda: ((randn(2, 14, 14),), {'epsilon': 0.5, 'num_iters': 30}),
     'erase_directions': lambda: ((X, randn(2, 3, 5, seed=1)), {}),
+    'gated_similarity': lambda: ((X, randn(2, 9, 5, seed=1), X.sigmoid()), {}),
     'gather_ranks': lambda: ((X,), {}),
     'grassmann_logits': lambda: ((randn(2, 14, 9), FRAMES), {}),
     'grassmann_step': lambda: ((FRAMES, randn(3, 9, 4, seed=1), 0.1), {}),
@@ -256,6 +257,7 @@ RESULT_TYPES = {
     'adjacency_power': 'w', 'affinity': 'w', 'knn_graph': 'w', 'normalized_laplacian': 'w', 'spectral_embedding': 'w',
     'assign_subclasses': 'w', 'bank_contrast_terms': 'i', 'cell_means': 'i', 'cluster_encode': 'iiww',
     'cluster_points': 'iww', 'cluster_pool': 'iww', 'cluster_tokens': 'iwi', 'combine_tokens': 'i', 'gather_ranks': 'i',
+    'gated_similarity': 'i',
     'info_nce': 'i', 'kmeans': 'iw', 'kmedoids': 'w', 'kmedoids_swap': 'w', 'linkage': 'w', 'merge_tokens': 'ii',
     'merge_tokens_to': 'ii', 'minibatch_kmeans_start': 'wd', 'minibatch_kmeans_update': 'wdw', 'nearest_center': 'w',
     'nt_xent': 'i', 'pair_contrast_terms': 'i', 'pairwise_distances': 'i', 'partial_transport': 'i',
@@ -277,7 +279,7 @@ ROW = [
     'concrete_mask', 'grassmann_logits',
     'bank_contrast_terms', 'gather_ranks', 'pair_contrast_terms', 'pairwise_distances', 'size_biased_attention',
     'subclass_contrast', 'subclass_contrast_terms',
-    'bank_contrast_terms', 'gather_ranks', 'info_nce', 'pair_contrast_terms', 'pairwise_distances',
+    'bank_contrast_terms', 'gated_similarity', 'gather_ranks', 'info_nce', 'pair_contrast_terms', 'pairwise_distances',
     'size_biased_attention', 'subclass_contrast', 'subclass_contrast_terms',
 ]  # fmt: skip
 PROBLEM = [
@@ -373,7 +375,7 @@ def test_an_odd_row_is_refused_or_stays_alone(name):
         if name in PROBLEM:
             assert_same([x[1:] for x in odd], [x[1:] for x in plain], rtol=0, atol=1e-6)
         elif name in ROW:
-            dims = {'grassmann_logits': 2, 'gather_ranks': 3}
+            dims = {'gated_similarity': 2, 'grassmann_logits': 2, 'gather_ranks': 3}
             dims |= {'size_biased_attention': 3, 'pairwise_distances': 2, 'pair_contrast_terms': 2}
             dims |= {'erase_directions': 2}
             for one, other in zip(odd, plain, strict=True):

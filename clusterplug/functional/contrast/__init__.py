@@ -6,6 +6,7 @@ from clusterplug.functional.contrast.bank_contrast import bank_contrast_terms
 from clusterplug.functional.contrast.cluster_target import cluster_target, student_assignment
 from clusterplug.functional.contrast.compose_labels import compose_labels
 from clusterplug.functional.contrast.distance_weights import distance_weights
+from clusterplug.functional.contrast.gated_similarity import gated_similarity
 from clusterplug.functional.contrast.info_nce import info_nce
 from clusterplug.functional.contrast.likelihood_weights import likelihood_weights
 from clusterplug.functional.contrast.multilabel import (
@@ -29,6 +30,7 @@ __all__ = [
     'cluster_target',
     'compose_labels',
     'distance_weights',
+    'gated_similarity',
     'info_nce',
     'likelihood_weights',
     'multilabel_discrimination',
