@@ -9,6 +9,7 @@ from clusterplug.attach.subclass_prediction import (
     predict_subclasses,
     true_classes,
 )
+from clusterplug.attach.swap_classifier import classification_layers, swap_classifier
 from clusterplug.attach.with_clustering import ClusteringBranch, WithClustering
 from clusterplug.attach.with_sample_weights import SampleWeighting, WithSampleWeights
 
@@ -20,7 +21,9 @@ __all__ = [
     'WithClustering',
     'WithSampleWeights',
     'check_predictable',
+    'classification_layers',
     'nearest_subclass',
     'predict_subclasses',
+    'swap_classifier',
     'true_classes',
 ]

@@ -2,6 +2,7 @@
 """Heads: what turns a backbone feature into an embedding or a prediction."""
 
 from clusterplug.heads.class_pair_gate import ClassPairGate
+from clusterplug.heads.grassmann_head import GrassmannHead
 from clusterplug.heads.matryoshka import MatryoshkaHead
 from clusterplug.heads.multi_label_cluster_head import MultiLabelClusterHead
 from clusterplug.heads.projection_head import ProjectionHead
@@ -10,6 +11,7 @@ from clusterplug.heads.subspace_learner_head import SubspaceLearnerHead, normali
 
 __all__ = [
     'ClassPairGate',
+    'GrassmannHead',
     'MatryoshkaHead',
     'MultiLabelClusterHead',
     'ProjectionHead',
