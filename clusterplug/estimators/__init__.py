@@ -17,9 +17,10 @@ from clusterplug.estimators.online_subclass import OnlineSubclassClusterer
 from clusterplug.estimators.position_eraser import PositionEraser
 from clusterplug.estimators.sample_likelihood import SampleLikelihood
 from clusterplug.estimators.spectral import SpectralClustering
+from clusterplug.estimators.transductive_few_shot import TransductiveFewShot
 
 __all__ = [
     'AgglomerativeClustering', 'CoAssociation', 'GraphDegreeLinkage', 'KMeans', 'KMedoids', 'MiniBatchKMeans',
     'OnlineSubclassClusterer', 'PositionEraser', 'SampleLikelihood', 'SpectralClustering',
-    *deep.__all__,
+    'TransductiveFewShot', *deep.__all__,
 ]  # fmt: skip

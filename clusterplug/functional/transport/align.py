@@ -63,7 +63,8 @@ def align_by_transport(
     Example:
         >>> support = torch.tensor([[0.0], [1.0]])
         >>> queries = torch.tensor([[1.0], [1.2], [5.0], [5.2]])
-        >>> align_by_transport(support, queries, num_passes=3).round(decimals=2).squeeze(-1).tolist()
+        >>> moved = align_by_transport(support, queries, num_passes=3)
+        >>> [round(each, 2) for each in moved.squeeze(-1).tolist()]
         [1.1, 5.1]
     """
     _check(support, queries, mask)
