@@ -7,11 +7,12 @@ PY := .venv/bin/python
 WORKERS ?= logical
 PYTEST := @$(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
-.PHONY: help demo test test-slow test-all lint format docs setup lock wheel clean
+.PHONY: help demo test test-quick test-slow test-all lint format docs setup lock wheel clean
 
 help:
 	@echo 'make demo       train the LiDAR segmenter with and without clustering, print the table, draw the pictures'
 	@echo 'make test       the fast tests'
+	@echo 'make test-quick  the kernels and the rules of the house, in less than a minute'
 	@echo 'make test-slow  the tests that take more than ten seconds each;  make test-all  both'
 	@echo 'make lint       ruff;  make format  lets ruff mend what it can'
 	@echo 'make docs       the documentation, into site/'
@@ -27,6 +28,15 @@ demo:
 test:
 	$(SETUP) test
 	$(PYTEST) -m 'not slow' $(ARGS)
+
+# What a change breaks first: the kernels on hand-computed cases, validation, the rooms of the house.
+QUICK := tests/test_core tests/test_registry.py tests/test_package/test_import_direction.py \
+	tests/test_package/test_licenses.py $(addprefix tests/test_functional/test_, distances.py gather.py kmeans.py \
+	kmedoids.py metrics.py sinkhorn.py subclasses.py transport.py input_validation.py)
+
+test-quick:
+	$(SETUP) test
+	$(PYTEST) -m 'not slow' $(QUICK) $(ARGS)
 
 test-slow:
 	$(SETUP) test
