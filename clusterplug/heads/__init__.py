@@ -3,7 +3,7 @@
 
 from clusterplug.heads.class_pair_gate import ClassPairGate
 from clusterplug.heads.grassmann_head import GrassmannHead
-from clusterplug.heads.matryoshka import MatryoshkaHead
+from clusterplug.heads.matryoshka import MatryoshkaHead, PrototypeScores
 from clusterplug.heads.multi_label_cluster_head import MultiLabelClusterHead
 from clusterplug.heads.projection_head import ProjectionHead
 from clusterplug.heads.prototype_head import PrototypeHead
@@ -16,6 +16,7 @@ __all__ = [
     'MultiLabelClusterHead',
     'ProjectionHead',
     'PrototypeHead',
+    'PrototypeScores',
     'SubspaceLearnerHead',
     'normalize_slices',
 ]

@@ -2,6 +2,7 @@
 """Prototypes over prefixes of one feature: coarse clusters from few channels, fine ones from all."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,37 @@ from clusterplug.heads.prototype_head import PrototypeHead
 from clusterplug.registry import MODELS
 
 MODES = ('slice', 'project')
+
+
+class PrototypeScores(NamedTuple):
+    """Scores that are not made yet: embeddings (N, D) and prototypes (K, D), for losses that make them in blocks.
+
+    Example:
+        >>> scores = PrototypeScores(torch.eye(2, 3), torch.eye(4, 3))
+        >>> scores.shape, scores.dense().shape
+        ((2, 4), torch.Size([2, 4]))
+    """
+
+    embeddings: Tensor
+    prototypes: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.embeddings.shape[0], self.prototypes.shape[0]
+
+    def dense(self) -> Tensor:
+        """The scores (N, K), in fp32 at least."""
+        with exact_products(self.embeddings):
+            return _score(self.embeddings, self.prototypes)
+
+    def split(self, sizes: Sequence[int]) -> list['PrototypeScores']:
+        """Parts of so many rows, with the same prototypes."""
+        return [PrototypeScores(part, self.prototypes) for part in self.embeddings.split(sizes)]
+
+    def argmax(self, dim: int = 1) -> Tensor:
+        """(N,) prototype of each row."""
+        return self.dense().argmax(dim)
 
 
 @MODELS.register_module()
@@ -36,6 +68,8 @@ class MatryoshkaHead(nn.Module):
         num_layers: linear layers of a projector; 0: the slice itself is compared.
         normalize: scale embeddings to length 1. None: as published for the mode, True for ``'slice'`` (as DINOv2),
             False for ``'project'``.
+        lazy: ``score`` returns :class:`PrototypeScores` in place of tensors, so that in
+            :class:`~clusterplug.pretraining.MultiViewModel` no logits are kept for the backward pass.
 
     Attributes:
         levels: one :class:`~clusterplug.heads.PrototypeHead` for each level.
@@ -73,6 +107,7 @@ class MatryoshkaHead(nn.Module):
         bottleneck: int = 256,
         num_layers: int = 3,
         normalize: bool | None = None,
+        lazy: bool = False,
     ):
         super().__init__()
         self.in_channels = check_count(in_channels, 'in_channels', 1)
@@ -96,6 +131,7 @@ class MatryoshkaHead(nn.Module):
                 f'{self.nesting}; use at least {2 * max(self.nesting)}'
             )
         self.normalize = mode == 'slice' if normalize is None else bool(normalize)
+        self.lazy = bool(lazy)
         self.levels = nn.ModuleList()
         for width, number in zip(self.widths, self.num_prototypes, strict=True):
             projector = _projector(self.in_channels, width, mode, hidden_channels, bottleneck, num_layers)
@@ -104,16 +140,15 @@ class MatryoshkaHead(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Scores (..., K_j) of features (..., in_channels), one tensor for each level."""
-        embedded = self.embed(x)
-        with exact_products(x):
-            return [_score(z, rows) for z, rows in zip(embedded, self.prototypes, strict=True)]
+        with_rows = self.factors(x)
+        return [each.dense().reshape(*x.shape[:-1], each.shape[1]) for each in with_rows]
 
-    def embed(self, x: Tensor) -> list[Tensor]:
-        """Embeddings (..., bottleneck) of features (..., in_channels), one tensor for each level.
+    def factors(self, x: Tensor) -> list[PrototypeScores]:
+        """As ``forward``, with scores that are not made yet, of (N, in_channels): a loss then keeps none of them."""
+        return self._levels(self.embed(x.reshape(-1, x.shape[-1]) if isinstance(x, Tensor) and x.dim() else x))
 
-        With :attr:`prototypes` they are what :class:`~clusterplug.losses.NestedClusterLoss` takes in place of scores,
-        to keep no logits for the backward pass.
-        """
+    def embed(self, x: Tensor) -> Tensor:
+        """Embeddings of all levels side by side, (..., levels x bottleneck), of features (..., in_channels)."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f'x must be a floating tensor (..., {self.in_channels}), got {got}; use x.float()')
@@ -124,8 +159,17 @@ class MatryoshkaHead(nn.Module):
             )
         rows = x.reshape(-1, self.in_channels)
         parts = [rows if self.mode == 'project' else rows[:, :width] for width in self.widths]
-        embedded = [level.embed(part) for level, part in zip(self.levels, parts, strict=True)]
-        return [z.reshape(*x.shape[:-1], z.shape[-1]) for z in embedded]
+        z = torch.cat([level.embed(part) for level, part in zip(self.levels, parts, strict=True)], 1)
+        return z.reshape(*x.shape[:-1], z.shape[1])
+
+    def score(self, z: Tensor) -> list[Tensor] | list[PrototypeScores]:
+        """Scores of embeddings (N, levels x bottleneck); not made yet with ``lazy``."""
+        levels = self._levels(z)
+        return levels if self.lazy else [each.dense() for each in levels]
+
+    def _levels(self, z: Tensor) -> list[PrototypeScores]:
+        parts = z.split([level.embed_dims for level in self.levels], dim=1)
+        return [PrototypeScores(part, rows) for part, rows in zip(parts, self.prototypes, strict=True)]
 
     @property
     def prototypes(self) -> list[Tensor]:

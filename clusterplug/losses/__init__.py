@@ -5,20 +5,27 @@ from clusterplug.losses.batch_enhanced import BatchEnhancedLoss
 from clusterplug.losses.deep_cluster import DeepClusterLoss
 from clusterplug.losses.gated_contrast import GatedContrastLoss, SimLAPLoss
 from clusterplug.losses.margin import MarginLoss, margin_pairs
+from clusterplug.losses.nested_cluster import NestedClusterLoss, NestedViewLoss
 from clusterplug.losses.nt_xent import NTXentLoss
 from clusterplug.losses.point_cluster import PointClusterLoss
 from clusterplug.losses.rate_reduction import RateReductionLoss
+from clusterplug.losses.self_distillation import DINOLoss, IBOTLoss, masked_tokens
 from clusterplug.losses.swav import SwAVLoss
 
 __all__ = [
     'BatchEnhancedLoss',
+    'DINOLoss',
     'DeepClusterLoss',
     'GatedContrastLoss',
+    'IBOTLoss',
     'MarginLoss',
     'NTXentLoss',
+    'NestedClusterLoss',
+    'NestedViewLoss',
     'PointClusterLoss',
     'RateReductionLoss',
     'SimLAPLoss',
     'SwAVLoss',
     'margin_pairs',
+    'masked_tokens',
 ]
