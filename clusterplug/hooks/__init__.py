@@ -9,6 +9,7 @@ from clusterplug.hooks.collapse_check import CollapseCheckHook
 from clusterplug.hooks.epoch_seed import EpochSeedHook
 from clusterplug.hooks.freeze_params import FreezeParamsHook
 from clusterplug.hooks.label_check import LabelCheckHook, label_faults
+from clusterplug.hooks.learner_split import LearnerSplitHook
 from clusterplug.hooks.queue_start import QueueStartHook
 from clusterplug.hooks.token_clustering import TokenClusteringHook
 from clusterplug.hooks.unreadable_videos import UnreadableVideosHook
@@ -23,6 +24,7 @@ __all__ = [
     'EpochSeedHook',
     'FreezeParamsHook',
     'LabelCheckHook',
+    'LearnerSplitHook',
     'QueueStartHook',
     'TokenClusteringHook',
     'UnreadableVideosHook',

@@ -3,6 +3,7 @@
 
 from clusterplug.pretraining.image_backbones import TimmBackbone, TorchvisionBackbone
 from clusterplug.pretraining.multi_view_model import MultiViewModel
+from clusterplug.pretraining.subspace_metric_model import SubspaceMetricModel
 from clusterplug.pretraining.view_inputs import MultiViewPreprocessor
 
-__all__ = ['MultiViewModel', 'MultiViewPreprocessor', 'TimmBackbone', 'TorchvisionBackbone']
+__all__ = ['MultiViewModel', 'MultiViewPreprocessor', 'SubspaceMetricModel', 'TimmBackbone', 'TorchvisionBackbone']
