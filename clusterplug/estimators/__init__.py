@@ -12,6 +12,7 @@ from clusterplug.estimators.deep import *  # noqa: F403 - its own __all__
 from clusterplug.estimators.graph_degree_linkage import GraphDegreeLinkage
 from clusterplug.estimators.kmeans import KMeans
 from clusterplug.estimators.kmedoids import KMedoids
+from clusterplug.estimators.likelihood_sdp import LikelihoodSDP
 from clusterplug.estimators.minibatch_kmeans import MiniBatchKMeans
 from clusterplug.estimators.online_subclass import OnlineSubclassClusterer
 from clusterplug.estimators.position_eraser import PositionEraser
@@ -20,6 +21,7 @@ from clusterplug.estimators.spectral import SpectralClustering
 from clusterplug.estimators.transductive_few_shot import TransductiveFewShot
 
 __all__ = [
+    'LikelihoodSDP',
     'AgglomerativeClustering', 'CoAssociation', 'GraphDegreeLinkage', 'KMeans', 'KMedoids', 'MiniBatchKMeans',
     'OnlineSubclassClusterer', 'PositionEraser', 'SampleLikelihood', 'SpectralClustering',
     'TransductiveFewShot', *deep.__all__,

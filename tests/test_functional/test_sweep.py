@@ -97,6 +97,7 @@ CALLS = {
     'kkz': lambda: ((X, 3), {'mask': MASK}),
     'kmeans': lambda: ((X + 9, 3), {'init': X[:, :3] + 9, 'mask': MASK, 'weights': WEIGHTS}),
     'kmeans_plus_plus': lambda: ((X, 3), {'mask': MASK, 'weights': WEIGHTS, **seeded()}),
+    'kmeans_sdp': lambda: ((X[0], 3), {'tol': 1e-5, **seeded()}),
     'kmedoids': lambda: ((X, 3), {'mask': MASK}),
     'kmedoids_swap': lambda: ((X, 3), {'mask': MASK}),
     'knn_graph': lambda: ((X, 3), {'mode': 'heat', 'mask': MASK}),
@@ -104,7 +105,10 @@ CALLS = {
     'linear_assignment': lambda: ((randn(2, 5, 7),), {}),
     'linear_cka': lambda: ((X, randn(2, 14, 3, seed=1)), {}),
     'likelihood_weights': lambda: ((WEIGHTS,), {'eta': 0.5, 'gamma': 5.0}),
+    'likelihood_sdp': lambda: ((X[0], torch.eye(5).repeat(2, 1, 1)), {'tol': 1e-5, **seeded()}),
     'linkage': lambda: ((X, ), {'mask': MASK}),
+    'membership_labels': lambda: (
+        (torch.block_diag(*[torch.full((k, k), 1 / k) for k in (3, 5, 6)]), 3), seeded()),
     'merge_tokens': lambda: ((X, 3), {'metric': randn(2, 14, 3), 'sizes': WEIGHTS[..., None] + 1}),
     'merge_tokens_to': lambda: ((X, 9), {'metric': randn(2, 14, 3), 'sizes': WEIGHTS[..., None] + 1}),
     'minibatch_kmeans_start': lambda: ((X, 3), {'init': X[:, :3], 'mask': MASK, 'weights': WEIGHTS}),
@@ -246,6 +250,7 @@ def test_expanded_batches(name):
 
 # Types of the floating results for fp16 points: i = that of the points, w = fp32, d = float64. Float64 stays.
 RESULT_TYPES = {
+    'kmeans_sdp': 'iii', 'likelihood_sdp': 'iii',
     'erase_directions': 'i', 'multilabel_discrimination': 'i',
     'distance_weights': 'i', 'likelihood_weights': 'i',
     'conditional_coding_rate': 'i', 'doubly_stochastic': 'i', 'rate_reduction': 'i',
@@ -297,6 +302,7 @@ PROBLEM = [
 CELL = ['cell_means', 'cluster_points', 'spread_clusters']
 # These take labels, or what another function made of points; that function has its own row.
 OF_RESULTS = [
+    'membership_labels',
     'likelihood_weights',
     'co_association',
     'class_overlap',
@@ -306,7 +312,7 @@ OF_RESULTS = [
 ]  # fmt: skip
 POINT_FUNCTIONS = sorted(set(CALLS) - set(OF_RESULTS))
 # The 0th dimension of their arguments is not one of problems.
-NO_BATCH = [*ROW, *CELL, *OF_RESULTS]
+NO_BATCH = ['kmeans_sdp', 'likelihood_sdp', *ROW, *CELL, *OF_RESULTS]
 
 
 def call(name, change=lambda x: x, edit=None):

@@ -9,14 +9,19 @@ from clusterplug.functional.kmeans.minibatch_kmeans import (
     minibatch_kmeans_start,
     minibatch_kmeans_update,
 )
+from clusterplug.functional.kmeans.sdp import SDPResult, kmeans_sdp, likelihood_sdp, membership_labels
 
 __all__ = [
     'KMeansResult',
     'MiniBatchKMeansState',
     'MiniBatchKMeansStep',
+    'SDPResult',
     'kkz',
     'kmeans',
     'kmeans_plus_plus',
+    'kmeans_sdp',
+    'likelihood_sdp',
+    'membership_labels',
     'minibatch_kmeans_start',
     'minibatch_kmeans_update',
     'nearest_center',
