@@ -2,6 +2,7 @@
 """Heads: what turns a backbone feature into an embedding or a prediction."""
 
 from clusterplug.heads.class_pair_gate import ClassPairGate
+from clusterplug.heads.cluster_softmax_head import ClusterSoftmaxHead
 from clusterplug.heads.grassmann_head import GrassmannHead
 from clusterplug.heads.matryoshka import MatryoshkaHead, PrototypeScores
 from clusterplug.heads.multi_label_cluster_head import MultiLabelClusterHead
@@ -11,6 +12,7 @@ from clusterplug.heads.subspace_learner_head import SubspaceLearnerHead, normali
 
 __all__ = [
     'ClassPairGate',
+    'ClusterSoftmaxHead',
     'GrassmannHead',
     'MatryoshkaHead',
     'MultiLabelClusterHead',

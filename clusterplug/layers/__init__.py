@@ -5,6 +5,7 @@ from clusterplug.layers.feature_clustering import FeatureClustering
 from clusterplug.layers.feature_clustering_block import FeatureClusteringBlock
 from clusterplug.layers.feature_clustering_pool import FeatureClusteringPool
 from clusterplug.layers.householder import HouseholderProjector, register_householder
+from clusterplug.layers.noisy_clean_encoder import NoisyCleanEncoder, NoisyCleanFeatures
 from clusterplug.layers.point_feature_clustering import PointFeatureClusteringBlock, PointFeatureClusteringPool
 from clusterplug.layers.segment_token_clustering import SegmentTokenClustering, SegmentTokens
 from clusterplug.layers.spatial_attention import SpatialAttention
@@ -12,7 +13,18 @@ from clusterplug.layers.token_clustering import TokenClustering
 from clusterplug.layers.token_reconstruction import TokenReconstruction
 
 __all__ = [
-    'FeatureClustering', 'FeatureClusteringBlock', 'FeatureClusteringPool', 'HouseholderProjector',
-    'PointFeatureClusteringBlock', 'PointFeatureClusteringPool', 'SegmentTokenClustering', 'SegmentTokens',
-    'SpatialAttention', 'TokenClustering', 'TokenReconstruction', 'register_householder',
+    'FeatureClustering',
+    'FeatureClusteringBlock',
+    'FeatureClusteringPool',
+    'HouseholderProjector',
+    'NoisyCleanEncoder',
+    'NoisyCleanFeatures',
+    'PointFeatureClusteringBlock',
+    'PointFeatureClusteringPool',
+    'SegmentTokenClustering',
+    'SegmentTokens',
+    'SpatialAttention',
+    'TokenClustering',
+    'TokenReconstruction',
+    'register_householder',
 ]  # fmt: skip

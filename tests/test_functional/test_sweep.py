@@ -345,7 +345,7 @@ def assert_same(got, expected, rtol=1e-4, atol=1e-5):
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize('name', CALLS)
+@pytest.mark.parametrize('name', sorted(set(CALLS) - {'co_association'}))  # labels have no precision
 def test_types_agree(name):
     exact = call(name, to(torch.float32, torch.float64))
     assert all(x.dtype == torch.float64 for x in exact if x.is_floating_point())

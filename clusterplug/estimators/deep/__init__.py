@@ -3,11 +3,13 @@
 
 from clusterplug.estimators.deep.base import DeepClusterer
 from clusterplug.estimators.deep.denoising import DenoisingAutoencoder
+from clusterplug.estimators.deep.depict import DEPICT
 from clusterplug.estimators.deep.embedded import DeepEmbeddedClustering
 from clusterplug.estimators.deep.graph_contrast import GraphContrastClustering
 from clusterplug.estimators.deep.training import Phase, TrainingState
 
 __all__ = [
+    'DEPICT',
     'DeepClusterer',
     'DeepEmbeddedClustering',
     'DenoisingAutoencoder',
