@@ -11,6 +11,7 @@ from clusterplug.losses.nt_xent import NTXentLoss
 from clusterplug.losses.point_cluster import PointClusterLoss
 from clusterplug.losses.rate_reduction import RateReductionLoss
 from clusterplug.losses.self_distillation import DINOLoss, IBOTLoss, masked_tokens
+from clusterplug.losses.self_expression import SelfExpressionLoss
 from clusterplug.losses.swav import SwAVLoss
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     'NestedViewLoss',
     'PointClusterLoss',
     'RateReductionLoss',
+    'SelfExpressionLoss',
     'SimLAPLoss',
     'SwAVLoss',
     'margin_pairs',

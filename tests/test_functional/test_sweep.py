@@ -137,6 +137,7 @@ CALLS = {
     'reconstruct_tokens': lambda: ((randn(2, 2, 2, 8), cluster_tokens(MAPS, (2, 2))), {'num_neighbors': 3}),
     'sample_anchors': lambda: (
         (ids(40), ids(40, seed=1)), {'num_classes': 3, 'num_anchors_per_class': 4, **seeded()}),
+    'self_expression': lambda: ((X,), {'ridge': 0.5}),
     'semantic_transport': lambda: (
         (X,), {'epsilon': 0.3, 'mass': 0.5, 'penalty': 1.0, 'mask': MASK, 'graph': GRAPH, 'strength': 3.0,
                'max_iters': 5, 'tol': 1e-9}),
@@ -158,6 +159,7 @@ CALLS = {
         {'temperature': 0.1}),
     'token_neighbors': lambda: ((cluster_tokens(MAPS, (2, 2)),), {'num_neighbors': 3}),
     'token_spread': lambda: ((MAPS, (2, 2)), {'mask': ids(2, 6, 6, most=5) > 0}),
+    'top_coefficients': lambda: ((randn(2, 14, 14), 3), {}),
     'unbalanced_transport': lambda: (
         (X,), {'epsilon': 0.3, 'num_iters': 20, 'row_marginals': ROWS, 'col_marginals': COLUMNS}),
     'view_contrast_terms': lambda: (
@@ -250,6 +252,7 @@ def test_expanded_batches(name):
 
 # Types of the floating results for fp16 points: i = that of the points, w = fp32, d = float64. Float64 stays.
 RESULT_TYPES = {
+    'self_expression': 'i', 'top_coefficients': 'i',
     'kmeans_sdp': 'iii', 'likelihood_sdp': 'iii',
     'erase_directions': 'i', 'multilabel_discrimination': 'i',
     'distance_weights': 'i', 'likelihood_weights': 'i',
@@ -268,8 +271,6 @@ RESULT_TYPES = {
     'nt_xent': 'i', 'pair_contrast_terms': 'i', 'pairwise_distances': 'i', 'partial_transport': 'i',
     'reconstruct_tokens': 'i',
     'align_by_transport': 'i', 'laplacian_assign': 'i', 'progressive_transport': 'i', 'semantic_transport': 'i',
-    'progressive_transport': 'i', 'semantic_transport': 'i',
-    'align_by_transport': 'i', 'laplacian_assign': 'i',
     'sinkhorn': 'i', 'sinkhorn_log_plan': 'i', 'size_biased_attention': 'i', 'soft_cluster_encode': 'iiww',
     'spectral_clustering': 'w', 'spread_clusters': 'i', 'subclass_contrast': 'i', 'subclass_contrast_terms': 'i',
     'token_neighbors': 'w', 'token_spread': 'w', 'unbalanced_transport': 'i', 'view_contrast_terms': 'w',

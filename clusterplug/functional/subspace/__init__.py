@@ -19,6 +19,7 @@ from clusterplug.functional.subspace.householder import (
 )
 from clusterplug.functional.subspace.k_subspaces import KSubspacesResult, k_subspaces
 from clusterplug.functional.subspace.rate_reduction import conditional_coding_rate, rate_reduction
+from clusterplug.functional.subspace.self_expression import self_expression, top_coefficients
 
 __all__ = [
     'CCAResult',
@@ -41,5 +42,7 @@ __all__ = [
     'principal_angles',
     'projection_energy',
     'rate_reduction',
+    'self_expression',
     'spectral_entropy',
+    'top_coefficients',
 ]

@@ -16,7 +16,8 @@ def self_expression(layers: Tensor | Sequence[Tensor], *, ridge: float) -> Tenso
     r"""Return the coefficients by which the samples express each other in several spaces at once, in closed form.
 
     .. math:: C = \operatorname{argmin}_{\operatorname{diag} C = 0} \sum_l \| C H_l - H_l \|_F^2 + \lambda \| C \|_F^2,
-              \qquad C_{ij} = -\frac{D_{ij}}{D_{ii}}\ (i \ne j), \quad D = \Bigl(\sum_l H_l H_l^\top + \lambda I\Bigr)^{-1}
+              \qquad C_{ij} = -\frac{D_{ij}}{D_{ii}}\ (i \ne j), \quad
+              D = \Bigl(\sum_l H_l H_l^\top + \lambda I\Bigr)^{-1}
 
     Row i holds the coefficients of sample i. One Cholesky factorization of n x n replaces the hundreds of gradient
     steps of the deep methods. Gradients reach the layers.
