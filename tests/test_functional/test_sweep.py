@@ -116,6 +116,7 @@ CALLS = {
         (minibatch_kmeans_start(X, 3, init='kkz'), X), {'mask': MASK, 'weights': WEIGHTS}),
     'multilabel_discrimination': lambda: (
         (unit(6, 4), unit(6, 5, seed=1)), {'scale': 8.0, 'margin': 0.3}),
+    'minimum_spanning_scale': lambda: ((X, 0.5), {}),
     'nearest_center': lambda: ((X + 9, randn(2, 3, 5, seed=1) + 9), {'mask': MASK}),
     'normalized_laplacian': lambda: ((GRAPH,), {}),
     'normalized_mutual_info': lambda: ((ids(30), ids(30, seed=1)), {}),
@@ -271,6 +272,8 @@ RESULT_TYPES = {
     'nt_xent': 'i', 'pair_contrast_terms': 'i', 'pairwise_distances': 'i', 'partial_transport': 'i',
     'reconstruct_tokens': 'i',
     'align_by_transport': 'i', 'laplacian_assign': 'i', 'progressive_transport': 'i', 'semantic_transport': 'i',
+    'align_by_transport': 'i', 'minimum_spanning_scale': 'w', 'laplacian_assign': 'i',
+    'progressive_transport': 'i', 'semantic_transport': 'i',
     'sinkhorn': 'i', 'sinkhorn_log_plan': 'i', 'size_biased_attention': 'i', 'soft_cluster_encode': 'iiww',
     'spectral_clustering': 'w', 'spread_clusters': 'i', 'subclass_contrast': 'i', 'subclass_contrast_terms': 'i',
     'token_neighbors': 'w', 'token_spread': 'w', 'unbalanced_transport': 'i', 'view_contrast_terms': 'w',

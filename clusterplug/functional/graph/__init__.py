@@ -12,6 +12,7 @@ from clusterplug.functional.graph.laplacian_assign import LaplacianAssignment, l
 from clusterplug.functional.graph.linkage import LinkageTree, cut_linkage, cut_linkage_at, linkage
 from clusterplug.functional.graph.neighbors import KNNGraph, affinity, knn_graph
 from clusterplug.functional.graph.semantic_transport import semantic_transport
+from clusterplug.functional.graph.spanning import minimum_spanning_scale
 from clusterplug.functional.graph.spectral import spectral_clustering
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     'knn_graph',
     'laplacian_assign',
     'linkage',
+    'minimum_spanning_scale',
     'normalized_laplacian',
     'semantic_transport',
     'spectral_clustering',

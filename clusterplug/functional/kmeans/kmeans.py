@@ -44,6 +44,7 @@ def kmeans(
     tol: float | None = 1e-4,
     mask: Tensor | None = None,
     weights: Tensor | None = None,
+    fixed: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> KMeansResult:
     r"""Cluster each problem of a batch by Lloyd's iteration.
@@ -70,6 +71,9 @@ def kmeans(
             first and then every eighth iteration; in between they keep their centers.
         mask: (..., N) bool, True = valid. Masked points may hold anything, NaN too.
         weights: (..., N) non-negative; None = 1. A point of weight 0 gets a label but moves nothing.
+        fixed: (F, D) or (..., F, D) centers of groups that are known already, as in the discovery of novel classes: the
+            starts of 'k-means++' and 'kkz' keep away from them as from each other. They do not move, take no points
+            and are not returned.
         generator: Random numbers of 'k-means++'; None = torch's default generator of the device.
 
     Returns:
@@ -97,29 +101,31 @@ def kmeans(
         tensor([[0.1000],
                 [6.4000]])
     """
-    fixed = tol is None or tol == 0
+    all_iters = tol is None or tol == 0
     _check(x, num_clusters, init, num_iters, tol, mask)
+    _check_fixed(x, init, fixed)
     lead, (num_points, dim) = x.shape[:-2], x.shape[-2:]
     flat, batch = x.detach().reshape(math.prod(lead), num_points, dim), math.prod(lead)
     weight = flat_weights(x, mask, weights)
     valid = None if mask is None else mask.reshape(batch, num_points)
-    if not fixed and x.device.type != 'cpu' and not torch.compiler.is_compiling():
+    if not all_iters and x.device.type != 'cpu' and not torch.compiler.is_compiling():
         check_finite(x, 'x', mask)
     draws = start = None
     if isinstance(init, Tensor):
         start = init.detach().expand(*lead, num_clusters, dim).reshape(batch, num_clusters, dim)
     elif init == 'k-means++':
         draws = random_draws(batch, num_clusters, x, generator)
+    known = None if fixed is None else fixed.detach().expand(*lead, *fixed.shape[-2:]).reshape(batch, -1, dim)
     if batch == 0:
         shapes, wide = ((*lead, num_points), (*lead, num_clusters, dim)), working_dtype(x.dtype)
         labels, used = x.new_empty(shapes[0], dtype=torch.int64), x.new_empty(lead, dtype=torch.int64)
         return KMeansResult(labels, x.new_empty(shapes[1]), x.new_empty(lead, dtype=wide), used)
     groups = problem_groups(flat, num_clusters) if host_checks_allowed(x) else [slice(0, batch)]
-    options = (num_clusters, init, num_iters, 0.0 if fixed else float(tol))
+    options = (num_clusters, init, num_iters, 0.0 if all_iters else float(tol))
     with torch.no_grad(), exact_products(x):
         parts = []
         for group in groups:
-            given = (flat, valid, weight, draws, start)
+            given = (flat, valid, weight, draws, start, known)
             parts.append(_solve(*(None if each is None else each[group] for each in given), options))
     labels, centers, inertia, used = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts))
     return KMeansResult(
@@ -177,7 +183,7 @@ def nearest_center(x: Tensor, centers: Tensor, *, mask: Tensor | None = None) ->
     return labels.view(*lead, num_points), distances.view(*lead, num_points)
 
 
-def _solve(x, valid, weights, draws, start, options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _solve(x, valid, weights, draws, start, known, options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return labels, centers, inertia and iterations of the problems x (B, N, D), all in one group."""
     num_clusters, init, num_iters, tol = options
     frame = centred(x, valid)
@@ -186,10 +192,11 @@ def _solve(x, valid, weights, draws, start, options) -> tuple[Tensor, Tensor, Te
     if start is not None:
         centers = to_centred(start, frame)
     else:
+        known = None if known is None else to_centred(known, frame)
         if init == 'kkz':
-            index = kkz_indices(points, frame.offset * frame.scale, weights, num_clusters)
+            index = kkz_indices(points, frame.offset * frame.scale, weights, num_clusters, known)
         else:
-            index = plus_plus_indices(points, weights, draws)
+            index = plus_plus_indices(points, weights, draws, known)
         centers = points.gather(1, index.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
     tolerance = tol * frame.variance if tol > 0 else None
     lloyd = lloyd_cpu if frame.extended is None else lloyd_device
@@ -231,3 +238,19 @@ def _check(x, num_clusters, init, num_iters, tol, mask) -> None:
     check_device(init, x.device, 'init')
     if host_checks_allowed(x):
         check_finite(init, 'init')
+
+
+def _check_fixed(x: Tensor, init: str | Tensor, fixed: Tensor | None) -> None:
+    if fixed is None:
+        return
+    if isinstance(init, Tensor):
+        raise ValueError(
+            "fixed must be None where init holds centers: it only guides 'k-means++' and 'kkz'"
+        )
+    check_points(fixed, 'fixed')
+    check_device(fixed, x.device, 'fixed')
+    if fixed.shape[-1] != x.shape[-1] or fixed.shape[:-2] not in (torch.Size(), x.shape[:-2]):
+        wanted = f'(F, {x.shape[-1]}) or {(*x.shape[:-2], "F", x.shape[-1])}'
+        raise ValueError(f'fixed must have shape {wanted}, got {tuple(fixed.shape)}')
+    if host_checks_allowed(x):
+        check_finite(fixed, 'fixed')

@@ -127,16 +127,19 @@ def random_draws(batch: int, num_clusters: int, x: Tensor, generator: torch.Gene
     return torch.rand(batch, num_clusters, trials, generator=generator, device=device).to(x.device)
 
 
-def plus_plus_indices(points: Tensor, weights: Tensor | None, draws: Tensor) -> Tensor:
-    """Return (B, K) indices chosen by greedy k-means++ from points (B, N, D) near the origin."""
+def plus_plus_indices(points: Tensor, weights: Tensor | None, draws: Tensor, known: Tensor | None = None) -> Tensor:
+    """Return (B, K) indices chosen by greedy k-means++ from points (B, N, D) near the origin, away from ``known``."""
     norms = points.square().sum(-1)
     weight = torch.ones_like(norms) if weights is None else weights
     # Written into one tensor: small ones kept from each step would lie between the large ones of the next, and the
     # memory of these could not be used again.
     chosen = torch.empty(*draws.shape[:2], dtype=torch.int64, device=points.device)
-    chosen[:, :1] = _draw(weight, weight, draws[:, 0, :1])
-    closest = _distances(points, norms, chosen[:, :1]).squeeze(1)
-    for step in range(1, draws.shape[1]):
+    if known is None:
+        chosen[:, :1] = _draw(weight, weight, draws[:, 0, :1])
+        closest = _distances(points, norms, chosen[:, :1]).squeeze(1)
+    else:
+        closest = _to_known(points, known)
+    for step in range(1 if known is None else 0, draws.shape[1]):
         candidates = _draw(closest * weight, weight, draws[:, step])
         # (B, trials, N): what the distance to the nearest chosen point would become
         reduced = _distances(points, norms, candidates)
@@ -147,7 +150,9 @@ def plus_plus_indices(points: Tensor, weights: Tensor | None, draws: Tensor) -> 
     return chosen
 
 
-def kkz_indices(points: Tensor, offset: Tensor, weights: Tensor | None, num_clusters: int) -> Tensor:
+def kkz_indices(
+    points: Tensor, offset: Tensor, weights: Tensor | None, num_clusters: int, known: Tensor | None = None
+) -> Tensor:
     """Return (B, K) indices chosen by KKZ from points (B, N, D) near the origin; norms are those of points + offset."""
     norms = points.square().sum(-1)
     out = None if weights is None else weights <= 0
@@ -155,6 +160,8 @@ def kkz_indices(points: Tensor, offset: Tensor, weights: Tensor | None, num_clus
     closest = torch.full_like(norms, math.inf)
     chosen = torch.empty(len(points), num_clusters, dtype=torch.int64, device=points.device)
     score = from_origin
+    if known is not None:
+        score = closest = _to_known(points, known)
     for step in range(num_clusters):
         score = score if out is None else score.masked_fill(out, -math.inf)
         newest = score.argmax(-1, keepdim=True)
@@ -172,6 +179,14 @@ def _draw(mass: Tensor, fallback: Tensor, uniform: Tensor) -> Tensor:
     # right=True skips points of mass 0; the clamp keeps rounding inside the last point that has mass
     target = torch.minimum(uniform.double() * total, total * (1.0 - 1e-12))
     return torch.searchsorted(cumulated, target, right=True).clamp(max=mass.shape[-1] - 1)
+
+
+def _to_known(points: Tensor, known: Tensor) -> Tensor:
+    """Return the squared distances (B, N) of points to the nearest of the known centers (B, F, D)."""
+    joined = torch.cat([points, known], 1)
+    norms = joined.square().sum(-1)
+    index = torch.arange(points.shape[1], joined.shape[1], device=points.device).expand(len(points), -1)
+    return _distances(joined, norms, index)[..., : points.shape[1]].amin(1)
 
 
 def _distances(points: Tensor, norms: Tensor, index: Tensor) -> Tensor:
