@@ -5,6 +5,7 @@ from clusterplug.layers.feature_clustering import FeatureClustering
 from clusterplug.layers.feature_clustering_block import FeatureClusteringBlock
 from clusterplug.layers.feature_clustering_pool import FeatureClusteringPool
 from clusterplug.layers.householder import HouseholderProjector, register_householder
+from clusterplug.layers.inter_slice_encoder import InterSliceEncoder
 from clusterplug.layers.noisy_clean_encoder import NoisyCleanEncoder, NoisyCleanFeatures
 from clusterplug.layers.point_feature_clustering import PointFeatureClusteringBlock, PointFeatureClusteringPool
 from clusterplug.layers.segment_token_clustering import SegmentTokenClustering, SegmentTokens
@@ -17,6 +18,7 @@ __all__ = [
     'FeatureClusteringBlock',
     'FeatureClusteringPool',
     'HouseholderProjector',
+    'InterSliceEncoder',
     'NoisyCleanEncoder',
     'NoisyCleanFeatures',
     'PointFeatureClusteringBlock',
@@ -27,4 +29,4 @@ __all__ = [
     'TokenClustering',
     'TokenReconstruction',
     'register_householder',
-]  # fmt: skip
+]

@@ -2,8 +2,16 @@
 """Models that train a backbone without labels, over views of the same thing."""
 
 from clusterplug.pretraining.image_backbones import TimmBackbone, TorchvisionBackbone
+from clusterplug.pretraining.masked_slice_model import MaskedSliceModel
 from clusterplug.pretraining.multi_view_model import MultiViewModel
 from clusterplug.pretraining.subspace_metric_model import SubspaceMetricModel
 from clusterplug.pretraining.view_inputs import MultiViewPreprocessor
 
-__all__ = ['MultiViewModel', 'MultiViewPreprocessor', 'SubspaceMetricModel', 'TimmBackbone', 'TorchvisionBackbone']
+__all__ = [
+    'MaskedSliceModel',
+    'MultiViewModel',
+    'MultiViewPreprocessor',
+    'SubspaceMetricModel',
+    'TimmBackbone',
+    'TorchvisionBackbone',
+]

@@ -142,6 +142,7 @@ CALLS = {
     'semantic_transport': lambda: (
         (X,), {'epsilon': 0.3, 'mass': 0.5, 'penalty': 1.0, 'mask': MASK, 'graph': GRAPH, 'strength': 3.0,
                'max_iters': 5, 'tol': 1e-9}),
+    'sample_sequence': lambda: ((X, 13 * torch.rand(2, 6, generator=torch.Generator().manual_seed(1))), {}),
     'sinkhorn': lambda: (
         (X,), {'epsilon': 0.3, 'num_iters': 20, 'row_marginals': ROWS, 'col_marginals': COLUMNS}),
     'sinkhorn_log_plan': lambda: (
@@ -271,9 +272,9 @@ RESULT_TYPES = {
     'merge_tokens_to': 'ii', 'minibatch_kmeans_start': 'wd', 'minibatch_kmeans_update': 'wdw', 'nearest_center': 'w',
     'nt_xent': 'i', 'pair_contrast_terms': 'i', 'pairwise_distances': 'i', 'partial_transport': 'i',
     'reconstruct_tokens': 'i',
-    'align_by_transport': 'i', 'laplacian_assign': 'i', 'progressive_transport': 'i', 'semantic_transport': 'i',
     'align_by_transport': 'i', 'minimum_spanning_scale': 'w', 'laplacian_assign': 'i',
     'progressive_transport': 'i', 'semantic_transport': 'i',
+    'sample_sequence': 'i',
     'sinkhorn': 'i', 'sinkhorn_log_plan': 'i', 'size_biased_attention': 'i', 'soft_cluster_encode': 'iiww',
     'spectral_clustering': 'w', 'spread_clusters': 'i', 'subclass_contrast': 'i', 'subclass_contrast_terms': 'i',
     'token_neighbors': 'w', 'token_spread': 'w', 'unbalanced_transport': 'i', 'view_contrast_terms': 'w',
@@ -301,7 +302,7 @@ PROBLEM = [
     'grassmann_step', 'householder_product', 'householder_reflectors', 'orthonormalize_bases',
     'assign_subclasses', 'bipartite_matching', 'cluster_encode', 'cluster_pool', 'combine_tokens', 'merge_tokens',
     'merge_tokens_to', 'nt_xent', 'partial_transport', 'reconstruct_tokens', 'sinkhorn', 'sinkhorn_log_plan',
-    'soft_cluster_encode', 'unbalanced_transport', 'view_contrast_terms',
+    'sample_sequence', 'soft_cluster_encode', 'unbalanced_transport', 'view_contrast_terms',
 ]  # fmt: skip
 CELL = ['cell_means', 'cluster_points', 'spread_clusters']
 # These take labels, or what another function made of points; that function has its own row.

@@ -12,6 +12,7 @@ from clusterplug.functional.features.feature_clustering import (
 )
 from clusterplug.functional.features.point_cells import PointCells, cell_means, point_cells
 from clusterplug.functional.features.point_clustering import cluster_points, spread_clusters
+from clusterplug.functional.features.sample_sequence import sample_sequence
 
 __all__ = [
     'FeatureClusters',
@@ -21,6 +22,7 @@ __all__ = [
     'cluster_points',
     'cluster_pool',
     'point_cells',
+    'sample_sequence',
     'soft_cluster_encode',
     'spread_clusters',
 ]

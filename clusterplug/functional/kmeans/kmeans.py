@@ -244,9 +244,7 @@ def _check_fixed(x: Tensor, init: str | Tensor, fixed: Tensor | None) -> None:
     if fixed is None:
         return
     if isinstance(init, Tensor):
-        raise ValueError(
-            "fixed must be None where init holds centers: it only guides 'k-means++' and 'kkz'"
-        )
+        raise ValueError("fixed must be None where init holds centers: it only guides 'k-means++' and 'kkz'")
     check_points(fixed, 'fixed')
     check_device(fixed, x.device, 'fixed')
     if fixed.shape[-1] != x.shape[-1] or fixed.shape[:-2] not in (torch.Size(), x.shape[:-2]):
