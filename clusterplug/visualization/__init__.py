@@ -6,6 +6,7 @@ from clusterplug.visualization.class_maps import save_class_map
 from clusterplug.visualization.cluster_page import paint_clusters, save_cluster_page, save_cluster_panels
 from clusterplug.visualization.cluster_views import ClusterView, cluster_views
 from clusterplug.visualization.colors import SEMANTICKITTI, class_colors, class_name, subclass_colors
+from clusterplug.visualization.confusability import save_class_overlap
 from clusterplug.visualization.memory_figures import save_center_map, save_curves, save_sizes
 from clusterplug.visualization.panels import save_panels
 from clusterplug.visualization.ply import save_ply
@@ -20,8 +21,30 @@ from clusterplug.visualization.retrieval_figures import (
 from clusterplug.visualization.token_figures import paint_token_clusters, save_token_panels, token_colors
 
 __all__ = [
-    'SEMANTICKITTI', 'ClusterView', 'birds_eye', 'class_colors', 'class_name', 'cluster_views', 'paint_clusters',
-    'paint_token_clusters', 'save_center_map', 'save_class_map', 'save_cluster_page', 'save_cluster_panels',
-    'save_contact_sheet', 'save_curves', 'save_kept_tokens', 'save_page', 'save_panels', 'save_ply', 'save_rerun',
-    'save_segment_strip', 'save_similarity_map', 'save_sizes', 'save_token_panels', 'subclass_colors', 'token_colors',
+    'SEMANTICKITTI',
+    'ClusterView',
+    'birds_eye',
+    'class_colors',
+    'class_name',
+    'cluster_views',
+    'paint_clusters',
+    'paint_token_clusters',
+    'save_center_map',
+    'save_class_map',
+    'save_class_overlap',
+    'save_cluster_page',
+    'save_cluster_panels',
+    'save_contact_sheet',
+    'save_curves',
+    'save_kept_tokens',
+    'save_page',
+    'save_panels',
+    'save_ply',
+    'save_rerun',
+    'save_segment_strip',
+    'save_similarity_map',
+    'save_sizes',
+    'save_token_panels',
+    'subclass_colors',
+    'token_colors',
 ]  # fmt: skip
