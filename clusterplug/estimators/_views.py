@@ -94,3 +94,60 @@ def normalized(view: Tensor, kind: str | None, device: Any = None) -> Tensor:
         deviation = centered.square().mean(0).sqrt()
         values = centered / torch.where(deviation > 0, deviation, 1.0)
     return values.float()
+
+
+class ViewStack:
+    """Views that stay where they are, and come side by side, normalized and in fp32, when rows are asked for.
+
+    Args:
+        views: Tensors (N, D_v), of any floating type; mapped files too.
+        kind: A normalization of :data:`NORMALIZATIONS`.
+        scaling: What :meth:`scaling_of` returned for the views of fit.
+    """
+
+    def __init__(self, views: list[Tensor], kind: str | None, scaling: list):
+        self.views, self.kind, self.scaling = views, kind, scaling
+        self.device = views[0].device
+
+    def __len__(self) -> int:
+        return len(self.views[0])
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        return torch.cat([self._part(number, rows) for number in range(len(self.views))], 1)
+
+    def view(self, number: int) -> Tensor:
+        """Return a view, normalized, in whole."""
+        return self._part(number, slice(None))
+
+    def checksum(self) -> float:
+        """What tells other views."""
+        return float(sum(view.double().sum() for view in self.views))
+
+    def _part(self, number: int, rows: Any) -> Tensor:
+        values = self.views[number][rows]
+        width = values.shape[1]
+        if self.kind == 'l2':  # a mean square of 1, which is what a first layer is made for
+            return normalized(values, 'l2') * width**0.5
+        shift, scale = self.scaling[number]
+        moved = (values.double() - torch.as_tensor(shift, device=values.device)) * torch.as_tensor(
+            scale, device=values.device
+        )
+        return moved.float()
+
+    @staticmethod
+    def scaling_of(views: list[Tensor], kind: str | None) -> list:
+        """Return shift and factor of each view, as arrays: of each feature, or of the whole view without a kind."""
+        found = []
+        for view in views:
+            if kind == 'l2':
+                found.append([np.zeros(1), np.ones(1)])
+                continue
+            values = view.double()
+            centered = values - values.mean(0)
+            unit = centered.abs().amax(0) if kind == 'standard' else centered.abs().amax()
+            unit = torch.where(unit > 0, unit, 1.0)
+            relative = (centered / unit).square()
+            deviation = unit * (relative.mean(0) if kind == 'standard' else relative.mean()).sqrt()
+            factor = 1 / torch.where(deviation > 0, deviation, 1.0)
+            found.append([values.mean(0).cpu().numpy(), np.atleast_1d(factor.cpu().numpy())])
+        return found

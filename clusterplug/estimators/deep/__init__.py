@@ -6,6 +6,7 @@ from clusterplug.estimators.deep.denoising import DenoisingAutoencoder
 from clusterplug.estimators.deep.depict import DEPICT
 from clusterplug.estimators.deep.embedded import DeepEmbeddedClustering
 from clusterplug.estimators.deep.graph_contrast import GraphContrastClustering
+from clusterplug.estimators.deep.multi_view import MultiViewClustering
 from clusterplug.estimators.deep.training import Phase, TrainingState
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     'DeepEmbeddedClustering',
     'DenoisingAutoencoder',
     'GraphContrastClustering',
+    'MultiViewClustering',
     'Phase',
     'TrainingState',
 ]

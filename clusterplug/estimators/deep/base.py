@@ -23,6 +23,10 @@ from clusterplug.version import __version__
 __all__ = ['DeepClusterer']
 
 
+# What a run needs of its data, before there are results.
+_OF_INPUT = ('shift_', 'scale_', 'input_shape_', 'n_features_in_', 'view_names_', 'view_scaling_')
+
+
 class DeepClusterer(TransformerMixin, Clusterer):
     """Base of the estimators that train a network: one loop, one look.
 
@@ -287,7 +291,7 @@ class DeepClusterer(TransformerMixin, Clusterer):
             header['params'][name] = pack_value(f'params.{name}', value, arrays)
         for name, value in vars(self).items():
             is_result = name.endswith('_') and not name.startswith('_') and name != 'network_'
-            if is_result and (results or name in ('shift_', 'scale_', 'input_shape_', 'n_features_in_')):
+            if is_result and (results or name in _OF_INPUT):
                 header['results'][name] = pack_value(f'results.{name}', value, arrays)
         if getattr(self, '_state', None) is not None:
             header['run'] = pack_run(self._state, self.network_, arrays)
@@ -327,7 +331,7 @@ class DeepClusterer(TransformerMixin, Clusterer):
     def _restore(self, arrays: dict[str, np.ndarray], header: dict, path: Any) -> None:
         if header.get('class') != type(self).__name__ or 'run' not in header:
             raise ValueError(f'{path} holds no training of a {type(self).__name__}; choose another file')
-        for name in ('shift_', 'scale_', 'input_shape_'):
+        for name in _OF_INPUT:
             if name in header['results']:
                 setattr(self, name, unpack_value(header['results'][name], arrays))
         self._seed, self._fingerprint = header['run']['seed'], header['run']['fingerprint']
@@ -375,7 +379,8 @@ class OwnEncoder(nn.Module):
 
 def _fingerprint(x: Tensor) -> list:
     """What tells the X of another fit: number of samples, sum of the values (the digits that fp32 keeps)."""
-    return [len(x), f'{float(x.double().sum()):.6g}']
+    total = x.checksum() if hasattr(x, 'checksum') else float(x.double().sum())
+    return [len(x), f'{total:.6g}']
 
 
 def _read_any(X: Any, dims: int | None) -> Points:
