@@ -75,7 +75,7 @@ class SelfExpressionLoss(nn.Module):
                 values = layer.to(dtype)
                 term = (coef.to(dtype) @ values - values).square().sum()
                 if self.normalize_layers:
-                    energy = values.detach().square().sum()
+                    energy = values.square().sum()  # with its gradient: features must not gain by shrinking
                     term = term / torch.where(energy > 0, energy, 1.0)
                 total = total + term
         return total

@@ -7,12 +7,14 @@ from clusterplug.estimators.deep.depict import DEPICT
 from clusterplug.estimators.deep.embedded import DeepEmbeddedClustering
 from clusterplug.estimators.deep.graph_contrast import GraphContrastClustering
 from clusterplug.estimators.deep.multi_view import MultiViewClustering
+from clusterplug.estimators.deep.subspace_clustering import DeepSubspaceClustering
 from clusterplug.estimators.deep.training import Phase, TrainingState
 
 __all__ = [
     'DEPICT',
     'DeepClusterer',
     'DeepEmbeddedClustering',
+    'DeepSubspaceClustering',
     'DenoisingAutoencoder',
     'GraphContrastClustering',
     'MultiViewClustering',

@@ -36,6 +36,7 @@ class Phase:
         step_done: ``(rows) -> None``, called after each optimizer step.
         parameters: ``() -> parameters`` that are trained; None = all of the network.
         weight_decay: Of Adam.
+        settled: ``(losses of the epochs of the phase so far) -> bool``: whether the phase ends.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Phase:
     step_done: Callable[[Tensor], None] | None = None
     parameters: Callable[[], list[nn.Parameter]] | None = None
     weight_decay: float = 0.0
+    settled: Callable[[list[float]], bool] | None = None
 
 
 @dataclasses.dataclass
@@ -208,6 +210,10 @@ def _epoch_is_last(phase: Phase, state: TrainingState, num_samples: int, bar) ->
     state.waited = 0 if entry['loss'] < state.best else state.waited + 1
     state.best = min(state.best, entry['loss'])
     state.epoch, state.batch, state.sums, state.refreshed = state.epoch + 1, 0, {}, False
+    if phase.settled is not None:
+        losses = [each['loss'] for each in state.history[-state.epoch :] if each['phase'] == phase.name]
+        if phase.settled(losses):
+            return True
     return phase.patience is not None and state.waited >= phase.patience
 
 
