@@ -38,7 +38,7 @@ def sample_id(sample: Mapping, key: str) -> Hashable:
     if value is None and key == 'lidar_path':
         value = (sample.get('lidar_points') or {}).get('lidar_path')
     if value is None and key == 'img_path':
-        cameras = list((sample.get('images') or {}).values())
+        cameras = [each for each in (sample.get('images') or {}).values() if isinstance(each, Mapping)]
         value = next((camera['img_path'] for camera in cameras if camera.get('img_path')), None)
     if isinstance(value, list | tuple) and value:
         value = value[0]
