@@ -20,6 +20,7 @@ class ImageFolder(BaseDataset):
         data_root: the folder, searched with its sub-folders.
         labels: whether folders are classes, in alphabetical order (``metainfo['classes']``).
         suffixes: endings of image files, any case.
+        split: as of :class:`ImageArrays`.
         **kwargs: as of mmengine's ``BaseDataset`` (``pipeline``, ``indices`` ...).
 
     Raises:
@@ -29,8 +30,15 @@ class ImageFolder(BaseDataset):
         In a config: ``dataset=dict(type='clusterplug.ImageFolder', data_root='data/imagenet/train', pipeline=[...])``
     """
 
-    def __init__(self, data_root: str, labels: bool = False, suffixes: Sequence[str] = _SUFFIXES, **kwargs):
-        self.labels, self.suffixes = labels, tuple(each.lower() for each in suffixes)
+    def __init__(
+        self,
+        data_root: str,
+        labels: bool = False,
+        suffixes: Sequence[str] = _SUFFIXES,
+        split: str | None = None,
+        **kwargs,
+    ):
+        self.labels, self.suffixes, self.split = labels, tuple(each.lower() for each in suffixes), split
         super().__init__(data_root=data_root, ann_file='', **kwargs)
 
     def load_data_list(self) -> list[dict]:
@@ -41,12 +49,13 @@ class ImageFolder(BaseDataset):
         paths = sorted(path for path in root.rglob('*') if path.suffix.lower() in self.suffixes)
         if not paths:
             raise FileNotFoundError(f'{root} holds no image with one of the endings {", ".join(self.suffixes)}')
+        more = {} if self.split is None else {'split': self.split}
         if not self.labels:
-            return [dict(img_path=str(path)) for path in paths]
+            return [dict(img_path=str(path), **more) for path in paths]
         classes = sorted({path.parent.name for path in paths})
         self._metainfo = {**self._metainfo, 'classes': tuple(classes)}
         number = {name: n for n, name in enumerate(classes)}
-        return [dict(img_path=str(path), gt_label=number[path.parent.name]) for path in paths]
+        return [dict(img_path=str(path), gt_label=number[path.parent.name], **more) for path in paths]
 
 
 @DATASETS.register_module()

@@ -34,7 +34,7 @@ class PrototypeHead(nn.Module):
         embed_dims: D.
 
     Shapes:
-        ``x`` (N, in_channels), N = 0 too, unless the projector holds BatchNorm, which needs two rows in training.
+        ``x`` (N, in_channels), N = 0 too; N = 1 not in training where the projector holds BatchNorm.
         Scores (N, K) in the wider of the types of the embedding and of the prototypes. A row of zeros stays zeros. A
         row with NaN or inf gives NaN in this row alone, as far as the projector treats rows one by one.
 
@@ -95,8 +95,7 @@ class PrototypeHead(nn.Module):
             )
         z = x
         if self.projector is not None:
-            self._check_rows(x)
-            z = self.projector(x)
+            z = self._project(x)
         if not self.normalize:
             return z
         with no_autocast(z):
@@ -122,12 +121,20 @@ class PrototypeHead(nn.Module):
     def _result_dtype(self, z: Tensor) -> torch.dtype:
         return torch.promote_types(z.dtype, self._sets()[0].dtype)
 
-    def _check_rows(self, x: Tensor) -> None:
-        if self.training and len(x) == 1 and any(isinstance(m, nn.BatchNorm1d) for m in self.projector.modules()):
+    def _project(self, x: Tensor) -> Tensor:
+        """The projector, where BatchNorm can take statistics of the rows."""
+        if not self.training or len(x) > 1 or not any(isinstance(m, nn.BatchNorm1d) for m in self.projector.modules()):
+            return self.projector(x)
+        if len(x) == 1:
             raise ValueError(
                 'the projector holds BatchNorm, which has no statistics of one row in training; use at least 2 samples '
                 "a step, or a projector without it: dict(type='clusterplug.ProjectionHead', norm='layer')"
             )
+        self.projector.eval()  # of no row, its running statistics would become NaN
+        try:
+            return self.projector(x)
+        finally:
+            self.projector.train()
 
 
 def _unit_rows(x: Tensor) -> Tensor:

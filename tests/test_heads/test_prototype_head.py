@@ -83,6 +83,10 @@ def test_strides_and_empty_batches():
     head, x = PrototypeHead(3, 4), torch.randn(3, 5)
     torch.testing.assert_close(head(x.T), head(x.T.contiguous()))
     assert head(torch.zeros(0, 3)).shape == (0, 4)
+    normed = PrototypeHead(3, 4, projector=ProjectionHead(3, 2, (5,), norm='batch'))
+    normed(torch.zeros(0, 3)).sum().backward()
+    assert normed.projector.training
+    assert all(torch.isfinite(value).all() for value in normed.state_dict().values())
 
 
 def test_bad_input():

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""probe.py: numbers of a config and a checkpoint, and what is refused."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip('mmdet3d')
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / 'configs/swav/swav_second-small_1xb256-40e_cifar10-selection.py')
+
+
+def probe(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, 'argv', ['probe.py', *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / 'tools/analysis_tools/probe.py'), run_name='__main__')
+    return stop.value.code
+
+
+@pytest.mark.slow
+def test_numbers_of_a_random_network(tmp_path, monkeypatch):
+    g = np.random.default_rng(0)
+    (tmp_path / 'images').mkdir()
+    bright = np.arange(40) % 2
+    images = (g.integers(0, 100, (40, 32, 32, 3)) + 150 * bright[:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / 'images/cifar10_small.npz', X_train=images, y_train=bright, X_test=images[:20],
+             y_test=bright[:20])  # fmt: skip
+    monkeypatch.setenv('CLUSTERPLUG_DATA', str(tmp_path))
+    out = tmp_path / 'numbers.json'
+    assert probe(monkeypatch, CONFIG, 'none', '--neighbors', 3, '--out', out, '--work-dir', tmp_path / 'log') == 0
+    numbers = json.loads(out.read_text())
+    assert numbers['knn_probe/accuracy'] == numbers['linear_probe/accuracy'] == 100
+    assert numbers['linear_probe/effective_rank'] >= 1
+
+
+def test_a_missing_checkpoint_is_named(monkeypatch):
+    assert 'CHECKPOINT must be a file, got nowhere.pth' in probe(monkeypatch, CONFIG, 'nowhere.pth')
