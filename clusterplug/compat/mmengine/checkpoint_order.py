@@ -31,6 +31,8 @@ def patch(module):
 
     def saves_before_it_removes(host):
         def save(self, *args, **kwargs) -> None:
+            if not hasattr(self, 'file_backend'):  # runner.val() without a training: there is nothing to save
+                return host(self, *args, **kwargs)
             backend = self.file_backend
             self.file_backend = later = _RemoveLater(backend)
             try:
