@@ -114,7 +114,7 @@ def quality(x, y, backbone, head, seed):
     return (*measure(z, y, seed), float(table.amax(1).sum() / len(y)), int((table.sum(1) > 0).sum()))
 
 
-def digit_lines(seeds, epochs):
+def digit_lines(seeds, epochs, prototypes):
     x, y = digits()
     pixels = [measure(x.flatten(1), y, seed) for seed in range(seeds)]
     lines = ['| features | ACC | 1-NN, 5 labels a class | purity | prototypes used | loss, first and last |',
@@ -126,7 +126,7 @@ def digit_lines(seeds, epochs):
         with torch.no_grad():
             untrained.append(measure(network().train()(x), y, seed))
     lines.append(f'| random network | {spread(untrained, 0)} | {spread(untrained, 1)} | | | |')
-    for number in (30, 10):
+    for number in prototypes:
         found, ends = [], []
         for seed in range(seeds):
             start = time.process_time()
@@ -201,13 +201,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--epochs', type=int, default=60)
+    parser.add_argument('--prototypes', type=int, nargs='+', default=[30, 10])
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument('--page', help='page whose part between the marks "swav" is replaced')
     options = parser.parse_args()
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
     with one_thread_each():
-        lines = [*time_lines(options.repeats), '', *digit_lines(options.seeds, options.epochs)]
+        lines = [*time_lines(options.repeats), '', *digit_lines(options.seeds, options.epochs, options.prototypes)]
     machine = describe_machine(('scikit-learn',))
     print('\n'.join([*machine, '', *lines]))
     if options.page:
