@@ -6,6 +6,7 @@ from clusterplug.estimators.deep.denoising import DenoisingAutoencoder
 from clusterplug.estimators.deep.depict import DEPICT
 from clusterplug.estimators.deep.embedded import DeepEmbeddedClustering
 from clusterplug.estimators.deep.graph_contrast import GraphContrastClustering
+from clusterplug.estimators.deep.manifold import ManifoldClustering
 from clusterplug.estimators.deep.multi_view import MultiViewClustering
 from clusterplug.estimators.deep.subspace_clustering import DeepSubspaceClustering
 from clusterplug.estimators.deep.training import Phase, TrainingState
@@ -17,6 +18,7 @@ __all__ = [
     'DeepSubspaceClustering',
     'DenoisingAutoencoder',
     'GraphContrastClustering',
+    'ManifoldClustering',
     'MultiViewClustering',
     'Phase',
     'TrainingState',
