@@ -19,6 +19,7 @@ from clusterplug.estimators.minibatch_kmeans import MiniBatchKMeans
 from clusterplug.estimators.novel_classes import NovelClassKMeans, NovelClassSpectral
 from clusterplug.estimators.online_subclass import OnlineSubclassClusterer
 from clusterplug.estimators.position_eraser import PositionEraser
+from clusterplug.estimators.progressive_transport import ProgressiveTransportClustering
 from clusterplug.estimators.projection_ncd import ProjectionBasedNCD
 from clusterplug.estimators.sample_likelihood import SampleLikelihood
 from clusterplug.estimators.spectral import SpectralClustering
@@ -28,6 +29,7 @@ __all__ = [
     'LikelihoodSDP',
     'AgglomerativeClustering', 'CoAssociation', 'GraphDegreeLinkage', 'KMeans', 'KMedoids', 'MiniBatchKMeans',
     'OnlineSubclassClusterer', 'PositionEraser', 'SampleLikelihood', 'SpectralClustering',
-    'TransductiveFewShot', 'HiddenClassCV', 'NovelClassKMeans', 'NovelClassSpectral', 'ProjectionBasedNCD',
+    'TransductiveFewShot', 'HiddenClassCV', 'NovelClassKMeans', 'NovelClassSpectral',
+    'ProgressiveTransportClustering', 'ProjectionBasedNCD',
     'estimate_n_clusters', *deep.__all__,
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from clusterplug.losses.rate_reduction import RateReductionLoss
 from clusterplug.losses.self_distillation import DINOLoss, IBOTLoss, masked_tokens
 from clusterplug.losses.self_expression import SelfExpressionLoss
 from clusterplug.losses.swav import SwAVLoss
+from clusterplug.losses.transport_pseudo_labels import TransportPseudoLabels
 
 __all__ = [
     'BatchEnhancedLoss',
@@ -32,6 +33,7 @@ __all__ = [
     'SelfExpressionLoss',
     'SimLAPLoss',
     'SwAVLoss',
+    'TransportPseudoLabels',
     'margin_pairs',
     'masked_tokens',
 ]

@@ -275,6 +275,8 @@ RESULT_TYPES = {
     'align_by_transport': 'i', 'minimum_spanning_scale': 'w', 'laplacian_assign': 'i',
     'progressive_transport': 'i', 'semantic_transport': 'i',
     'sample_sequence': 'i',
+    'align_by_transport': 'i', 'laplacian_assign': 'i', 'progressive_transport': 'i', 'semantic_transport': 'i',
+    'minimum_spanning_scale': 'w',
     'sinkhorn': 'i', 'sinkhorn_log_plan': 'i', 'size_biased_attention': 'i', 'soft_cluster_encode': 'iiww',
     'spectral_clustering': 'w', 'spread_clusters': 'i', 'subclass_contrast': 'i', 'subclass_contrast_terms': 'i',
     'token_neighbors': 'w', 'token_spread': 'w', 'unbalanced_transport': 'i', 'view_contrast_terms': 'w',
