@@ -5,6 +5,7 @@ from clusterplug.losses.batch_enhanced import BatchEnhancedLoss
 from clusterplug.losses.deep_cluster import DeepClusterLoss
 from clusterplug.losses.gated_contrast import GatedContrastLoss, SimLAPLoss
 from clusterplug.losses.intra_inter import IntraInterLoss
+from clusterplug.losses.koopman import KoopmanLoss
 from clusterplug.losses.layerwise_reconstruction import LayerwiseReconstructionLoss
 from clusterplug.losses.margin import MarginLoss, margin_pairs
 from clusterplug.losses.nested_cluster import NestedClusterLoss, NestedViewLoss
@@ -23,6 +24,7 @@ __all__ = [
     'GatedContrastLoss',
     'IBOTLoss',
     'IntraInterLoss',
+    'KoopmanLoss',
     'LayerwiseReconstructionLoss',
     'MarginLoss',
     'NTXentLoss',

@@ -106,6 +106,7 @@ CALLS = {
     'linear_cka': lambda: ((X, randn(2, 14, 3, seed=1)), {}),
     'likelihood_weights': lambda: ((WEIGHTS,), {'eta': 0.5, 'gamma': 5.0}),
     'likelihood_sdp': lambda: ((X[0], torch.eye(5).repeat(2, 1, 1)), {'tol': 1e-5, **seeded()}),
+    'linear_dynamics': lambda: ((X, randn(2, 14, 5, seed=1)), {'ridge': 0.1}),
     'linkage': lambda: ((X, ), {'mask': MASK}),
     'membership_labels': lambda: (
         (torch.block_diag(*[torch.full((k, k), 1 / k) for k in (3, 5, 6)]), 3), seeded()),
@@ -159,6 +160,7 @@ CALLS = {
     'subclass_contrast_terms': lambda: (
         (unit(6, 4), ids(6), unit(8, 4, seed=1), ids(8, seed=1), torch.zeros(8, dtype=torch.bool)),
         {'temperature': 0.1}),
+    'temporal_contrast': lambda: ((X,), {'num_neighbors': 3, 'temperature': 0.2}),
     'token_neighbors': lambda: ((cluster_tokens(MAPS, (2, 2)),), {'num_neighbors': 3}),
     'token_spread': lambda: ((MAPS, (2, 2)), {'mask': ids(2, 6, 6, most=5) > 0}),
     'top_coefficients': lambda: ((randn(2, 14, 14), 3), {}),
@@ -254,6 +256,7 @@ def test_expanded_batches(name):
 
 # Types of the floating results for fp16 points: i = that of the points, w = fp32, d = float64. Float64 stays.
 RESULT_TYPES = {
+    'linear_dynamics': 'i', 'temporal_contrast': 'i',
     'self_expression': 'i', 'top_coefficients': 'i',
     'kmeans_sdp': 'iii', 'likelihood_sdp': 'iii',
     'erase_directions': 'i', 'multilabel_discrimination': 'i',
@@ -319,7 +322,7 @@ OF_RESULTS = [
 ]  # fmt: skip
 POINT_FUNCTIONS = sorted(set(CALLS) - set(OF_RESULTS))
 # The 0th dimension of their arguments is not one of problems.
-NO_BATCH = ['kmeans_sdp', 'likelihood_sdp', *ROW, *CELL, *OF_RESULTS]
+NO_BATCH = ['temporal_contrast', 'kmeans_sdp', 'likelihood_sdp', *ROW, *CELL, *OF_RESULTS]
 
 
 def call(name, change=lambda x: x, edit=None):

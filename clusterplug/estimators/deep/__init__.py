@@ -6,6 +6,7 @@ from clusterplug.estimators.deep.denoising import DenoisingAutoencoder
 from clusterplug.estimators.deep.depict import DEPICT
 from clusterplug.estimators.deep.embedded import DeepEmbeddedClustering
 from clusterplug.estimators.deep.graph_contrast import GraphContrastClustering
+from clusterplug.estimators.deep.koopman import KoopmanAutoencoder
 from clusterplug.estimators.deep.manifold import ManifoldClustering
 from clusterplug.estimators.deep.multi_view import MultiViewClustering
 from clusterplug.estimators.deep.subspace_clustering import DeepSubspaceClustering
@@ -18,6 +19,7 @@ __all__ = [
     'DeepSubspaceClustering',
     'DenoisingAutoencoder',
     'GraphContrastClustering',
+    'KoopmanAutoencoder',
     'ManifoldClustering',
     'MultiViewClustering',
     'Phase',

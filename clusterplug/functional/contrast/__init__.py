@@ -23,6 +23,7 @@ from clusterplug.functional.contrast.subclass_contrast import (
     subclass_contrast,
     subclass_contrast_terms,
 )
+from clusterplug.functional.contrast.temporal_contrast import linear_dynamics, temporal_contrast
 
 __all__ = [
     'AnchorSample',
@@ -33,6 +34,7 @@ __all__ = [
     'gated_similarity',
     'info_nce',
     'likelihood_weights',
+    'linear_dynamics',
     'multilabel_discrimination',
     'neighbor_contrast',
     'nt_xent',
@@ -41,5 +43,6 @@ __all__ = [
     'student_assignment',
     'subclass_contrast',
     'subclass_contrast_terms',
+    'temporal_contrast',
     'view_contrast_terms',
 ]

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KoopmanAutoencoder: exact linear systems, the pendulum with and without entropy, shapes, bad input."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clusterplug.estimators.deep import KoopmanAutoencoder
+
+
+def pendulum(count=24, steps=40, seed=0):
+    """Angle and rate of swings of different size, 0.1 s a step."""
+    rng = np.random.default_rng(seed)
+    state = np.stack([rng.uniform(-2, 2, count), rng.uniform(-1, 1, count)], 1)
+    found = [state]
+    for _ in range(steps - 1):
+        for _ in range(10):
+            rate = state[:, 1] - 0.01 * np.sin(state[:, 0])
+            state = np.stack([state[:, 0] + 0.01 * rate, rate], 1)
+        found.append(state)
+    return np.stack(found, 1)
+
+
+def test_a_linear_system_gives_its_eigenvalues():
+    turn = 0.98 * np.array([[np.cos(0.3), np.sin(0.3)], [-np.sin(0.3), np.cos(0.3)]])
+    X = [np.random.default_rng(0).normal(size=(8, 2))]
+    for _ in range(19):
+        X.append(X[-1] @ turn)
+    X = np.stack(X, 1)
+    options = dict(operator='ridge', ridge=0.0, window=20, entropy_weight=0.0, epochs=0)
+    model = KoopmanAutoencoder(2, encoder=nn.Identity(), decoder=nn.Identity(), **options).fit(X)
+    np.testing.assert_allclose(np.abs(model.spectrum()), 0.98, rtol=1e-4)
+    np.testing.assert_allclose(model.rollout(X[:, 0], 19), X, atol=0.02)
+    assert model.rollout(X[0, 0], 3).shape == (4, 2)
+    assert model.transform(X).shape == (8, 20, 2)
+
+
+@pytest.mark.filterwarnings('ignore:the spectral radius')
+def test_entropy_keeps_modes_alive_on_the_pendulum():
+    X, held = pendulum(), pendulum(8, seed=1)
+    ends = {}
+    for weight in (0.0, 0.1):
+        model = KoopmanAutoencoder(8, hidden=(32,), entropy_weight=weight, epochs=8, window=12, lr=3e-3).fit(X)
+        ends[weight] = model.effective_dim_
+        assert model.history_[-1]['loss_prediction'] < model.history_[0]['loss_prediction']
+    assert ends[0.1] > ends[0.0]
+    error = np.sqrt(np.mean((model.rollout(held[:, 0], 10)[:, 10] - held[:, 10]) ** 2))
+    assert error < held.std()
+
+
+def test_same_seed_same_model_and_no_global_seed():
+    X = pendulum(4, 20)
+    before = torch.get_rng_state()
+    one, other = (KoopmanAutoencoder(4, epochs=1, operator='orthogonal').fit(X) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    np.testing.assert_array_equal(one.operator_, other.operator_)
+    np.testing.assert_allclose(np.abs(one.spectrum()), 1.0, atol=1e-5)
+    one.fit(np.concatenate([X, X], 2))  # another width
+    assert one.rollout(np.zeros(4), 2).shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ('call', 'match'),
+    [
+        (lambda: KoopmanAutoencoder(4).fit(np.zeros((2, 8, 3))), 'window = 16'),
+        (lambda: KoopmanAutoencoder(4).fit(np.full((2, 20, 3), np.nan)), 'finite'),
+        (lambda: KoopmanAutoencoder(4).fit(np.zeros(5)), r'\(B, T, D\)'),
+        (lambda: KoopmanAutoencoder(4, window=6, contrast_weight=1.0), 'window must be above'),
+        (lambda: KoopmanAutoencoder(4, encoder=nn.Identity()), 'together'),
+        (lambda: KoopmanAutoencoder(4).spectrum(), 'not fitted'),
+        (lambda: KoopmanAutoencoder(0), 'latent_dim'),
+    ],
+)
+def test_bad_input(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
