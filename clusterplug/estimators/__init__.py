@@ -10,6 +10,7 @@ from clusterplug.estimators.agglomerative import AgglomerativeClustering
 from clusterplug.estimators.cluster_number import estimate_n_clusters
 from clusterplug.estimators.co_association import CoAssociation
 from clusterplug.estimators.deep import *  # noqa: F403 - its own __all__
+from clusterplug.estimators.feature_bank import read_bank
 from clusterplug.estimators.graph_degree_linkage import GraphDegreeLinkage
 from clusterplug.estimators.hidden_class_cv import HiddenClassCV
 from clusterplug.estimators.kmeans import KMeans
@@ -31,5 +32,6 @@ __all__ = [
     'OnlineSubclassClusterer', 'PositionEraser', 'SampleLikelihood', 'SpectralClustering',
     'TransductiveFewShot', 'HiddenClassCV', 'NovelClassKMeans', 'NovelClassSpectral',
     'ProgressiveTransportClustering', 'ProjectionBasedNCD',
+    'read_bank',
     'estimate_n_clusters', *deep.__all__,
 ]  # fmt: skip

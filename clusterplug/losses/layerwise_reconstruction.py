@@ -30,6 +30,7 @@ class LayerwiseReconstructionLoss(nn.Module):
     Source: Ghasedi Dizaji et al., DEPICT, ICCV 2017, eq. 6; herandy/DEPICT (no licence file), weights 1 and 0.1.
 
     Example:
+        >>> import torch
         >>> loss = LayerwiseReconstructionLoss()
         >>> float(loss([torch.ones(2, 3), torch.ones(2, 5)], [torch.zeros(2, 3), torch.zeros(2, 5)]))
         1.100000023841858

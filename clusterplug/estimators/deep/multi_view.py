@@ -66,6 +66,7 @@ class MultiViewClustering(DeepEmbeddedClustering):
     **Differs from JULE.torch**: exact affinities, triplets mined in the batch from one forward pass.
 
     Example:
+        >>> import numpy as np
         >>> rng = np.random.default_rng(0)
         >>> truth = np.arange(60) % 3
         >>> views = [rng.normal(size=(60, 5)) + 6 * rng.normal(size=(3, 5))[truth] for _ in range(2)]
