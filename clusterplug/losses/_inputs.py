@@ -53,7 +53,7 @@ def _to_classes_or_ignored(labels: Tensor, num_classes: int, ignore_index: int) 
     On CUDA the error is a device-side assert, as in cross entropy.
     """
     ignored = labels == ignore_index
-    known = (labels >= 0) & (labels < num_classes)
+    known = labels.clamp(0, num_classes - 1) == labels
     try:
         torch._assert_async((known | ignored).all(), 'labels outside the classes, and not ignore_index')
     except RuntimeError:

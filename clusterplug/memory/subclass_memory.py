@@ -184,6 +184,7 @@ class SubclassMemory(nn.Module):
         valid: Tensor,
         momentum: float,
         units: tuple[Tensor, Tensor] | None = None,
+        subclass: Tensor | None = None,
     ) -> None:
         """Enqueue, move and seed, in this order, from the anchors of all ranks. No host synchronization.
 
@@ -197,10 +198,11 @@ class SubclassMemory(nn.Module):
             units: (C, V, D) rows and (C, V) ids of what was assigned where that is not each anchor for itself (means
                 of regions): centers follow them, are seeded from them, and ``sizes`` counts them, while the queue
                 takes the anchors ``x``, ``ids``. ``distance`` and ``valid`` are then those of the units.
+            subclass: (C, V) ``ids + id_offset``, where the caller has it already.
         """
         members = (ids[..., None] == self.member_of).to(x.dtype)
         counts = members.sum(1)
-        self._enqueue(x, ids, counts)
+        self._enqueue(x, ids + self.id_offset if subclass is None else subclass, counts)
         if units is not None:
             x, ids = units
             members = (ids[..., None] == self.member_of).to(x.dtype)
@@ -211,9 +213,9 @@ class SubclassMemory(nn.Module):
         self._step += 1
         self.step.fill_(self._step)
 
-    def _enqueue(self, x: Tensor, ids: Tensor, counts: Tensor) -> None:
-        subclass, order = (ids + self.id_offset).flatten().sort(stable=True)
-        rank = arange(subclass.numel(), ids.device) - torch.searchsorted(subclass, subclass)
+    def _enqueue(self, x: Tensor, subclass: Tensor, counts: Tensor) -> None:
+        subclass, order = subclass.flatten().sort(stable=True)
+        rank = arange(subclass.numel(), subclass.device) - torch.searchsorted(subclass, subclass)
         slot = (self.num_enqueued.view(-1)[subclass] + rank).remainder_(self.queue_len)
         # the anchors of a class come in random order, so the first few of a subclass are a fair draw
         dropped = rank >= self.enqueue_per_step

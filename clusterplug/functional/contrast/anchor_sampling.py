@@ -42,12 +42,12 @@ def _constants(num_groups: int, slots: int, device: torch.device) -> tuple[Tenso
 
 
 def _hard_easy_quota(hard: Tensor, easy: Tensor, budget: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Half of each kind, and what one kind lacks is taken from the other."""
+    """How many hard rows, and how many rows in all: half of each kind, and what one lacks is taken from the other."""
     if isinstance(budget, int):
         take_hard = torch.minimum(hard, (budget - easy).clamp_min_(budget // 2))
-    else:
-        take_hard = torch.minimum(hard, torch.maximum(budget - easy, budget // 2))
-    return take_hard, torch.minimum(easy, budget - take_hard)
+        return take_hard, (hard + easy).clamp_max_(budget)
+    take_hard = torch.minimum(hard, torch.maximum(budget - easy, budget // 2))
+    return take_hard, torch.minimum(hard + easy, budget)
 
 
 def _candidates(group: Tensor, start_counts: Tensor, bounds: Tensor, cap: int, generator) -> tuple[Tensor, Tensor]:
@@ -180,8 +180,8 @@ def draw_anchors(
     if max_anchors is not None:
         present = (hard_count + easy_count > 0).sum()
         budget = (max_anchors // present.clamp_min(1)).clamp(1, num_anchors_per_class)
-    num_hard, num_easy = _hard_easy_quota(hard_count, easy_count, budget)
+    num_hard, number = _hard_easy_quota(hard_count, easy_count, budget)
     first_hard, first_easy = starts[:-1].view(num_classes, 2, 1).unbind(1)
     start = torch.where(slot < num_hard, first_hard, first_easy - num_hard)
     rows = candidates[(start + slot).clamp_max_(candidates.shape[0] - 1)]
-    return AnchorSample(rows, slot < num_hard + num_easy)
+    return AnchorSample(rows, slot < number)

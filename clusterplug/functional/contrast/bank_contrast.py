@@ -28,10 +28,10 @@ def _one_pass(anchors, ids, keys, bias, slots, temperature, absent):
     own = logits.gather(1, own_columns)
     logits.scatter_(1, own_columns, absent)
     # filled slots have logits from -2 / temperature to 0
-    empty = own < absent / 2 - 1 / temperature
-    count = len(slots) - empty.sum(1, keepdim=True)
+    filled = own >= absent / 2 - 1 / temperature
+    count = filled.sum(1, keepdim=True)
     total = logits.exp_().sum(1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).tiny)
-    gap = (total.log() - own).masked_fill_(empty, NEVER)
+    gap = torch.where(filled, total.log() - own, constant(NEVER, own.dtype, own.device))
     share = count.clamp(min=1)
     values = F.softplus(gap).sum(1) / share[:, 0]
     # d value / d logit: sigmoid(gap) spread over the negatives by their softmax, and - sigmoid(gap) at each positive

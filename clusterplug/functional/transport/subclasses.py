@@ -104,11 +104,16 @@ def split_subclasses(
     sizes: Tensor | None = None,
     epsilon: float = 0.04,
     num_iters: int | None = None,
+    inactive: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`assign_subclasses` without input validation, for a training step whose shapes are its own."""
+    """:func:`assign_subclasses` without input validation, for a training step whose shapes are its own.
+
+    ``inactive`` (C, K + 1) bool is what ``num_active`` says, where the caller has it already.
+    """
     dtype = working_dtype(x.dtype, centers.dtype)
     x, centers = x.to(dtype), centers.to(dtype)
-    inactive = arange(centers.shape[1], x.device) >= num_active[:, None]
+    if inactive is None:
+        inactive = arange(centers.shape[1], x.device) >= num_active[:, None]
     apart = ((valid[..., None] == inactive[:, None]) * _APART).to(dtype)
     logits = torch.baddbmm(apart, x, centers.mT, alpha=1 / epsilon)
     best, nearest = logits.max(-1)
@@ -118,7 +123,7 @@ def split_subclasses(
     else:
         plan = alternate_log_softmax(logits, num_iters)
     if sizes is not None:
-        nearest = (logits - _SIZE_PENALTY * (sizes + _LEAST_SIZE).log_()[:, None]).argmax(-1)
+        nearest = logits.sub((sizes + _LEAST_SIZE).log_()[:, None], alpha=_SIZE_PENALTY).argmax(-1)
     ids = torch.where(count > 1, plan.argmax(-1), nearest)
     # best is the gap between the blocks for a point of a class without centers
     left_out = valid <= (best < _APART / 2)
@@ -127,6 +132,5 @@ def split_subclasses(
 
 def _column_mass(count: Tensor, inactive: Tensor, num_active: Tensor, slots: int) -> Tensor:
     """(C, K + 1) points per center: equal shares of the valid slots, and of the empty ones among inactive centers."""
-    of_active = count / num_active.clamp(min=1)
-    of_inactive = (slots - count) / (inactive.shape[1] - num_active)
-    return torch.where(inactive, of_inactive, of_active)
+    columns = torch.where(inactive, inactive.shape[1] - num_active, num_active)
+    return torch.where(inactive, slots - count, count) / columns
