@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_count, check_number, check_points
-from clusterplug.core.numerics import no_autocast, working_dtype
+from clusterplug.core.numerics import host_checks_allowed, no_autocast, working_dtype
 from clusterplug.functional import distance_weights
 from clusterplug.registry import MODELS
 
@@ -145,6 +145,10 @@ class MarginLoss(nn.Module):
             raise ValueError(
                 f'embeddings must be (N, D) and labels (N,) integers, got {tuple(embeddings.shape)} and '
                 f'{tuple(labels.shape)} of {labels.dtype}'
+            )
+        if self.beta.dim() and host_checks_allowed(labels) and len(labels) and int(labels.max()) >= len(self.beta):
+            raise ValueError(
+                f'labels must be below num_classes = {len(self.beta)}, got {int(labels.max())}; set num_classes'
             )
         if groups is not None and groups.shape != labels.shape:
             raise ValueError(f'groups must be (N,) as the labels, got {tuple(groups.shape)} for {tuple(labels.shape)}')

@@ -185,6 +185,8 @@ def test_bad_input():
     x, labels = batch()
     with pytest.raises(ValueError, match='labels'):
         MarginLoss()(x, labels[:-1])
+    with pytest.raises(ValueError, match='num_classes'):
+        MarginLoss(learn_beta=True, num_classes=3)(x, labels)
     with pytest.raises(ValueError, match='groups'):
         MarginLoss()(x, labels, labels[:-1])
     with pytest.raises(ValueError, match='sampling'):
