@@ -6,7 +6,7 @@
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/deep_clustering.py --data FOLDER --page docs/benchmarks.md
 
 FOLDER holds features/planetoid_cora.npz and features/coil100_20obj_4views.npz (without it: digits alone). Labels are
-used for the scores alone: no setting and no epoch is chosen by them. Seconds are process time of one thread.
+used for the scores alone: no epoch is chosen by them. Seconds are process time of one thread.
 """
 
 import argparse
