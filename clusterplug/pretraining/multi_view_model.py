@@ -160,7 +160,8 @@ class MultiViewModel(BaseModel):
             sizes = [1] * number
         embeddings, scores = self._head_outputs(self.head, [features])
         parts = [features.split(sizes), embeddings[0].split(sizes)]
-        best = scores[0] if scores is None or not isinstance(scores[0], list) else scores[0][0]
+        best = None if scores is None else scores[0]
+        best = best[0] if isinstance(best, list) else best
         for n, sample in enumerate(data_samples):
             sample.set_data(dict(features=parts[0][n], embeddings=parts[1][n]))
             if best is not None:

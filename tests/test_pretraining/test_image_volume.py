@@ -194,3 +194,49 @@ def test_joint_loss():
         IntraInterLoss(intra_weight=0, inter_weight=0, mask_weight=0)
     with pytest.raises(ValueError, match='slice_scores must be tensors'):
         loss([slices[0], volumes[0]], volumes, torch.tensor(1.0))
+
+
+def trajectories(number, seed):
+    """Five classes of smooth curves (16 slices, 32 numbers each), random phase and speed, noise of 0.3."""
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.randn(5, 2, 32, generator=torch.Generator().manual_seed(99)) / math.sqrt(2)
+    y = torch.arange(number) % 5
+    phase = 2 * math.pi * torch.rand(number, 1, generator=generator)
+    speed = 0.5 + 0.4 * torch.rand(number, 1, generator=generator)
+    angle = phase + speed * torch.arange(16)
+    clean = torch.stack([angle.sin(), angle.cos()], -1) @ basis[y]
+    return clean + 0.3 * torch.randn(clean.shape, generator=generator), y
+
+
+@pytest.mark.slow
+def test_it_learns_what_is_hidden():
+    torch.manual_seed(0)
+    x, y = trajectories(600, 0)
+    x_test, y_test = trajectories(200, 1)
+    encoder = InterSliceEncoder(32, depth=2, heads=4, points=1, downsample=2, ffn_channels=64, dropout=0.0)
+    model = MaskedSliceModel(encoder, mask_ratio=2 / 16)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
+    for _ in range(40):
+        for rows in torch.randperm(600).split(60):
+            loss = model(x[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+    model.eval()
+    with torch.no_grad():
+        error = sum(model(x_test).item() for _ in range(5)) / 5
+        hidden = model.draw(x_test)
+        near = F.pad(x_test.mT, (1, 1), mode='replicate').mT
+        average = ((near[:, :-2] + near[:, 2:]) / 2 - x_test)[hidden].square().mean().item()
+        zero = x_test[hidden].square().mean().item()
+        z, z_test = model.encoder(x).mean(1), model.encoder(x_test).mean(1)
+    linear = pytest.importorskip('sklearn.linear_model').LogisticRegression(max_iter=2000)
+    probe = linear.fit(z.numpy(), y.numpy()).score(z_test.numpy(), y_test.numpy())
+    raw = linear.fit(x.mean(1).numpy(), y.numpy()).score(x_test.mean(1).numpy(), y_test.numpy())
+    print(
+        f'masked error {error:.3f}, neighbor average {average:.3f}, zero {zero:.3f}; probe {probe:.2f}, raw {raw:.2f}'
+    )
+    assert error <= 0.12 < average < zero
+    assert probe >= 0.95 > raw
