@@ -170,7 +170,8 @@ class LikelihoodSDP(Clusterer):
         if not isinstance(self.init, str):
             labels = torch.as_tensor(self.init, device=x.device)
             labels = labels if rows is None or len(labels) == len(x) else labels[rows]
-            if labels.is_floating_point() or labels.shape != (len(x),) or int(labels.max()) >= self.n_clusters:
+            good = not labels.is_floating_point() and labels.shape == (len(x),)
+            if not good or int(labels.min()) < 0 or int(labels.max()) >= self.n_clusters:
                 raise ValueError(f'init must be labels ({len(x)},) in 0 .. {self.n_clusters - 1}, or a name')
             return labels.long()
         if self.init == 'kmeans':
