@@ -46,7 +46,7 @@ def balanced_codes(scores: Tensor, *, epsilon: float, num_iters: int, mask: Tens
     Example:
         >>> codes = balanced_codes(torch.tensor([[0.9, 0.1], [0.8, 0.3]]), epsilon=0.05, num_iters=3)
         >>> codes.sum(1)
-        tensor([1., 1.])
+        tensor([1.0000, 1.0000])
         >>> codes.argmax(1)  # one each, though both rows like the first column better
         tensor([0, 1])
     """
