@@ -52,7 +52,7 @@ def normalized_laplacian(graph, *, kind: str = 'symmetric') -> Tensor:
     Source: Chung, "Spectral graph theory", 1997; equal to ``scipy.sparse.csgraph.laplacian(normed=True)``.
 
     Example:
-        >>> normalized_laplacian(torch.tensor([[0.0, 2.0], [2.0, 0.0]]))
+        >>> normalized_laplacian(torch.tensor([[0.0, 4.0], [4.0, 0.0]]))
         tensor([[ 1., -1.],
                 [-1.,  1.]])
     """

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels that are few, uneven or missing: solvers, episodes and novel classes on scikit-learn's digits and Gaussians.
+
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/few_labels.py
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/few_labels.py --page docs/benchmarks.md
+
+Everything is measured: mean and standard deviation over seeds, or mean and 95 % interval over episodes; process time.
+"""
+
+import argparse
+import time
+import warnings
+
+import numpy as np
+import torch
+from _timing import describe_machine, one_thread_each, publish
+from sklearn.datasets import load_digits
+
+from clusterplug.estimators import (
+    KMeans,
+    NovelClassKMeans,
+    ProgressiveTransportClustering,
+    ProjectionBasedNCD,
+    TransductiveFewShot,
+)
+from clusterplug.evaluation.few_shot import FewShotEpisodes
+from clusterplug.functional import align_by_transport, clustering_accuracy, nearest_center, progressive_transport
+
+
+def accuracy(truth, labels) -> float:
+    return clustering_accuracy(*(torch.as_tensor(np.asarray(each)).long() for each in (truth, labels)))
+
+
+def spread(values) -> str:
+    return f'{np.mean(values):.3f} +- {np.std(values, ddof=1) if len(values) > 1 else 0:.3f}'
+
+
+def log_probabilities(n, k):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(n, 64, generator=generator), dim=1)
+    w = torch.nn.functional.normalize(torch.randn(k, 64, generator=generator), dim=1)
+    return (10 * x @ w.T).log_softmax(1)
+
+
+def plain_iterations(scores, mass, tol=1e-8, most=5000) -> int:
+    """Iterations of the published scaling (virtual column scaled like the others, float64)."""
+    n, k = scores.shape
+    kernel = (torch.cat([scores.double(), torch.zeros(n, 1, dtype=torch.float64)], 1) / 0.1).exp()
+    target = torch.tensor([mass / k] * k + [1 - mass], dtype=torch.float64)
+    power = torch.tensor([1 / 1.1] * k + [1.0], dtype=torch.float64)
+    b = torch.full((k + 1,), 1 / (k + 1), dtype=torch.float64)
+    for number in range(most):  # noqa: B007
+        before, b = b, (target / (kernel.T @ (1 / n / (kernel @ b)))) ** power
+        if (b - before).norm() < tol:
+            break
+    return number + 1
+
+
+def solver() -> list[str]:
+    lines = ['| share of the mass (n 512, k 20) | iterations | of the published scaling (1e-8) |', '|---|---|---|']
+    scores = log_probabilities(512, 20)
+    for mass in (0.1, 0.5, 0.9):
+        found = progressive_transport(scores, epsilon=0.1, mass=mass, penalty=1.0, full_output=True)
+        lines.append(f'| {mass} | {int(found.num_iters)} | {plain_iterations(scores, mass)} |')
+    scores = log_probabilities(100_000, 100)
+    start = time.process_time()
+    progressive_transport(scores, epsilon=0.1, mass=0.1, penalty=1.0)
+    return [*lines, '', f'n 100,000, k 100, share 0.1: {time.process_time() - start:.1f} s of one core']
+
+
+def gaussians(seeds) -> list[str]:
+    found = {'k-means, one start': [], 'equal sizes (penalty 1)': [], 'free sizes (penalty 0.05)': []}
+    for seed in range(seeds):
+        random = np.random.default_rng(seed)
+        means, y = 1.5 * random.normal(size=(10, 16)), np.repeat(np.arange(10), np.geomspace(400, 20, 10).astype(int))
+        x = means[y] + random.normal(size=(len(y), 16))
+        models = (
+            KMeans(10, random_state=seed),
+            *(ProgressiveTransportClustering(10, penalty=p, random_state=seed) for p in (1.0, 0.05)),
+        )
+        for values, model in zip(found.values(), models, strict=True):
+            values.append(accuracy(y, model.fit(x).labels_))
+    lines = [f'| ten Gaussians, sizes 400 to 20 ({seeds} seeds) | accuracy |', '|---|---|']
+    return [*lines, *(f'| {name} | {spread(values)} |' for name, values in found.items())]
+
+
+def episodes(number) -> list[str]:
+    x, y = (torch.from_numpy(each) for each in load_digits(return_X_y=True))
+    x = x.float()
+    mean, novel = x[y < 5].mean(0), y >= 5
+    unit = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
+
+    def aligned(**options):
+        def classify(support, labels, queries):
+            member = torch.nn.functional.one_hot(labels).float()
+            prototypes = member.mT @ support / member.sum(1).unsqueeze(-1)
+            return nearest_center(queries, align_by_transport(prototypes, queries, **options))[0]
+
+        return classify
+
+    soft = {'num_passes': 1, 'epsilon': 0.02, 'penalty': 0.003}
+    rows = [
+        ('nearest prototype', aligned(num_passes=0), unit, y),
+        ('OpTA, 1 pass', aligned(num_passes=1), unit, y), ('OpTA, 5 passes', aligned(num_passes=5), unit, y),
+        ('OpTA, soft masses', aligned(**soft), unit, y),
+        ('k-means (digits 5-9)', TransductiveFewShot(strength=0.0, base_mean=mean).classify, x[novel], y[novel]),
+        ('Laplacian 0.7 (digits 5-9)', TransductiveFewShot(base_mean=mean).classify, x[novel], y[novel]),
+    ]  # fmt: skip
+    lines = [
+        f'| 5 ways of digits ({number} episodes) | 1 shot | 5 shots | 1 shot, queries 40 15 10 5 5 |',
+        '|---|---|---|---|',
+    ]
+    for name, classify, features, labels in rows:
+        cells = []
+        for shots, queries in ((1, 15), (5, 15), (1, [40, 15, 10, 5, 5])):
+            found = FewShotEpisodes(5, shots, queries, number, classifier=classify)(features, labels)
+            cells.append(f'{found.mean:.3f} +- {found.interval:.3f}')
+        lines.append(f'| {name} | {" | ".join(cells)} |')
+    times = []
+    for size, count in ((256, 256), (1, 8)):
+        metric = FewShotEpisodes(
+            5, 5, 15, count, classifier=TransductiveFewShot(base_mean=mean).classify, batch_size=size
+        )
+        start = time.process_time()
+        metric(x[novel], y[novel])
+        times.append((time.process_time() - start) / count * 1e3)
+    return [*lines, '', f'Laplacian, 5 shots: {times[0]:.2f} ms an episode in a batch, {times[1]:.1f} ms one by one']
+
+
+def novel_classes(seeds) -> list[str]:
+    x, y = load_digits(return_X_y=True)
+    x, known = x[:, x.std(0) > 0], [2, 1, 9, 8, 7]
+    tuned = {'lr': 8.756e-4, 'dropout': 0.086, 'latent_dim': 58}
+    found = {'k-means': [], 'NovelClassKMeans, power 1': [], 'NovelClassKMeans, power 2': [], 'ProjectionBasedNCD': []}
+    for seed in range(seeds):
+        order = np.random.default_rng(seed).permutation(len(x))
+        train, test = order[:1200], order[1200:]
+        mean, scale = x[train].mean(0), x[train].std(0) + 1e-9
+        a, b = (x[train] - mean) / scale, (x[test] - mean) / scale
+        labels, novel = np.where(np.isin(y[train], known), y[train], -1), ~np.isin(y[test], known)
+        models = (
+            KMeans(5, n_init=10, random_state=seed).fit(a[labels < 0]),
+            *(NovelClassKMeans(5, power=power, random_state=seed).fit(a, labels) for power in (1, 2)),
+            ProjectionBasedNCD(5, random_state=seed, **tuned).fit(a, labels),
+        )
+        for values, model in zip(found.values(), models, strict=True):
+            values.append(accuracy(y[test][novel], model.predict(b[novel])))
+    lines = [f'| novel digits 3 6 0 5 4 ({seeds} splits) | accuracy |', '|---|---|']
+    return [*lines, *(f'| {name} | {spread(values)} |' for name, values in found.items())]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--seeds', type=int, default=5)
+    parser.add_argument('--episodes', type=int, default=300)
+    parser.add_argument('--page', help='page whose part between the marks "few_labels" is replaced')
+    options = parser.parse_args()
+    warnings.simplefilter('ignore')  # of clusters that lost all samples
+    torch.set_num_threads(1)
+    machine = describe_machine(('scikit-learn', 'numpy'))
+    with one_thread_each():
+        parts = [solver(), gaussians(options.seeds), episodes(options.episodes), novel_classes(options.seeds)]
+    lines = [line for part in parts for line in [*part, '']]
+    print('\n'.join([*machine, '', *lines]))
+    if options.page:
+        publish(options.page, 'few_labels', ['', *(f'{line}<br>' for line in machine), '', *lines])
+
+
+if __name__ == '__main__':
+    main()
