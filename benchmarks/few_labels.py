@@ -69,7 +69,11 @@ def solver() -> list[str]:
 
 
 def gaussians(seeds) -> list[str]:
-    found = {'k-means, one start': [], 'equal sizes (penalty 1)': [], 'free sizes (penalty 0.05)': []}
+    found = {
+        'k-means, one start': [],
+        'ProgressiveTransportClustering, penalty 1': [],
+        'ProgressiveTransportClustering, penalty 0.05': [],
+    }
     for seed in range(seeds):
         random = np.random.default_rng(seed)
         means, y = 1.5 * random.normal(size=(10, 16)), np.repeat(np.arange(10), np.geomspace(400, 20, 10).astype(int))
