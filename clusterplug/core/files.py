@@ -164,6 +164,7 @@ def _is_running(process: int) -> bool:
 
 
 def read_rows(path: str | os.PathLike, first: int, last: int) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return rows ``first`` to ``last`` of a .npy file in fp32, and the shape of the whole; the rest is not read."""
+    """Return rows ``first`` to ``last`` of a .npy file (floats in fp32) and its whole shape; no more is read."""
     array = np.load(path, mmap_mode='r', allow_pickle=False)
-    return np.array(array[first:last], dtype=np.float32), array.shape
+    kind = np.float32 if np.issubdtype(array.dtype, np.floating) else array.dtype
+    return np.array(array[first:last], dtype=kind), array.shape

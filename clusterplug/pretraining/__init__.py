@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models that train a backbone without labels, over views of the same thing."""
 
+from clusterplug.pretraining.batch_enhanced_model import BatchEnhancedModel
+from clusterplug.pretraining.cluster_discrimination import ClusterDiscriminationModel
 from clusterplug.pretraining.image_backbones import TimmBackbone, TorchvisionBackbone
 from clusterplug.pretraining.masked_slice_model import MaskedSliceModel
 from clusterplug.pretraining.multi_view_model import MultiViewModel
@@ -8,6 +10,8 @@ from clusterplug.pretraining.subspace_metric_model import SubspaceMetricModel
 from clusterplug.pretraining.view_inputs import MultiViewPreprocessor
 
 __all__ = [
+    'BatchEnhancedModel',
+    'ClusterDiscriminationModel',
     'MaskedSliceModel',
     'MultiViewModel',
     'MultiViewPreprocessor',
