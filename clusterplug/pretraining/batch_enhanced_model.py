@@ -17,8 +17,8 @@ class BatchEnhancedModel(MultiViewModel):
     """Contrastive pre-training with neighbors from a memory as further positives (BECLR).
 
     The student is backbone, head (projector) and predictor; the teacher an average of backbone and head. Once the
-    memories are clustered and ``memory_enabled`` is True, each row's neighbors are looked up, *then* the rows of the
-    step are pushed.
+    memories (``queues``) are clustered and ``queue_enabled`` is True (:class:`~clusterplug.hooks.QueueStartHook`), each
+    row's neighbors are looked up; the rows of the step are pushed afterwards, from the first step on.
 
     Args:
         backbone: as in :class:`~clusterplug.pretraining.MultiViewModel`.
@@ -65,9 +65,8 @@ class BatchEnhancedModel(MultiViewModel):
         loss = dict(type='clusterplug.BatchEnhancedLoss') if loss is None else loss
         self.loss_function = loss if isinstance(loss, nn.Module) else MODELS.build(loss)
         self.predictor = predictor if isinstance(predictor, nn.Module) else MODELS.build(predictor)
-        self.memories = nn.ModuleList(MODELS.build(copy.deepcopy(memory)) for _ in range(2))
-        self.num_neighbors = check_count(num_neighbors, 'num_neighbors', 1, self.memories[0].length)
-        self.memory_enabled = True
+        self.queues = nn.ModuleList(MODELS.build(copy.deepcopy(memory)) for _ in range(2))
+        self.num_neighbors = check_count(num_neighbors, 'num_neighbors', 1, self.queues[0].length)
 
     def loss(self, inputs: dict, data_samples: list | None = None) -> dict[str, Tensor]:
         """Both terms of the loss."""
@@ -80,10 +79,10 @@ class BatchEnhancedModel(MultiViewModel):
         predictions = self.predictor(torch.cat(projections)).chunk(2)
         targets = self._of_teacher(inputs)['teacher_embeddings']
         more = {}
-        if self.memory_enabled and all(memory.clustered for memory in self.memories):
+        if self.queue_enabled and all(memory.clustered for memory in self.queues):
             found, apart = (
                 [memory.query(view.detach(), self.num_neighbors) for view in views]
-                for memory, views in zip(self.memories, (targets, projections), strict=True)
+                for memory, views in zip(self.queues, (targets, projections), strict=True)
             )
             more = {
                 'neighbors': [each.rows for each in found],
@@ -92,6 +91,6 @@ class BatchEnhancedModel(MultiViewModel):
             }
         result = self.loss_function(predictions, projections, targets, **more)
         if self.training:
-            for memory, views in zip(self.memories, (targets, projections), strict=True):
+            for memory, views in zip(self.queues, (targets, projections), strict=True):
                 memory.push(torch.cat(list(views)).detach())
         return result

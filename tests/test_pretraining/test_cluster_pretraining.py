@@ -102,7 +102,7 @@ def test_neighbors_join_once_the_memory_is_full_and_never_are_the_sample_itself(
     model.loss_function.forward = spy
     train(model, 6)
     assert seen == [[]] * 2 + [['negatives', 'neighbors', 'valid']] * 4  # 2 pushes of 24 fill 48 slots
-    model.memory_enabled = False
+    model.queue_enabled = False
     train(model, 1)
     assert seen[-1] == []
 
@@ -113,7 +113,7 @@ def test_neighbors_are_of_the_same_kind_after_training():
     views, labels = images(100)
     with torch.no_grad():
         targets = model._of_teacher({'views': views})['teacher_embeddings'][0]
-    slots = model.memories[0].query(targets, 3).indices
+    slots = model.queues[0].query(targets, 3).indices
     kinds = torch.arange(48) % 12 % KINDS  # every push is two views of 12 samples, of kinds 0 .. 5 in turn
     assert (kinds[slots] == labels[:, None]).float().mean() > 0.9
 
