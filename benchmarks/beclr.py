@@ -141,7 +141,7 @@ def main():
     memory.push(points)
     labels, distances = memory.labels[:64], torch.cdist(points, prototypes)
     counts = torch.bincount(labels, minlength=8)
-    lines += [f'64 random unit vectors, 8 prototypes: {float((labels == distances.argmin(1)).float().mean()):.0%} go to '
+    lines += [f'64 unit vectors, 8 prototypes: {float((labels == distances.argmin(1)).float().mean()):.0%} go to '
               f'the nearest, {float((labels == distances.argmax(1)).float().mean()):.0%} to the farthest (authors: 0 % '
               f'and 86 %), clusters of {int(counts.min())} to {int(counts.max())}.', '']  # fmt: skip
     digits = load_digits()

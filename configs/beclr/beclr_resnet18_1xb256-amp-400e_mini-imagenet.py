@@ -17,18 +17,14 @@ norm = dict(norm='batch')
 model = dict(
     type='clusterplug.BatchEnhancedModel',
     backbone=dict(type='clusterplug.TorchvisionBackbone', name='resnet18'),
-    head=dict(
-        type='clusterplug.ProjectionHead', in_channels=512, hidden_channels=[512, 512], out_channels=512, **norm
-    ),
+    head=dict(type='clusterplug.ProjectionHead', in_channels=512, hidden_channels=[512, 512], out_channels=512, **norm),
     predictor=dict(type='clusterplug.ProjectionHead', in_channels=512, hidden_channels=[128], out_channels=512, **norm),
     memory=dict(type='clusterplug.ClusteredMemory', length=8192, embed_dims=512, num_clusters=200),
     num_neighbors=5,
     data_preprocessor=_base_.preprocessor,
 )
 custom_hooks = [dict(type='clusterplug.QueueStartHook', begin=60)]
-optim_wrapper = dict(
-    type='AmpOptimWrapper', optimizer=dict(type='SGD', lr=0.3, momentum=0.9, weight_decay=1e-4)
-)
+optim_wrapper = dict(type='AmpOptimWrapper', optimizer=dict(type='SGD', lr=0.3, momentum=0.9, weight_decay=1e-4))
 param_scheduler = [
     dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, eta_min=1e-6, convert_to_iter_based=True)
 ]
