@@ -103,6 +103,14 @@ CALLS = {
     'knn_graph': lambda: ((X, 3), {'mode': 'heat', 'mask': MASK}),
     'laplacian_assign': lambda: ((X, GRAPH), {'strength': 0.7}),
     'linear_assignment': lambda: ((randn(2, 5, 7),), {}),
+    'cka_null': lambda: ((X[0], randn(14, 3, seed=1), 5), seeded()),
+    'lasso_from_gram': lambda: ((X[0].mT @ X[0] / 14, randn(5, 3, seed=1)), {'penalty': 0.1}),
+    'local_cka_scores': lambda: (
+        (X, randn(2, 14, 3, seed=1), randn(2, 4, 5, seed=2), randn(2, 6, 3, seed=3)), {}),
+    'match_units': lambda: ((randn(2, 5, 7),), {}),
+    'sparse_mapping': lambda: ((X[0], randn(14, 3, seed=1)), {'penalty': 0.1}),
+    'unit_correlation': lambda: ((X, randn(2, 14, 3, seed=1)), {}),
+    'unit_mutual_information': lambda: ((X, randn(2, 14, 3, seed=1)), {'num_bins': 3}),
     'linear_cka': lambda: ((X, randn(2, 14, 3, seed=1)), {}),
     'likelihood_weights': lambda: ((WEIGHTS,), {'eta': 0.5, 'gamma': 5.0}),
     'likelihood_sdp': lambda: ((X[0], torch.eye(5).repeat(2, 1, 1)), {'tol': 1e-5, **seeded()}),
@@ -256,6 +264,8 @@ def test_expanded_batches(name):
 
 # Types of the floating results for fp16 points: i = that of the points, w = fp32, d = float64. Float64 stays.
 RESULT_TYPES = {
+    'cka_null': 'i', 'lasso_from_gram': 'i', 'local_cka_scores': 'd', 'sparse_mapping': 'i', 'unit_correlation': 'i',
+    'unit_mutual_information': 'i',
     'linear_dynamics': 'i', 'temporal_contrast': 'i',
     'self_expression': 'i', 'top_coefficients': 'i',
     'kmeans_sdp': 'iii', 'likelihood_sdp': 'iii',
@@ -309,6 +319,7 @@ PROBLEM = [
 CELL = ['cell_means', 'cluster_points', 'spread_clusters']
 # These take labels, or what another function made of points; that function has its own row.
 OF_RESULTS = [
+    'lasso_from_gram', 'match_units',
     'membership_labels',
     'likelihood_weights',
     'co_association',
@@ -319,7 +330,7 @@ OF_RESULTS = [
 ]  # fmt: skip
 POINT_FUNCTIONS = sorted(set(CALLS) - set(OF_RESULTS))
 # The 0th dimension of their arguments is not one of problems.
-NO_BATCH = ['temporal_contrast', 'kmeans_sdp', 'likelihood_sdp', *ROW, *CELL, *OF_RESULTS]
+NO_BATCH = ['cka_null', 'sparse_mapping', 'temporal_contrast', 'kmeans_sdp', 'likelihood_sdp', *ROW, *CELL, *OF_RESULTS]
 
 
 def call(name, change=lambda x: x, edit=None):

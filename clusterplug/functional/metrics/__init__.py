@@ -3,11 +3,13 @@
 
 from clusterplug.functional.metrics.agreement import adjusted_rand_index, clustering_accuracy, normalized_mutual_info
 from clusterplug.functional.metrics.assignment import Assignment, linear_assignment
+from clusterplug.functional.metrics.unit_matching import match_units
 
 __all__ = [
     'Assignment',
     'adjusted_rand_index',
     'clustering_accuracy',
     'linear_assignment',
+    'match_units',
     'normalized_mutual_info',
 ]

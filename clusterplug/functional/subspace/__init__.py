@@ -18,14 +18,18 @@ from clusterplug.functional.subspace.householder import (
     householder_reflectors,
 )
 from clusterplug.functional.subspace.k_subspaces import KSubspacesResult, k_subspaces
+from clusterplug.functional.subspace.local_cka import cka_null, local_cka_scores
 from clusterplug.functional.subspace.rate_reduction import conditional_coding_rate, rate_reduction
 from clusterplug.functional.subspace.self_expression import self_expression, top_coefficients
+from clusterplug.functional.subspace.sparse_mapping import lasso_from_gram, sparse_mapping
+from clusterplug.functional.subspace.units import unit_correlation, unit_mutual_information
 
 __all__ = [
     'CCAResult',
     'HouseholderReflectors',
     'KSubspacesResult',
     'cca',
+    'cka_null',
     'class_overlap',
     'coding_rate',
     'concrete_mask',
@@ -36,13 +40,18 @@ __all__ = [
     'householder_product',
     'householder_reflectors',
     'k_subspaces',
+    'lasso_from_gram',
     'linear_cka',
+    'local_cka_scores',
     'orthonormal_frame',
     'orthonormalize_bases',
     'principal_angles',
     'projection_energy',
     'rate_reduction',
     'self_expression',
+    'sparse_mapping',
     'spectral_entropy',
     'top_coefficients',
+    'unit_correlation',
+    'unit_mutual_information',
 ]
