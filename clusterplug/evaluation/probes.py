@@ -253,8 +253,19 @@ class LinearProbe(_ProbeMetric):
 
     default_prefix = 'linear_probe'
 
-    def __init__(self, *args, penalty: float = 1e-3, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        field: str = 'features',
+        train_ratio: float = 0.5,
+        max_rows: int = 50_000,
+        ignore_index: int | None = None,
+        seed: int = 0,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+        *,
+        penalty: float = 1e-3,
+    ):
+        super().__init__(field, train_ratio, max_rows, ignore_index, seed, collect_device, prefix)
         self.penalty = check_number(penalty, 'penalty', 0)
 
     def _probe(self, train_x, train_y, test_x, test_y) -> dict[str, float]:
@@ -268,7 +279,7 @@ class NearestNeighborProbe(_ProbeMetric):
     """:func:`nearest_neighbor_probe` during training: accuracy (percent) and mean over classes.
 
     Args:
-        field (str): As of :class:`LinearProbe`, and so are the others.
+        field, train_ratio, max_rows, ignore_index, seed, collect_device, prefix: As of :class:`LinearProbe`.
         num_neighbors (int): k.
         temperature (float): Of the votes.
 
@@ -278,8 +289,20 @@ class NearestNeighborProbe(_ProbeMetric):
 
     default_prefix = 'knn_probe'
 
-    def __init__(self, *args, num_neighbors: int = 20, temperature: float = 0.07, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        field: str = 'features',
+        train_ratio: float = 0.5,
+        max_rows: int = 50_000,
+        ignore_index: int | None = None,
+        seed: int = 0,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+        *,
+        num_neighbors: int = 20,
+        temperature: float = 0.07,
+    ):
+        super().__init__(field, train_ratio, max_rows, ignore_index, seed, collect_device, prefix)
         self.num_neighbors = check_count(num_neighbors, 'num_neighbors', 1)
         self.temperature = check_number(temperature, 'temperature', above=0)
 

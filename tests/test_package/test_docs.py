@@ -58,7 +58,7 @@ def test_the_table_of_systems_is_complete():
 
 
 def test_links_between_documents_lead_somewhere():
-    for document in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
+    for document in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')]:
         for link in re.findall(r'\]\(([^)#\s]+)(?:#[^)]*)?\)', document.read_text()):
             if not re.match(r'https?://|api/', link):
                 assert (document.parent / link).exists(), f'{document.name}: {link}'
@@ -73,7 +73,7 @@ def headings(page):
 
 def test_links_into_pages_lead_to_a_heading():
     found = 0
-    for document in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
+    for document in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')]:
         for page, anchor in re.findall(r'\]\(([^)#\s:]*)#([^)\s]+)\)', document.read_text()):
             target = document.parent / page if page else document
             if target.exists():  # pages of the API are made later
@@ -91,7 +91,7 @@ def missing_scripts(text, folder):
 
 def test_every_benchmark_is_named_and_every_named_one_exists():
     assert missing_scripts((ROOT / 'docs' / 'benchmarks.md').read_text(), ROOT / 'benchmarks') == (set(), set())
-    for document in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
+    for document in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')]:
         absent, _ = missing_scripts(document.read_text(), ROOT / 'benchmarks')
         assert not absent, f'{document.name}: {absent}'
 
@@ -104,7 +104,7 @@ def test_missing_benchmarks_are_found(tmp_path):
 
 
 def test_tools_and_configs_that_the_documents_name_exist():
-    for document in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
+    for document in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')]:
         for name in re.findall(r'(?<![\w/])((?:tools|configs|tests)/[\w./-]+\.(?:py|sh))\b', document.read_text()):
             assert (ROOT / name).exists(), f'{document.name}: {name}'
 
@@ -118,7 +118,7 @@ def test_the_page_of_benchmarks_has_the_marks_that_scripts_write_between():
 
 def test_every_option_of_make_that_the_documents_name_exists():
     targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
-    for document in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
+    for document in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')]:
         named = set(re.findall(r'(?:^|`)make ([a-z-]+)', document.read_text(), re.MULTILINE))
         assert named <= targets, document.name
 
@@ -165,7 +165,7 @@ def known_type(name):
 def test_every_dotted_name_in_the_documents_can_be_reached():
     pytest.importorskip('mmdet3d', reason='needs mmdet3d')
     names = set()
-    for document in [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *(ROOT / 'docs').glob('*.md')]:
+    for document in [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *(ROOT / 'docs').rglob('*.md')]:
         names |= set(re.findall(r'(?<![\w./-])(clusterplug(?:\.[A-Za-z_]\w*)+)(?![\w/:])', document.read_text()))
     names = {name for name in names if not name.endswith(('.mim', '.X'))}
     assert len(names) > 40

@@ -19,7 +19,7 @@ import pytest
 from command_lines import TOOLS, parser_of, with_subcommands
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 BLOCK = re.compile(r'((?:^[ ]*<!--[^\n]*-->\n)*)^([ ]*)```(\w+)\n(.*?)^[ ]*```', re.MULTILINE | re.DOTALL)
 MOST_NOT_RUN = 2
 

@@ -59,8 +59,10 @@ class ManifoldClustering(DeepClusterer):
         device, random_state, verbose, checkpoint, checkpoint_every: see :class:`DeepClusterer`.
 
     Attributes:
-        labels_, history_, network_, partial_: see :class:`DeepClusterer`. n_clusters_: K. subspaces_: (K, feature_dims,
-        rank) bases of the clusters, of the rank that holds 95 % of each (the rest of the columns are zero).
+        labels_, history_, network_, partial_: see :class:`DeepClusterer`.
+        n_clusters_: K.
+        subspaces_: (K, feature_dims, rank) bases of the clusters, of the rank that holds 95 % of each (the rest of the
+            columns are zero).
         coding_lengths_: {K: nats} where K was chosen.
 
     Source: Ding, Tong, Chan, Dai, Ma and Haeffele, "Unsupervised manifold linearizing and clustering", ICCV 2023, arXiv
