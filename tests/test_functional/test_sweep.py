@@ -125,6 +125,7 @@ CALLS = {
         (minibatch_kmeans_start(X, 3, init='kkz'), X), {'mask': MASK, 'weights': WEIGHTS}),
     'multilabel_discrimination': lambda: (
         (unit(6, 4), unit(6, 5, seed=1)), {'scale': 8.0, 'margin': 0.3}),
+    'matched_cross_entropy': lambda: ((X, ids(2, 14)), {'reduction': 'none'}),
     'minimum_spanning_scale': lambda: ((X, 0.5), {}),
     'nearest_center': lambda: ((X + 9, randn(2, 3, 5, seed=1) + 9), {'mask': MASK}),
     'normalized_laplacian': lambda: ((GRAPH,), {}),
@@ -132,6 +133,9 @@ CALLS = {
     'orthonormalize_bases': lambda: ((X,), {}),
     'orthonormal_frame': lambda: ((X,), {}),
     'nt_xent': lambda: ((X, X + randn(2, 14, 5, seed=1)), {'temperature': 0.5}),
+    'group_kappa': lambda: ((ids(30), ids(4, 30, seed=1)), {}),
+    'pair_loss': lambda: ((X, ids(2, 3, 14)), {'reduction': 'none', 'chunk_size': 5}),
+    'point_agreement': lambda: ((ids(2, 4, 14),), {}),
     'pair_contrast_terms': lambda: (
         (unit(3, 4, 5), ids(3, 4) + 3 * torch.arange(3)[:, None], unit(3, 6, 5, seed=1),
          ids(3, 6, seed=1) + 3 * torch.arange(3)[:, None], NO_KEY), {'temperature': 0.1}),
@@ -174,6 +178,7 @@ CALLS = {
     'top_coefficients': lambda: ((randn(2, 14, 14), 3), {}),
     'unbalanced_transport': lambda: (
         (X,), {'epsilon': 0.3, 'num_iters': 20, 'row_marginals': ROWS, 'col_marginals': COLUMNS}),
+    'williams_index': lambda: ((ids(30), torch.stack([ids(30), ids(30).clamp_max(1)])), {}),
     'view_contrast_terms': lambda: (
         (X, X + randn(2, 14, 5, seed=1), randn(2, 20, 5, seed=2), randn(2, 20, 5, seed=3)), {'temperature': 0.5}),
 }  # fmt: skip
@@ -266,7 +271,7 @@ def test_expanded_batches(name):
 RESULT_TYPES = {
     'cka_null': 'i', 'lasso_from_gram': 'i', 'local_cka_scores': 'd', 'sparse_mapping': 'i', 'unit_correlation': 'i',
     'unit_mutual_information': 'i',
-    'linear_dynamics': 'i', 'temporal_contrast': 'i',
+    'linear_dynamics': 'i', 'temporal_contrast': 'i', 'matched_cross_entropy': 'i', 'pair_loss': 'i',
     'self_expression': 'i', 'top_coefficients': 'i',
     'kmeans_sdp': 'iii', 'likelihood_sdp': 'iii',
     'erase_directions': 'i', 'multilabel_discrimination': 'i',
@@ -307,6 +312,7 @@ ROW = [
     'size_biased_attention', 'subclass_contrast', 'subclass_contrast_terms',
 ]  # fmt: skip
 PROBLEM = [
+    'matched_cross_entropy', 'pair_loss',
     'cluster_target',
     'conditional_coding_rate', 'doubly_stochastic', 'rate_reduction',
     'coding_rate', 'spectral_entropy',
@@ -320,6 +326,7 @@ CELL = ['cell_means', 'cluster_points', 'spread_clusters']
 # These take labels, or what another function made of points; that function has its own row.
 OF_RESULTS = [
     'lasso_from_gram', 'match_units',
+    'group_kappa', 'point_agreement', 'williams_index',
     'membership_labels',
     'likelihood_weights',
     'co_association',
@@ -363,7 +370,7 @@ def assert_same(got, expected, rtol=1e-4, atol=1e-5):
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize('name', sorted(set(CALLS) - {'co_association'}))  # labels have no precision
+@pytest.mark.parametrize('name', sorted(set(CALLS) - {'co_association', 'point_agreement'}))  # labels have no precision
 def test_types_agree(name):
     exact = call(name, to(torch.float32, torch.float64))
     assert all(x.dtype == torch.float64 for x in exact if x.is_floating_point())
