@@ -2,6 +2,7 @@
 """The documentation builds without a warning, works offline, and names every system."""
 
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -51,8 +52,13 @@ def test_the_table_of_systems_is_complete():
         assert venue, number
         assert kind, number
         assert state in ('done', 'in progress', 'planned'), number
-        for name in re.findall(r'`(clusterplug\.\w+)\.\w+`', code):
-            assert (ROOT / name.replace('.', '/')).is_dir(), f'{number}: {name}'
+        for name in re.findall(r'`(clusterplug(?:\.\w+)+)`', code):
+            package, _, leaf = name.rpartition('.')
+            module = importlib.import_module(package)
+            there = hasattr(module, leaf) or importlib.util.find_spec(name) is not None
+            assert there, f'{number}: {name}'
+        for name in re.findall(r'`(tools/[\w/]+\.py)`|\((methods/\w+\.md)\)', code):
+            assert (ROOT / name[0]).is_file() if name[0] else (ROOT / 'docs' / name[1]).is_file(), f'{number}: {name}'
         for name in re.findall(r'`(configs/\w+)/`', config):
             assert state == 'planned' or (ROOT / name).is_dir(), f'{number}: {name}'
 
