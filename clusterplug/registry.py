@@ -74,8 +74,9 @@ else:
         parent=_mm.DATASETS,
         scope='clusterplug',
         locations=[
-            'clusterplug.datasets.semantickitti_multiscan',
+            'clusterplug.datasets.images',
             'clusterplug.datasets.own_scans',
+            'clusterplug.datasets.semantickitti_multiscan',
             'clusterplug.datasets.video.dataset',
         ],
     )

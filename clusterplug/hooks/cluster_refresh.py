@@ -28,9 +28,8 @@ class ClusterRefreshHook(Hook):
     estimator is fitted to all of them on the first rank; (3) the new ids are matched to the old ones, so that most
     samples keep theirs (Hungarian method on the overlap; where there are only prototypes, on their cosines); (4) the
     labels go into a :class:`~clusterplug.memory.SampleTable` of the model, the centers into its prototypes, the labels
-    to the batch sampler. What is written is in buffers and parameters of the model, and so in its checkpoints; which
-    epochs refresh follows from their number. A resumed run goes on as if it had not stopped, provided that the data set
-    that is embedded draws nothing at random.
+    to the batch sampler. All of these are in the checkpoints, and which epochs refresh follows from their number: a
+    resumed run goes on as if it had not stopped, where the data set that is embedded draws nothing at random.
 
     Args:
         estimator: What clusters: a dict such as ``dict(type='KMeans', n_clusters=64)`` of
@@ -98,7 +97,16 @@ class ClusterRefreshHook(Hook):
         self.interval, self.begin = check_count(interval, 'interval', 1), check_count(begin, 'begin')
         self.by_epoch, self.features, self.dataloader = by_epoch, features, dataloader
         self.normalize, self.match, self.sampler = normalize, match, sampler
-        self.seed = check_count(seed, 'seed')
+        self.seed, self._saved = check_count(seed, 'seed'), None
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Save the labels of the batch sampler, which no module holds."""
+        if self.sampler:
+            checkpoint['cluster_labels'] = torch.as_tensor(_batch_sampler(runner).labels)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Keep them in a resumed run; other weights (``load_from``) are no reason to take their labels."""
+        self._saved = checkpoint.get('cluster_labels') if runner._resume else None
 
     def before_train(self, runner) -> None:
         """Check the targets, and give a resumed run's labels to the batch sampler."""
@@ -108,13 +116,12 @@ class ClusterRefreshHook(Hook):
             table = self._table(model)
             for column in self.columns:
                 table[column]
-            if self.sampler and bool(table.written.any()):
-                _batch_sampler(runner).set_labels(table[self.columns[0]])
         for target in targets:
             if not isinstance(target, Tensor) or target.dim() != 2:
                 raise ValueError(f'prototypes must lead to a tensor (n_clusters, D), got {type(target).__name__}')
-        if self.sampler:
-            _batch_sampler(runner)
+        sampler = _batch_sampler(runner) if self.sampler else None
+        if sampler is not None and self._saved is not None:
+            sampler.set_labels(self._saved)
 
     def before_train_epoch(self, runner) -> None:
         """Refresh where it is the turn of this epoch."""
@@ -150,8 +157,7 @@ class ClusterRefreshHook(Hook):
 
     def _cluster(self, estimator: Any, rows: Tensor, finite: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """Labels of all samples and centers (K, D): fitted on the first rank, the same on all."""
-        labels = torch.full((len(finite),), -1)
-        sizes = torch.zeros(2, dtype=torch.int64)
+        labels, sizes = torch.full((len(finite),), -1), torch.zeros(2, dtype=torch.int64)
         centers = rows.new_zeros(0, rows.shape[1])
         if rank() == 0:
             fitted = fit_copy(estimator, rows, self.seed + draw)
@@ -285,9 +291,9 @@ def find_target(model: torch.nn.Module, path: str, hook: str) -> Any:
 
 def _batch_sampler(runner) -> Any:
     sampler = runner.train_dataloader.batch_sampler
-    if not hasattr(sampler, 'set_labels'):
-        raise ValueError(
-            f'sampler=True needs a batch sampler with set_labels, such as ClusterDisjointBatchSampler, got '
-            f'{type(sampler).__name__}'
-        )
-    return sampler
+    if hasattr(sampler, 'set_labels'):
+        return sampler
+    raise ValueError(
+        f'sampler=True needs a batch sampler with set_labels, as ClusterDisjointBatchSampler has, got '
+        f'{type(sampler).__name__}'
+    )

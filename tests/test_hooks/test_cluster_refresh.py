@@ -161,8 +161,16 @@ def test_the_batch_sampler_gets_the_labels_also_of_a_resumed_run():
     hook.before_train_epoch(runner)
     assert all(len(set(TRUE[batch])) == 3 for batch in sampler)
     again = ClusterDisjointBatchSampler([-1] * 31, 3)
-    resumed = fake(model=runner.model, batch_sampler=again)
-    ClusterRefreshHook(KMEANS, table='table', sampler=True).before_train(resumed)
+    saved = {}
+    hook.before_save_checkpoint(runner, saved)
+    resumed, fresh = fake(batch_sampler=again), ClusterRefreshHook(KMEANS, sampler=True)
+    resumed._resume = False
+    fresh.after_load_checkpoint(resumed, saved)
+    fresh.before_train(resumed)
+    assert list(again) != list(sampler)
+    resumed._resume = True
+    fresh.after_load_checkpoint(resumed, saved)
+    fresh.before_train(resumed)
     assert list(again) == list(sampler)
 
 

@@ -30,8 +30,6 @@ def build(work_dir, images, max_epochs, loss, hooks=(), num_prototypes=4, resume
     from mmengine.config import Config
     from mmengine.runner import Runner
 
-    import clusterplug.datasets.images  # noqa: F401
-
     compat.apply_all()
     crops = dict(type='clusterplug.MultiCrop', num_crops=(2, 2), sizes=(16, 8), scales=((0.5, 1), (0.2, 0.5)),
                  channel_order='rgb')  # fmt: skip

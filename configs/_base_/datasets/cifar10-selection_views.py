@@ -1,5 +1,4 @@
 # 5,000 training images of CIFAR-10 without labels; the probes fit them and test 2,000 others.
-custom_imports = dict(imports=['clusterplug.datasets.images'], allow_failed_imports=False)
 
 images = '{{$CLUSTERPLUG_DATA:data}}/images/cifar10_small.npz'
 crops = dict(

@@ -1,6 +1,5 @@
 # ImageNet-1k as folders of files, data/imagenet/{train,val}/<class>/*.JPEG: 2 x 224 + 6 x 96 without labels. The probes
 # fit one half of the validation images and test the other.
-custom_imports = dict(imports=['clusterplug.datasets.images'], allow_failed_imports=False)
 
 crops = dict(type='clusterplug.MultiCrop', num_crops=(2, 6), sizes=(224, 96), scales=((0.14, 1.0), (0.05, 0.14)))
 pack_views = dict(type='clusterplug.PackViews')
