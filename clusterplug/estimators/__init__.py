@@ -24,13 +24,14 @@ from clusterplug.estimators.progressive_transport import ProgressiveTransportClu
 from clusterplug.estimators.projection_ncd import ProjectionBasedNCD
 from clusterplug.estimators.sample_likelihood import SampleLikelihood
 from clusterplug.estimators.spectral import SpectralClustering
+from clusterplug.estimators.subspace_aligner import SubspaceAligner
 from clusterplug.estimators.transductive_few_shot import TransductiveFewShot
 
 __all__ = [
     'LikelihoodSDP',
     'AgglomerativeClustering', 'CoAssociation', 'GraphDegreeLinkage', 'KMeans', 'KMedoids', 'MiniBatchKMeans',
     'OnlineSubclassClusterer', 'PositionEraser', 'SampleLikelihood', 'SpectralClustering',
-    'TransductiveFewShot', 'HiddenClassCV', 'NovelClassKMeans', 'NovelClassSpectral',
+    'SubspaceAligner', 'TransductiveFewShot', 'HiddenClassCV', 'NovelClassKMeans', 'NovelClassSpectral',
     'ProgressiveTransportClustering', 'ProjectionBasedNCD',
     'read_bank',
     'estimate_n_clusters', *deep.__all__,
