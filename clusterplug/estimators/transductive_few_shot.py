@@ -88,7 +88,7 @@ class TransductiveFewShot(Clusterer):
         concave: bool = False,
         max_iter: int = 100,
         tol: float = 1e-4,
-        batch_size: int = 512,
+        batch_size: int = 128,
         verbose: int = 0,
     ):
         self.method = method
@@ -109,8 +109,7 @@ class TransductiveFewShot(Clusterer):
         x, is_torch = self._read(X)
         classes, targets = self._read_labels(y, x)
         solution = self._solve(x, targets, len(classes))
-        parts = [solution.memberships, solution.prototypes]
-        memberships, prototypes = (each[0] if self._single else each for each in parts)
+        memberships, prototypes = (each[0] if self._single else each for each in solution[:2])
         labels = classes.to(x.device)[memberships.argmax(-1)]
         convert = (lambda v: v) if is_torch else (lambda v: v.cpu().numpy())
         self.classes_, self.labels_ = convert(classes), convert(labels)
@@ -134,8 +133,8 @@ class TransductiveFewShot(Clusterer):
         x = points.tensor.to(prototypes.dtype)
         mean, offset = (torch.as_tensor(each, device=x.device).to(x.dtype) for each in (self.mean_, self.offset_))
         moved = _unit(x - mean) if self.normalize else x - mean
-        found = nearest_center(moved + offset, prototypes)[0]
-        return points.like(torch.as_tensor(self.classes_, device=x.device)[found])
+        classes = torch.as_tensor(self.classes_, device=x.device)
+        return points.like(classes[nearest_center(moved + offset, prototypes)[0]])
 
     def classify(self, support: Tensor, support_labels: Tensor, queries: Tensor) -> Tensor:
         """Return the ways (E, Q) of queries (E, Q, D) for support (E, S, D), for ``FewShotEpisodes``."""
@@ -200,8 +199,8 @@ class TransductiveFewShot(Clusterer):
             some = slice(first, first + int(self.batch_size))
             with exact_products(x):
                 parts.append(self._solve_part(x[some], targets[some], count))
-        longest = max(len(part.energy) for part in parts)
-        energy = [torch.cat([part.energy, part.energy[-1:].expand(longest - len(part.energy), -1)]) for part in parts]
+        most = max(len(part.energy) for part in parts)
+        energy = [torch.cat([part.energy, part.energy[-1:].expand(most - len(part.energy), -1)]) for part in parts]
         return _Solution(
             torch.cat([part.memberships for part in parts]), torch.cat([part.prototypes for part in parts]),
             torch.cat(energy, 1), torch.cat([part.rounds for part in parts]),
@@ -222,24 +221,26 @@ class TransductiveFewShot(Clusterer):
         hot = torch.nn.functional.one_hot(targets.clamp_min(0), count).to(z.dtype) * known.unsqueeze(-1)
         prototypes = (hot.mT @ z) / hot.sum(1).unsqueeze(-1).clamp_min(1)
         labels = torch.where(known, targets, nearest_center(z, prototypes)[0])
-        active = torch.ones(len(z), dtype=torch.bool, device=z.device)
-        rounds = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        memberships, history = hot, []
+        solution = _Solution(hot, prototypes, torch.zeros(0), rounds := torch.zeros_like(targets[:, 0]))
+        history, rows = [], torch.arange(len(z), device=z.device)  # episodes whose energy has not settled
         for number in range(int(self.max_iter)):
-            new = self._prototypes(z, labels, prototypes, width, count)
-            prototypes = torch.where(active[:, None, None], new, prototypes)
-            cost = self._costs(z, prototypes, width)
-            found = laplacian_assign(cost, graph, fixed=targets, **options)
-            memberships = torch.where(active[:, None, None], found.memberships, memberships)
-            labels = memberships.argmax(-1)
-            rounds += active
-            history.append(torch.where(active, found.energy, history[-1]) if history else found.energy)
-            if number + 1 >= _LEAST_ROUNDS:
-                change = (history[-1] - history[-2]).abs()
-                active = active & (change > self.tol * history[-2].abs())
-                if not bool(active.any()):
-                    break
-        return _Solution(memberships, prototypes, torch.stack(history), rounds)
+            prototypes = self._prototypes(z, labels, prototypes, width, count)
+            found = laplacian_assign(self._costs(z, prototypes, width), graph, fixed=targets, **options)
+            labels = found.memberships.argmax(-1)
+            solution.memberships[rows], solution.prototypes[rows] = found.memberships, prototypes
+            rounds[rows] += 1
+            history.append(history[-1].clone() if history else torch.zeros_like(rounds, dtype=torch.float64))
+            history[-1][rows] = found.energy
+            if number + 1 < _LEAST_ROUNDS:
+                continue
+            before = history[-2][rows]
+            left = ((found.energy - before).abs() > self.tol * before.abs()).nonzero()[:, 0]
+            if len(left) == 0:
+                break
+            if len(left) < len(rows):
+                rows, graph = rows[left], KNNGraph(graph.indices[left], graph.weights[left])
+                z, labels, prototypes, width, targets = (each[left] for each in (z, labels, prototypes, width, targets))
+        return solution._replace(energy=torch.stack(history))
 
     def _transform(self, x: Tensor, known: Tensor) -> Tensor:
         if self.base_mean is None:

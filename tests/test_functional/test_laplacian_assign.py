@@ -123,6 +123,27 @@ def test_a_batch_is_its_problems():
     assert laplacian_assign(cost[:0], knn_graph(x[:0], 2), strength=1.0).shape == (0, 12, 3)
 
 
+@pytest.mark.parametrize('num_iters', [1, 3, 600])
+def test_problems_leave_a_batch_as_they_are(num_iters):
+    # the batch of lists drops what has stopped, the same graph as dense matrices keeps it
+    cost = randn(40, 12, 3) * torch.logspace(-2, 1, 40, dtype=torch.float64)[:, None, None]
+    graph = knn_graph(randn(40, 12, 2, seed=1), 2, mode='distance')
+    dense = torch.zeros(40, 12, 12, dtype=torch.float64).scatter_(2, graph.indices, graph.weights)
+    fixed = torch.full((40, 12), -1)
+    fixed[:, 0] = 2
+    options = {'strength': 0.9, 'fixed': fixed, 'num_iters': num_iters, 'full_output': True}
+    lists, matrices = laplacian_assign(cost, graph, **options), laplacian_assign(cost, dense, **options)
+    for mine, other in zip(lists, matrices, strict=True):
+        torch.testing.assert_close(mine, other)
+    z = lists.memberships
+    pulled = dense @ z
+    energy = (torch.xlogy(z, z) + z * (cost - 0.45 * pulled)).sum((1, 2))
+    torch.testing.assert_close(lists.energy, energy)
+    if num_iters == 600:
+        assert len(lists.num_iters.unique()) > 3
+    assert (z[:, 0] == torch.tensor([0.0, 0.0, 1.0])).all()
+
+
 def test_types():
     cost, graph = randn(12, 3, dtype=torch.float32), knn_graph(randn(12, 2), 2)
     exact = laplacian_assign(cost.half().double(), graph, strength=1.0)

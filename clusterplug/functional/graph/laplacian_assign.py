@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Assignment of points to given prototypes that neighbors in a graph share: the bound optimizer, batched."""
 
+import copy
+import math
 from typing import NamedTuple
 
 import torch
@@ -14,6 +16,8 @@ __all__ = ['LaplacianAssignment', 'laplacian_assign']
 
 # Iterations between two looks at the host where a look is a synchronization.
 _EVERY = 10
+# Stopped problems leave a batch when at most this share is left.
+_SHRINK = 0.8
 
 
 class LaplacianAssignment(NamedTuple):
@@ -87,41 +91,87 @@ def laplacian_assign(
     num_iters = check_count(num_iters, 'num_iters', 1)
     lead, dtype = distances.shape[:-2], working_dtype(distances.dtype)
     with exact_products(distances):
-        cost = distances.detach().to(dtype)
+        # classes first: sums over a few classes run over long rows
+        cost = distances.detach().to(dtype).movedim(-1, 0).contiguous()
         # what all classes share changes no assignment, and one far point would hide the changes of the others
-        least = cost.amin(-1, keepdim=True)
+        least = cost.amin(0)
         cost = cost - least
-        anchored = known = None
-        if fixed is not None:
-            known = (fixed >= 0).unsqueeze(-1)
-            anchored = torch.nn.functional.one_hot(fixed.clamp_min(0), distances.shape[-1]).to(dtype)
-        start = _anchor((-cost).softmax(-1), known, anchored)
+        if fixed is not None:  # a known class alone is finite: the softmax of its row is one-hot, whatever the graph
+            known, columns = fixed >= 0, fixed.clamp_min(0).unsqueeze(0)
+            own = torch.zeros_like(cost, dtype=torch.bool).scatter_(0, columns, True)
+            cost = cost.masked_fill(known & ~own, math.inf)
         if strength == 0:
-            energy = _energy(start, cost, torch.zeros_like(start), 0.0)
-            used = torch.ones(lead, dtype=torch.int64, device=cost.device)
-            found = LaplacianAssignment(start, energy, used)
+            start, level = _softmax(-cost)
+            energy = -level.sum(-1, dtype=torch.float64)
+            found = LaplacianAssignment(start, energy, torch.ones(lead, dtype=torch.int64, device=cost.device))
         else:
-            found = _iterate(start, cost, graph, strength, known, anchored, bool(concave), num_iters, tol)
-    memberships = found.memberships.to(distances.dtype)
+            found = _iterate(cost, _Product(graph, dtype, lead, bool(concave)), strength, num_iters, tol)
+    memberships = found.memberships.movedim(0, -1).to(distances.dtype).contiguous()
     if not full_output:
         return memberships
-    return found._replace(memberships=memberships, energy=found.energy + least.double().sum((-2, -1)))
+    return found._replace(memberships=memberships, energy=found.energy + least.sum(-1, dtype=torch.float64))
 
 
-def _iterate(z, cost, graph, strength, known, anchored, concave, num_iters, tol) -> LaplacianAssignment:
-    lead = z.shape[:-2]
-    product = GraphOperator(graph, z.dtype, both=concave, lead=tuple(lead))
-    scale, shift = (0.5, _largest_degree(product, z) / 2) if concave else (1.0, 0.0)
-    active = torch.ones(lead, dtype=torch.bool, device=z.device)
-    used = torch.zeros(lead, dtype=torch.int64, device=z.device)
-    pulled = product(z) * scale + shift * z
-    energy = _energy(z, cost, pulled, strength)
-    host = host_checks_allowed(z)
+def _softmax(score: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Z, the softmax of ``score`` over its first dimension, and sum_k z (score - log z) of each point."""
+    top = score.amax(0)
+    z = (score - top).exp_()
+    total = z.sum(0)
+    return z.div_(total), total.log_().add_(top)
+
+
+class _Product:
+    """W Z for Z (K, ..., N)."""
+
+    def __init__(self, graph, dtype: torch.dtype, lead: tuple, concave: bool):
+        self.operator = self.local = self.shift = None
+        self.scale = 0.5 if concave else 1.0
+        if not concave and isinstance(graph, tuple) and graph[0].shape[:-2] == lead and graph[0].shape[-1]:
+            check_graph(graph)
+            self._keep(graph[0].movedim(-1, 0), graph[1].detach().to(dtype).movedim(-1, 0))
+            return
+        self.operator = GraphOperator(graph, dtype, both=concave, lead=tuple(lead))
+        if concave:
+            device = graph[0].device if isinstance(graph, tuple) else graph.device
+            degree = self.operator(torch.ones(*lead, self.operator.num_points, 1, dtype=dtype, device=device))
+            self.shift = degree.amax(-2) / 2  # (..., 1)
+
+    def _keep(self, indices: Tensor, weights: Tensor) -> None:
+        self.local, self.weights = indices, weights.contiguous()
+        size = indices.shape[-1]
+        first = torch.arange(math.prod(indices.shape[1:-1]), device=indices.device).view(*indices.shape[1:-1], 1) * size
+        self.rows = (indices + first).flatten(1)  # (m, points of all problems)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        if self.operator is not None:
+            found = self.operator(z.movedim(0, -1).contiguous()).movedim(-1, 0).contiguous() * self.scale
+            return found if self.shift is None else found + self.shift * z
+        flat = z.flatten(1)
+        total = flat.index_select(1, self.rows[0]).view_as(z).mul_(self.weights[0])
+        for rows, weights in zip(self.rows[1:], self.weights[1:], strict=True):
+            total.addcmul_(flat.index_select(1, rows).view_as(z), weights)
+        return total
+
+    def select(self, rows: Tensor) -> '_Product':
+        """Return the product of some problems of a batch of lists."""
+        found = copy.copy(self)
+        found._keep(self.local[:, rows], self.weights[:, rows])
+        return found
+
+
+def _iterate(cost: Tensor, product: _Product, strength, num_iters, tol) -> LaplacianAssignment:
+    """Iterate all problems; one that has stopped keeps what it has."""
+    host = host_checks_allowed(cost)
+    if host and product.local is not None and cost.dim() == 3:
+        return _iterate_and_leave(cost, product, strength, num_iters, tol)
+    z = _softmax(-cost)[0]
+    active = torch.ones(cost.shape[1:-1], dtype=torch.bool, device=cost.device)
+    used = torch.zeros_like(active, dtype=torch.int64)
+    energy, pulled = torch.zeros_like(active, dtype=torch.float64), product(z)
     for number in range(num_iters):
-        new = _anchor((strength * pulled - cost).softmax(-1), known, anchored)
-        z = torch.where(active[..., None, None], new, z)
-        pulled = product(z) * scale + shift * z
-        before, energy = energy, _energy(z, cost, pulled, strength)
+        new, new_pulled, new_energy = _step(cost, pulled, product, strength)
+        z, pulled = (torch.where(active[..., None], *each) for each in ((new, z), (new_pulled, pulled)))
+        before, energy = energy, torch.where(active, new_energy, energy)
         used += active
         if number > 0:
             active = active & ((energy - before).abs() > tol * before.abs())
@@ -130,18 +180,43 @@ def _iterate(z, cost, graph, strength, known, anchored, concave, num_iters, tol)
     return LaplacianAssignment(z, energy, used)
 
 
-def _anchor(z: Tensor, known: Tensor | None, anchored: Tensor | None) -> Tensor:
-    return z if known is None else torch.where(known, anchored, z)
+def _iterate_and_leave(cost: Tensor, product: _Product, strength, num_iters, tol) -> LaplacianAssignment:
+    """Iterate a batch (K, B, N); problems that have stopped are written out and leave the batch many at once."""
+    z = _softmax(-cost)[0]
+    found = LaplacianAssignment(z, z.new_zeros(z.shape[1], dtype=torch.float64), torch.zeros_like(z[0, :, 0]).long())
+    members = torch.arange(z.shape[1], device=z.device)
+    active, energy, pulled = torch.ones_like(members, dtype=torch.bool), found.energy, product(z)
+    for number in range(num_iters):
+        z, pulled, new = _step(cost, pulled, product, strength)
+        before, energy = energy, new
+        moving = (energy - before).abs() > tol * before.abs() if number > 0 else active
+        moving = moving & active if number + 1 < num_iters else torch.zeros_like(active)
+        stopped = (active & ~moving).nonzero()[:, 0]
+        active = moving
+        if len(stopped) == 0:
+            continue
+        rows = members[stopped]
+        found.memberships[:, rows], found.energy[rows], found.num_iters[rows] = (
+            z[:, stopped],
+            energy[stopped],
+            number + 1,
+        )
+        left = active.nonzero()[:, 0]
+        if len(left) == 0:
+            break
+        if len(left) <= _SHRINK * len(active):
+            members, energy, active = members[left], energy[left], active[left]
+            pulled, cost, product = pulled[:, left], cost[:, left], product.select(left)
+    return found
 
 
-def _energy(z: Tensor, cost: Tensor, pulled: Tensor, strength: float) -> Tensor:
-    inside = torch.xlogy(z, z) + z * (cost - 0.5 * strength * pulled)
-    return inside.sum((-2, -1), dtype=torch.float64)
-
-
-def _largest_degree(product: GraphOperator, z: Tensor) -> Tensor:
-    """Return the largest degree of W + W^T of each problem, (..., 1, 1)."""
-    return product(torch.ones_like(z[..., :1])).amax(-2, keepdim=True)
+def _step(cost: Tensor, pulled: Tensor, product: _Product, strength: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the next Z, W Z and E."""
+    z, level = _softmax(torch.sub(strength * pulled, cost))
+    new = product(z)
+    # sum z (cost + log z) = sum z strength pulled - level
+    inside = (z * torch.sub(pulled, new, alpha=0.5)).sum(0).mul_(strength).sub_(level)
+    return z, new, inside.sum(-1, dtype=torch.float64)
 
 
 def _check(distances: Tensor, graph, fixed: Tensor | None) -> None:

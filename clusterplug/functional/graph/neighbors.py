@@ -16,6 +16,8 @@ __all__ = ['KNNGraph', 'affinity', 'knn_graph']
 MODES = ('connectivity', 'distance', 'heat')
 # The neighbor whose distance is the local width (Zelnik-Manor and Perona, 2004).
 _LOCAL_NEIGHBOR = 7
+# Neighbors that are found faster one by one than by topk on a CPU.
+_FEW = 2
 
 
 class KNNGraph(NamedTuple):
@@ -166,12 +168,22 @@ def _nearest(x: Tensor, count: int, metric: str, valid: Tensor | None, max_bytes
             own = torch.arange(stop - start, device=x.device)
             block[:, own, own + start] = math.inf
             if valid is not None:
-                here = valid[first : first + sets_at_once]
-                block.masked_fill_(~(here[:, start:stop, None] & here[:, None, :]), math.inf)
-            found = block.topk(count, -1, largest=False)
-            indices[first : first + sets_at_once, start:stop] = found.indices
-            distances[first : first + sets_at_once, start:stop] = found.values
+                mine = valid[first : first + sets_at_once]
+                block.masked_fill_(~(mine[:, start:stop, None] & mine[:, None, :]), math.inf)
+            here = slice(first, first + sets_at_once), slice(start, stop)
+            distances[here], indices[here] = _smallest(block, count)
     return indices, distances
+
+
+def _smallest(block: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the ``count`` smallest numbers of each row of ``block``, which is overwritten, and where they are."""
+    if count > _FEW or block.is_cuda:
+        return block.topk(count, -1, largest=False)
+    found = []
+    for _ in range(count):
+        found.append(block.min(-1))
+        block.scatter_(-1, found[-1].indices.unsqueeze(-1), math.inf)
+    return torch.stack([each.values for each in found], -1), torch.stack([each.indices for each in found], -1)
 
 
 def _weights(indices: Tensor, distances: Tensor, mode: str, width: float | str | None) -> Tensor:
