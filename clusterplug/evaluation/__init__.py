@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics over the results of models."""
 
+from clusterplug.evaluation.clustering import ClusteringMetric
 from clusterplug.evaluation.few_shot import FewShotEpisodes, nearest_class_mean
 from clusterplug.evaluation.kmeans_within_classes import kmeans_within_classes
 from clusterplug.evaluation.long_tail import LongTailMetric, long_tail_accuracy, long_tail_groups
@@ -18,6 +19,7 @@ from clusterplug.evaluation.subclass_agreement import SubclassAgreement, subclas
 from clusterplug.evaluation.submission import SemanticKittiSubmission
 
 __all__ = [
+    'ClusteringMetric',
     'FewShotEpisodes',
     'LinearProbe',
     'LongTailMetric',

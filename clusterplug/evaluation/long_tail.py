@@ -9,6 +9,7 @@ from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
 from clusterplug.core.checks import check_choice, check_count, check_number
+from clusterplug.evaluation._samples import labels_and_predictions
 from clusterplug.registry import METRICS
 
 KINDS = ('accuracy', 'iou')
@@ -163,7 +164,7 @@ class LongTailMetric(BaseMetric):
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
         """Count the pairs of label and prediction of each sample."""
         for sample in data_samples:
-            labels, predictions = _read(sample)
+            labels, predictions = labels_and_predictions(sample)
             self.results.append(_pairs(labels, predictions, len(self.counts)))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
@@ -232,20 +233,3 @@ def _summary(pairs: Tensor, counts: Tensor, kind: str, shares, thresholds) -> Lo
     per_class = share.masked_fill(labelled == 0, torch.nan)
     means = [float(per_class[groups == group].nanmean()) for group in range(3)]
     return LongTail(*means, float(per_class.nanmean()), float(right.sum() / times.sum()), per_class)
-
-
-def _read(sample: dict) -> tuple[Tensor, Tensor]:
-    """The labels (N,) and predictions of a data sample of mmpretrain or mmdet3d."""
-    if 'gt_label' in sample:
-        predictions = sample.get('pred_label')
-        if predictions is None:
-            predictions = sample['pred_score'].reshape(1, -1)
-        return torch.as_tensor(sample['gt_label']).reshape(-1), predictions
-    annotations = sample.get('eval_ann_info') or sample.get('gt_pts_seg') or {}
-    labels, predictions = annotations.get('pts_semantic_mask'), sample.get('pred_pts_seg')
-    if labels is None or predictions is None:
-        raise ValueError(
-            f'a data sample needs gt_label and pred_label, or pts_semantic_mask and pred_pts_seg, got '
-            f'{sorted(sample)}; evaluate a classifier or a segmentor'
-        )
-    return torch.as_tensor(labels).reshape(-1), torch.as_tensor(predictions['pts_semantic_mask']).reshape(-1)

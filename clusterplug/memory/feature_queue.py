@@ -157,3 +157,7 @@ def _dtype(name: str, kind) -> torch.dtype:
             f'{kind!r}'
         )
     return found
+
+
+# Logits of recent samples for pseudo-labels (P2OT's name): the same ring.
+LogitsBuffer = FeatureQueue
