@@ -64,7 +64,15 @@ CALLS = {
     'cca': lambda: ((randn(2, 14, 5), randn(2, 14, 3, seed=1)), {'ridge': 0.1}),
     'cell_means': lambda: ((randn(20, 5), CELLS), {}),
     'class_overlap': lambda: ((FRAMES,), {}),
+    'chamfer_similarity': lambda: (
+        (randn(3, 4, 5), MASK[:1, :4].expand(3, -1), randn(6, 7, 5, seed=1), VALID.repeat(2, 1)), {}),
     'cluster_encode': lambda: (FEATURES, ENCODED),
+    'cluster_vectors': lambda: ((X, MASK, 4), {}),
+    'fixed_dimensional_encoding': lambda: (
+        (X, MASK), {'num_repetitions': 2, 'num_bits': 3, 'is_query': False, 'fill_empty': True, 'projection_dim': 4}),
+    'pool_vectors': lambda: ((X, MASK, 2), {}),
+    'spaced_vectors': lambda: ((X, MASK, 3), {}),
+    'tail_vectors': lambda: ((X, MASK, 3), {}),
     'cluster_labels': lambda: ((cluster_tokens(MAPS, (2, 2)),), {}),
     'cluster_points': lambda: ((randn(20, 2, 4), randn(20, 2, 3, seed=1), CELLS), {}),
     'cluster_pool': lambda: (FEATURES, ENCODED),
@@ -272,6 +280,8 @@ RESULT_TYPES = {
     'cka_null': 'i', 'lasso_from_gram': 'i', 'local_cka_scores': 'd', 'sparse_mapping': 'i', 'unit_correlation': 'i',
     'unit_mutual_information': 'i',
     'linear_dynamics': 'i', 'temporal_contrast': 'i', 'matched_cross_entropy': 'i', 'pair_loss': 'i',
+    'chamfer_similarity': 'w', 'cluster_vectors': 'i', 'fixed_dimensional_encoding': 'w', 'pool_vectors': 'i',
+    'spaced_vectors': 'i', 'tail_vectors': 'i',
     'self_expression': 'i', 'top_coefficients': 'i',
     'kmeans_sdp': 'iii', 'likelihood_sdp': 'iii',
     'erase_directions': 'i', 'multilabel_discrimination': 'i',
@@ -301,6 +311,7 @@ RESULT_TYPES = {
 # those of all other problems of the batch stay. Cells: those of points out of reach of its cell stay. All others
 # refuse it.
 ROW = [
+    'chamfer_similarity',
     'erase_directions', 'multilabel_discrimination',
     'distance_weights',
     'student_assignment',
@@ -313,6 +324,7 @@ ROW = [
 ]  # fmt: skip
 PROBLEM = [
     'matched_cross_entropy', 'pair_loss',
+    'spaced_vectors', 'tail_vectors',
     'cluster_target',
     'conditional_coding_rate', 'doubly_stochastic', 'rate_reduction',
     'coding_rate', 'spectral_entropy',

@@ -11,6 +11,7 @@ from clusterplug.functional.graph.laplacian import (
 from clusterplug.functional.graph.laplacian_assign import LaplacianAssignment, laplacian_assign
 from clusterplug.functional.graph.linkage import LinkageTree, cut_linkage, cut_linkage_at, linkage
 from clusterplug.functional.graph.neighbors import KNNGraph, affinity, knn_graph
+from clusterplug.functional.graph.pool_vectors import pool_vectors
 from clusterplug.functional.graph.semantic_transport import semantic_transport
 from clusterplug.functional.graph.spanning import minimum_spanning_scale
 from clusterplug.functional.graph.spectral import spectral_clustering
@@ -31,6 +32,7 @@ __all__ = [
     'linkage',
     'minimum_spanning_scale',
     'normalized_laplacian',
+    'pool_vectors',
     'semantic_transport',
     'spectral_clustering',
     'spectral_embedding',

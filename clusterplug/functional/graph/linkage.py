@@ -162,7 +162,7 @@ def cut_linkage(tree: LinkageTree, num_clusters: int) -> Tensor:
     """
     check_num_clusters(num_clusters, tree.mask.shape[-1])
     position = torch.arange(tree.heights.shape[-1], device=tree.heights.device)
-    return _label(tree, position < tree.mask.sum(-1, keepdim=True) - num_clusters)
+    return label_parts(tree, position < tree.mask.sum(-1, keepdim=True) - num_clusters)
 
 
 @torch.no_grad()
@@ -186,10 +186,10 @@ def cut_linkage_at(tree: LinkageTree, height: float) -> Tensor:
     """
     if height != height:
         raise ValueError('height must be a number, got NaN')
-    return _label(tree, (tree.heights <= height) & (tree.sizes > 0))
+    return label_parts(tree, (tree.heights <= height) & (tree.sizes > 0))
 
 
-def _label(tree: LinkageTree, done: Tensor) -> Tensor:
+def label_parts(tree: LinkageTree, done: Tensor) -> Tensor:
     """Label the parts that the merges with ``done`` (..., N - 1) leave."""
     batch_shape, num_points = tree.mask.shape[:-1], tree.mask.shape[-1]
     mask = tree.mask.reshape(math.prod(batch_shape), num_points)

@@ -2,6 +2,8 @@
 """Tokens of a transformer: clustering, merging, and back to a full map."""
 
 from clusterplug.functional.tokens._token_checks import check_grid as check_grid, check_settings as check_settings
+from clusterplug.functional.tokens.chamfer import chamfer_similarity
+from clusterplug.functional.tokens.cluster_vectors import cluster_vectors
 from clusterplug.functional.tokens.merging import MergedTokens, TokenMatching, bipartite_matching, merge_tokens
 from clusterplug.functional.tokens.segment_tokens import (
     segment_bounds as segment_bounds,
@@ -18,6 +20,8 @@ from clusterplug.functional.tokens.token_reconstruction import (
     reconstruct_tokens,
     token_neighbors,
 )
+from clusterplug.functional.tokens.vector_encoding import fixed_dimensional_encoding
+from clusterplug.functional.tokens.vector_pruning import spaced_vectors, tail_vectors
 
 __all__ = [
     'MergedTokens',
@@ -25,13 +29,18 @@ __all__ = [
     'TokenMatching',
     'TokenNeighbors',
     'bipartite_matching',
+    'chamfer_similarity',
     'cluster_labels',
     'cluster_tokens',
+    'cluster_vectors',
     'combine_tokens',
+    'fixed_dimensional_encoding',
     'merge_tokens',
     'merge_tokens_to',
     'reconstruct_tokens',
     'size_biased_attention',
+    'spaced_vectors',
+    'tail_vectors',
     'token_neighbors',
     'token_spread',
 ]

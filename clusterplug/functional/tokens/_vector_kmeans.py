@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""k-means inside each sequence of a batch, every sequence with its own number of clusters: assignments only."""
+
+import torch
+from torch import Tensor
+
+from clusterplug.core.numerics import host_checks_allowed
+from clusterplug.core.origin import finite, power_of_two, typical_origin, typical_rows, typical_size
+
+# Squared distances below this share of |x|^2 + |c|^2 are rounding of |x|^2 + |c|^2 - 2 x.c and count as 0.
+_ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-14}
+# Bytes of points that the CPU iterates together: points and scores stay in the second-level cache.
+_GROUP_BYTES = 1 << 21
+
+
+def assign(
+    values: Tensor, valid: Tensor, limits: Tensor, start: Tensor | None, draws: Tensor | None, size: int, num_iters: int
+) -> Tensor:
+    """Return labels (B, L) from 0 to K - 1 of values (B, L, D) that are 0 where not valid.
+
+    Args:
+        values: (B, L, D) in the working type.
+        valid: (B, L) bool.
+        limits: (B,) clusters of each sequence, at most ``size``.
+        start: (B, K, D) centers to begin with, or None.
+        draws: (B, K) uniform numbers of k-means++, or None: farthest points.
+        size: K.
+        num_iters: Steps at most; on the CPU it stops where no center moves.
+    """
+    batch, length, dim = values.shape
+    step = max(batch, 1)
+    if host_checks_allowed(values):
+        step = max(1, _GROUP_BYTES // (length * (dim + size) * values.element_size()))
+    parts = []
+    for first in range(0, batch, step):
+        given = (values, valid, limits, start, draws)
+        parts.append(_solve(*(None if x is None else x[first : first + step] for x in given), size, num_iters))
+    if not parts:
+        return torch.zeros(batch, length, dtype=torch.int64, device=values.device)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _solve(values, valid, limits, start, draws, size: int, num_iters: int) -> Tensor:
+    """Return the labels of one group of sequences."""
+    rows = typical_rows(values, mask=valid)
+    origin = typical_origin(rows)
+    # an origin nearer than most points gains no digits
+    origin = origin * (origin.abs().amax(-1, keepdim=True) > typical_size(rows, origin))
+    points = (values - origin).masked_fill_(~valid.unsqueeze(-1), 0.0)
+    scale = 1 / power_of_two(finite(points.abs().amax((1, 2), True)))
+    points = points.mul_(scale)
+    ranks = torch.arange(size, device=values.device)
+    allowed = ranks < limits.unsqueeze(-1)
+    if start is not None:
+        centers, alive = (start - origin) * scale, allowed
+    else:
+        centers, alive = _start(points, valid, draws, size)
+        alive = alive & allowed
+    barred = torch.where(alive, 0.0, torch.inf).to(points.dtype).unsqueeze(-1)
+    weighted, transposed = valid.to(points.dtype).unsqueeze(1), points.mT
+    host = host_checks_allowed(points)
+    for _ in range(num_iters):
+        chosen = _nearest(centers, transposed, barred, ranks, host) * weighted
+        counts = chosen.sum(-1, keepdim=True)
+        moved = torch.where(counts > 0, torch.bmm(chosen, points) / counts.clamp(min=1.0), centers)
+        if host and torch.equal(moved, centers):
+            break
+        centers = moved
+    return chosen.argmax(1)
+
+
+def _nearest(centers: Tensor, transposed: Tensor, barred: Tensor, ranks: Tensor, host: bool) -> Tensor:
+    """Return the 0/1 matrix (B, K, L) of each point's nearest center, the lowest number among equal ones."""
+    half = centers.square().sum(-1, keepdim=True).mul_(0.5).add_(barred)
+    scores = torch.baddbmm(half, centers, transposed, beta=-1.0)
+    if host:  # argmax over a short dimension is scalar code; comparing with the maximum is not
+        chosen = (scores == scores.amax(1, keepdim=True)).to(scores.dtype)
+        if chosen.sum(dtype=torch.float64).item() == scores.shape[0] * scores.shape[2]:
+            return chosen
+    return (scores.argmax(1, keepdim=True) == ranks.unsqueeze(-1)).to(scores.dtype)
+
+
+def _start(points: Tensor, valid: Tensor, draws: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
+    """Return points (B, K, D) to start from, and which of them (B, K) differ from all before them."""
+    norms = points.square().sum(-1)
+    closest = torch.where(valid, torch.inf, 0.0).to(points.dtype)
+    rounding, centers, alive = _ROUNDING[points.dtype], [], []
+    for step in range(size):
+        if step == 0:
+            mass = valid.to(points.dtype)  # the first valid one, or any
+            alive.append(valid.any(-1))
+        else:
+            mass = closest
+            alive.append((closest > 0).any(-1))
+        newest = mass.argmax(-1, keepdim=True) if draws is None else _draw(mass, draws[:, step : step + 1])
+        center = points.gather(1, newest.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
+        both = norms + norms.gather(1, newest)
+        squared = torch.baddbmm(both.unsqueeze(1), center, points.mT, alpha=-2.0).squeeze(1)
+        squared = torch.where(squared > rounding * both, squared, 0.0)
+        closest = torch.minimum(closest, squared)
+        centers.append(center)
+    return torch.cat(centers, 1), torch.stack(alive, 1)
+
+
+def _draw(mass: Tensor, uniform: Tensor) -> Tensor:
+    """Return (B, 1) indices drawn in proportion to mass (B, L); any where there is none."""
+    cumulated = mass.double().cumsum(-1)
+    total = cumulated[..., -1:]
+    target = torch.minimum(uniform.double() * total, total * (1.0 - 1e-12))
+    return torch.searchsorted(cumulated, target, right=True).clamp(max=mass.shape[-1] - 1)
