@@ -6,6 +6,7 @@ from clusterplug.layers.feature_clustering_block import FeatureClusteringBlock
 from clusterplug.layers.feature_clustering_pool import FeatureClusteringPool
 from clusterplug.layers.householder import HouseholderProjector, register_householder
 from clusterplug.layers.inter_slice_encoder import InterSliceEncoder
+from clusterplug.layers.multi_vector_clustering import MultiVectorClustering
 from clusterplug.layers.noisy_clean_encoder import NoisyCleanEncoder, NoisyCleanFeatures
 from clusterplug.layers.point_feature_clustering import PointFeatureClusteringBlock, PointFeatureClusteringPool
 from clusterplug.layers.segment_token_clustering import SegmentTokenClustering, SegmentTokens
@@ -19,6 +20,7 @@ __all__ = [
     'FeatureClusteringPool',
     'HouseholderProjector',
     'InterSliceEncoder',
+    'MultiVectorClustering',
     'NoisyCleanEncoder',
     'NoisyCleanFeatures',
     'PointFeatureClusteringBlock',

@@ -6,6 +6,7 @@ from clusterplug.losses.deep_cluster import DeepClusterLoss
 from clusterplug.losses.gated_contrast import GatedContrastLoss, SimLAPLoss
 from clusterplug.losses.intra_inter import IntraInterLoss
 from clusterplug.losses.koopman import KoopmanLoss
+from clusterplug.losses.late_interaction import LateInteractionLoss
 from clusterplug.losses.layerwise_reconstruction import LayerwiseReconstructionLoss
 from clusterplug.losses.margin import MarginLoss, margin_pairs
 from clusterplug.losses.nested_cluster import NestedClusterLoss, NestedViewLoss
@@ -25,6 +26,7 @@ __all__ = [
     'IBOTLoss',
     'IntraInterLoss',
     'KoopmanLoss',
+    'LateInteractionLoss',
     'LayerwiseReconstructionLoss',
     'MarginLoss',
     'NTXentLoss',

@@ -108,13 +108,15 @@ def _labels(values, valid, size: int, ratio, start, draws, num_iters: int) -> Te
     """Return labels (B, L), -1 where not valid: the rank of a vector in short sequences, else its cluster."""
     position = valid.cumsum(-1)
     total = position[:, -1]
-    limits = torch.full_like(total, size) if ratio is None else shares(total, ratio)
+    if size >= values.shape[1] and ratio in (None, 1):  # all pass through
+        return (position - 1).masked_fill(~valid, -1)
+    limits = torch.full_like(total, size) if ratio is None else _shares(total, ratio)
     labels = assign(values, valid, limits, start, draws, size, num_iters)
     labels = torch.where((total <= limits).unsqueeze(-1), position - 1, labels)
     return labels.masked_fill(~valid, -1)
 
 
-def shares(total: Tensor, ratio: float) -> Tensor:
+def _shares(total: Tensor, ratio: float) -> Tensor:
     """Return max(1, floor(ratio * total)); 0.29 * 100 counts as 29, whatever its rounding."""
     return (total.double() * ratio + 1e-9).floor().long().clamp(min=1)
 
