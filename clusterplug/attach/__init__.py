@@ -2,6 +2,7 @@
 """Attaching losses, heads and weights to segmentors and detectors of mmdet3d and its relatives."""
 
 from clusterplug.attach.box_labels import BoxLabels
+from clusterplug.attach.point_features import PointFeatures, ScanFeatures
 from clusterplug.attach.subclass_prediction import (
     ScanSubclasses,
     check_predictable,
@@ -16,7 +17,9 @@ from clusterplug.attach.with_sample_weights import SampleWeighting, WithSampleWe
 __all__ = [
     'BoxLabels',
     'ClusteringBranch',
+    'PointFeatures',
     'SampleWeighting',
+    'ScanFeatures',
     'ScanSubclasses',
     'WithClustering',
     'WithSampleWeights',

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""discover_classes.py on the generated city: objects, clusters, crops, scores, and what is refused."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip('mmdet3d')
+pytest.importorskip('spconv')
+pytest.importorskip('open3d')
+pytest.importorskip('sklearn')
+
+import torch
+from mmdet3d.registry import MODELS
+from mmdet3d.utils import register_all_modules
+
+from clusterplug import compat
+from clusterplug.analysis import scan_objects
+from clusterplug.attach import PointFeatures
+from clusterplug.cli import load_config
+from clusterplug.datasets import generate_lidar_city
+from clusterplug.visualization.object_crops import object_crop
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / 'configs/point_cluster/minkunet18_w8_spconv_1xb1-5e_lidar-city.py')
+
+
+@pytest.fixture(scope='module')
+def tool():
+    spec = importlib.util.spec_from_file_location('discover_classes', ROOT / 'tools/discover_classes.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def city(tmp_path_factory):
+    compat.apply_all()
+    register_all_modules()
+    root = tmp_path_factory.mktemp('city')
+    generate_lidar_city(root / 'city', num_train=1, num_val=2, columns=256, progress=False)
+    torch.manual_seed(0)
+    model = MODELS.build(load_config(CONFIG, work_dir=str(root)).model)
+    torch.save(dict(state_dict=model.state_dict(), meta={}), root / 'start.pth')
+    data = {f'{split}_dataloader.dataset.data_root': str(root / 'city') for split in ('train', 'val', 'test')}
+    return root / 'start.pth', [f'{key}={value}' for key, value in data.items()]
+
+
+@pytest.fixture
+def discover(tool, city, tmp_path, capsys):
+    def call(*arguments, checkpoint=None):
+        code = tool.main([
+            CONFIG, str(checkpoint or city[0]), '--out', str(tmp_path / 'out'), *map(str, arguments), '--cfg-options',
+            *city[1],
+        ])  # fmt: skip
+        text = capsys.readouterr()
+        return code, text.out, text.err, tmp_path / 'out'
+
+    return call
+
+
+@pytest.mark.slow
+def test_hidden_classes_are_clustered_and_shown(discover, city):
+    code, text, _, out = discover('--hidden', 'car', 'traffic-sign', '--n-clusters', 2, '--shown', 4)
+    assert code == 0
+    content = json.loads((out / 'objects.json').read_text())
+    classes = content['classes']
+    truth = [classes[found['truth']] if found['truth'] < len(classes) else '' for found in content['objects']]
+    assert {'car', 'traffic-sign'} <= set(truth)
+    assert not set(truth) - {'car', 'traffic-sign', ''}  # the others are known, or ignored
+    assert {found['cluster'] for found in content['objects']} == {0, 1}
+    for found in content['objects']:
+        assert found['label'] == -1
+        assert found['points'] >= 20
+        assert max(found['size'][:2]) <= 12
+    for name in ('cluster_0.png', 'cluster_1.png'):
+        assert (out / name).stat().st_size > 1000
+        assert name in text
+    # the score is that of the objects in the file
+    from clusterplug.functional import clustering_accuracy
+
+    pairs = [(found['truth'], found['cluster']) for found in content['objects'] if found['truth'] < len(classes)]
+    accuracy = clustering_accuracy(*torch.tensor(pairs).T)
+    assert f'accuracy {float(accuracy):.3f}' in text
+    # the same command, the same clusters
+    discover('--hidden', 'car', 'traffic-sign', '--n-clusters', 2, '--shown', 4)
+    assert json.loads((out / 'objects.json').read_text()) == content
+
+
+@pytest.mark.slow
+def test_errors_are_one_sentence(discover, tmp_path):
+    for arguments, words in (
+        (('--hidden', 'tram'), 'must name classes of the data set'),
+        (('--scans', 9), '--scans must be from 1 to 2'),
+        (('--hidden', 'car', '--min-points', 10**6), 'too few'),
+        (('--layer', 'nothing'), 'nothing'),
+    ):
+        code, _, error, _ = discover(*arguments)
+        assert code == 1
+        assert error.splitlines()[-1].startswith('discover_classes: ')
+        assert words in error
+    code, _, error, _ = discover(checkpoint=tmp_path / 'none.pth')
+    assert code == 1
+    assert 'CHECKPOINT must be a file' in error
+
+
+def test_features_are_those_of_the_voxel_of_each_point(city, tool):
+    from mmengine.dataset import pseudo_collate
+
+    config = load_config(CONFIG, {key: value for key, _, value in (each.partition('=') for each in city[1])}, '.')
+    model = MODELS.build(config.model).train()
+    dataset = tool.labelled_set(config, 'val')
+    read = PointFeatures(model)
+    (seen,) = read(pseudo_collate([dataset[0]]))
+    assert model.training
+    assert len(seen.features) == len(seen.points) == len(seen.predictions)
+    # the classifier of these features is the prediction
+    model.eval()
+    assert torch.equal(model.decode_head.conv_seg(seen.features).argmax(1), seen.predictions)
+
+
+def test_objects_by_ids_and_by_gaps():
+    generator = np.random.default_rng(0)
+    blob = [generator.normal(center, 0.1, (30, 3)) for center in ((0, 0, 0), (4, 0, 0), (0, 4, 0), (9, 9, 0))]
+    points = np.concatenate([*blob, np.stack([np.linspace(0, 40, 200), *np.zeros((2, 200))], 1)])
+    labels = np.repeat([3, 3, -1, -2, 5], [30, 30, 30, 30, 200])
+    ids = np.repeat([7, 8, 0, 9, 1], [30, 30, 30, 30, 200])
+    order = generator.permutation(len(points))
+    found = scan_objects(points[order], labels[order], ids[order])
+    assert [(each.label, len(each.rows)) for each in found] == [(-1, 30), (3, 30), (3, 30)]  # the road is too long
+    for each, rows in zip(found, (range(60, 90), range(30), range(30, 60)), strict=True):
+        assert set(order[each.rows]) == set(rows)
+        np.testing.assert_allclose(each.size, np.ptp(points[list(rows)], axis=0))
+    assert len(scan_objects(points, labels)) == 3  # without ids by gaps
+    assert len(scan_objects(points, labels, ids * 0, min_points=31)) == 0
+    points[60:90] = np.nan
+    assert [each.label for each in scan_objects(points, labels, ids)] == [3, 3]
+    assert scan_objects(np.zeros((0, 3)), np.zeros(0, int)) == []
+    with pytest.raises(ValueError, match='labels'):
+        scan_objects(points, labels[:-1])
+    with pytest.raises(ValueError, match='instances'):
+        scan_objects(points, labels, ids[:-1])
+
+
+def test_crops_show_the_object_and_what_is_around():
+    points = np.array([[10.0, 10.0, 0.0], [10.5, 10.0, 9.0], [12.0, 10.0, 0.0], [30.0, 0.0, 0.0]])
+    picture = object_crop(points, np.array([0, 1]), size=101)
+    assert picture.shape == (101, 101, 3)
+    colors = {tuple(color) for color in picture.reshape(-1, 3).tolist()}
+    assert (255, 170, 40) in colors
+    assert (110, 116, 128) in colors
+    # the point at 12 m is 1.75 m ahead of the middle of a picture of 6.5 m
+    row = 50 - round(1.75 * 50 / 3.25)
+    assert tuple(picture[row, 50]) == (110, 116, 128)
+    with pytest.raises(ValueError, match='rows'):
+        object_crop(points, np.zeros(0, int))
