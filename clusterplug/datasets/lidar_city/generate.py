@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from clusterplug.datasets.lidar_city.progress import Progress
 from clusterplug.datasets.lidar_city.scanner.raycasting import import_open3d
 from clusterplug.datasets.lidar_city.scanner.render import Job, is_described, missing_frames
 from clusterplug.datasets.lidar_city.workers import run_jobs
+from clusterplug.datasets.lidar_city.world.scene_settings import scene_settings
 from clusterplug.datasets.lidar_city.write import info_bytes, sequence_folder
 
 MARKER = 'lidar_city.json'
@@ -34,6 +36,8 @@ def generate_lidar_city(
     columns: int = 1024,
     scans_per_street: int = 20,
     spacing: float = 5.0,
+    train_scenes: Sequence[Mapping] | None = None,
+    val_scenes: Sequence[Mapping] | None = None,
     workers: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -56,6 +60,10 @@ def generate_lidar_city(
         columns: firings in a turn, 16 to 4096.
         scans_per_street: scans on one street before the next street begins, at least 1.
         spacing: metres driven between two scans, 0.1 to 20.
+        train_scenes: what is asked of each training street, in order: one dict a street, with any of ``street``,
+            ``objects``, ``traffic``, ``parked``, ``people``, ``greenery``, ``weather``, ``sensor_height`` and
+            ``beams`` (names of levels or numbers; see ``world/scene_settings.py``). None: nothing is asked.
+        val_scenes: the same for validation streets.
         workers: processes; by default ``OMP_NUM_THREADS`` or else one per usable core, or this process alone for less
             than 40 scans.
         overwrite: replace a city of other settings in ``out_dir``.
@@ -98,13 +106,18 @@ def generate_lidar_city(
         'scans_per_street': int(scans_per_street),
         'spacing': float(spacing),
     }
+    train, val = street_lengths(settings)
+    scenes = {}
+    for name, asked, streets in (('train_scenes', train_scenes, train), ('val_scenes', val_scenes, val)):
+        if asked is not None:
+            settings[name] = _asked(name, asked, len(streets))
+            scenes.update(zip(streets, settings[name]))
     out_dir = Path(out_dir).absolute()
     if out_dir.exists() and not out_dir.is_dir():
         raise FileExistsError(f'out_dir must be a folder, got the file {out_dir}')
-    train, val = street_lengths(settings)
     with locked_folder(out_dir):
         _claim(out_dir, settings, overwrite)
-        _run(out_dir, settings, {**train, **val}, workers, progress)
+        _run(out_dir, settings, {**train, **val}, scenes, workers, progress)
         for name, streets in zip(INFO_FILES, (train, val, val)):
             scans = [(sequence, frame) for sequence, length in streets.items() for frame in range(length)]
             _write_if_other(out_dir / name, info_bytes(scans))
@@ -116,6 +129,18 @@ def _write_if_other(path: Path, content: bytes) -> None:
     if not path.is_file() or path.is_symlink() or path.read_bytes() != content:
         path.unlink(missing_ok=True)  # a link is not written through
         write_bytes(path, content)
+
+
+def _asked(name: str, scenes, count: int) -> list[dict]:
+    """Plain settings of every street of a split."""
+    if isinstance(scenes, str | bytes | Mapping) or not isinstance(scenes, Sequence):
+        raise TypeError(f'{name} must be a list of dicts, one a street, got {type(scenes).__name__}')
+    if len(scenes) != count:
+        raise ValueError(
+            f'{name} must have one entry a street, {count}, got {len(scenes)}; the number of streets is the number of '
+            'scans over scans_per_street, rounded up'
+        )
+    return [scene_settings(scene, f'{name}[{index}]')._asdict() for index, scene in enumerate(scenes)]
 
 
 def _check_integer(name: str, value, low: int, high: int) -> None:
@@ -179,7 +204,14 @@ def _remove(out_dir: Path, found: dict) -> None:
     forget(out_dir, MARKER)
 
 
-def _run(out_dir: Path, settings: dict, streets: dict[int, int], workers: int | None, progress: bool) -> None:
+def _run(
+    out_dir: Path,
+    settings: dict,
+    streets: dict[int, int],
+    scenes: dict[int, dict],
+    workers: int | None,
+    progress: bool,
+) -> None:
     missing = {sequence: missing_frames(out_dir, sequence, length) for sequence, length in streets.items()}
     todo = sum(map(len, missing.values()))
     open_streets = [s for s in streets if missing[s] or not is_described(out_dir, s)]
@@ -203,6 +235,7 @@ def _run(out_dir: Path, settings: dict, streets: dict[int, int], workers: int | 
                     settings['columns'],
                     settings['spacing'],
                     first,
+                    scenes.get(sequence),
                 )
             )
     total = sum(streets.values())

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clusterplug.datasets.lidar_city.scanner.scan import Caster, sensor_pose, time_of
+from clusterplug.datasets.lidar_city.world.scene_settings import WEATHER, scene_settings
 from clusterplug.datasets.lidar_city.world.street import Street, build_street
 from clusterplug.datasets.lidar_city.write import (
     SEQUENCE_FILES,
@@ -32,6 +33,7 @@ class Job(NamedTuple):
         columns: firings in a turn.
         spacing: metres driven between two scans.
         describe: whether this job also writes calib.txt, poses.txt, times.txt and subtypes.json.
+        scene: what was asked of the street, by the names of ``SceneSettings``.
     """
 
     out_dir: str
@@ -42,6 +44,7 @@ class Job(NamedTuple):
     columns: int
     spacing: float
     describe: bool
+    scene: dict | None = None
 
 
 def missing_frames(out_dir: Path, sequence: int, length: int) -> list[int]:
@@ -66,17 +69,21 @@ def run_job(job: Job, report: Callable[[], None]) -> None:
     Every scan has its own stream of random numbers, so that its bytes depend on nothing but seed, street, frame and
     settings: not on the order of the work, nor on who does it.
     """
-    out_dir = Path(job.out_dir)
-    street: Street = build_street(job.seed, job.sequence, (job.length - 1) * job.spacing)
+    out_dir, scene = Path(job.out_dir), scene_settings(job.scene or {})
+    street: Street = build_street(job.seed, job.sequence, (job.length - 1) * job.spacing, scene)
+
+    def pose_of(frame: int) -> np.ndarray:
+        return sensor_pose(street, job.seed, job.sequence, frame, job.spacing, scene.sensor_height)
+
     if job.describe:
-        poses = [sensor_pose(street, job.seed, job.sequence, frame, job.spacing) for frame in range(job.length)]
+        poses = [pose_of(frame) for frame in range(job.length)]
         times = [time_of(frame, job.spacing) for frame in range(job.length)]
         write_sequence_files(out_dir, job.sequence, np.stack(poses), times, street.instances)
     if not job.frames:
         return
-    caster = Caster(street)
+    caster = Caster(street, weather=WEATHER[scene.weather], beams=scene.beams)
     for frame in job.frames:
-        pose = sensor_pose(street, job.seed, job.sequence, frame, job.spacing)
+        pose = pose_of(frame)
         rng = np.random.default_rng([job.seed, job.sequence, 2, frame])
         write_scan(out_dir, job.sequence, frame, caster.scan(pose, time_of(frame, job.spacing), job.columns, rng))
         report()

@@ -21,13 +21,16 @@ from clusterplug.datasets.lidar_city.scanner.raycasting import Scene, Stage, Tra
 from clusterplug.datasets.lidar_city.scanner.sensor import (
     MAX_RANGE,
     MIN_RANGE,
+    NUM_BEAMS,
     RANGE_NOISE,
     SENSOR_HEIGHT,
     beam_directions,
     rotation,
 )
+from clusterplug.datasets.lidar_city.scanner.weather import clutter, weakened
 from clusterplug.datasets.lidar_city.world.catalogue import OUTLIER
 from clusterplug.datasets.lidar_city.world.ground import painted
+from clusterplug.datasets.lidar_city.world.scene_settings import Weather
 from clusterplug.datasets.lidar_city.world.street import EGO_SPEED, LANE, Street, brightness
 
 OUTLIER_SHARE = 2e-4
@@ -45,12 +48,15 @@ class Scan(NamedTuple):
     labels: np.ndarray
 
 
-def sensor_pose(street: Street, seed: int, sequence: int, frame: int, spacing: float) -> np.ndarray:
+def sensor_pose(
+    street: Street, seed: int, sequence: int, frame: int, spacing: float, height: float = SENSOR_HEIGHT
+) -> np.ndarray:
     """Pose of the sensor in the street's world at one scan.
 
     Args:
         frame: number of the scan in its sequence.
         spacing: metres driven between two scans.
+        height: of the sensor over the ground, metres.
 
     Returns:
         (4, 4) float64, sensor to world.
@@ -67,7 +73,7 @@ def sensor_pose(street: Street, seed: int, sequence: int, frame: int, spacing: f
     roll = np.arctan2(left - right, 1.5) + rng.normal(0.0, 0.003)
     pose = np.eye(4)
     pose[:3, :3] = rotation(heading, pitch, roll)
-    pose[:3, 3] = [x, y, (front + back) / 2 + SENSOR_HEIGHT]
+    pose[:3, 3] = [x, y, (front + back) / 2 + height]
     return pose
 
 
@@ -86,10 +92,12 @@ class Caster:
     Args:
         street: a finished street.
         threads: threads for one cast.
+        weather: what the air does to the echoes; None is clear.
+        beams: how many of the 64 beams are used, every second, every fourth ...
     """
 
-    def __init__(self, street: Street, threads: int = 1):
-        self.street = street
+    def __init__(self, street: Street, threads: int = 1, weather: Weather | None = None, beams: int = NUM_BEAMS):
+        self.street, self.weather, self._every = street, weather, NUM_BEAMS // beams
         self._still = Scene(street.vertices, street.triangles, threads)
         self._traffic = Traffic(street, threads)
         patches = street.ground.patches
@@ -142,7 +150,7 @@ class Caster:
             columns: firings in a turn.
             rng: source of noise and drop-out.
         """
-        directions = beam_directions(columns, rng.random()).reshape(-1, 3)
+        directions = beam_directions(columns, rng.random())[:: self._every].reshape(-1, 3)
         rays = np.empty((len(directions), 6), dtype=np.float32)
         rays[:, :3] = pose[:3, 3]
         rays[:, 3:] = directions @ pose[:3, :3].T.astype(np.float32)
@@ -167,6 +175,8 @@ class Caster:
         gain = brightness(material, self.street.gain.take(instance))
         with np.errstate(over='ignore', invalid='ignore'):
             strength = echo_strength(BASE.take(material) * gain, cosine, distance)
+            if self.weather is not None:
+                strength = weakened(strength, distance, directions[:, 2], self.weather)
         counted = (
             np.isfinite(distance)
             & (rng.random(count, dtype=np.float32) < detection_probability(strength))
@@ -177,6 +187,10 @@ class Caster:
         measured = distance - np.minimum(fuzz / np.maximum(cosine, 0.08), 2.5) + noise
         stray = rng.random(count, dtype=np.float32) < OUTLIER_SHARE
         measured = np.where(stray, MIN_RANGE + measured * rng.random(count, dtype=np.float32), measured)
+        if self.weather is not None:
+            drop, shown = clutter(measured, counted, self.weather, rng)
+            measured, counted, stray = np.where(drop, shown, measured), counted | drop, stray | drop
+            cosine = np.where(drop, np.float32(0.2), cosine)
         kept = np.flatnonzero(counted & (measured > MIN_RANGE) & (measured < MAX_RANGE))
         material, instance, gain, cosine, measured = (
             values.take(kept) for values in (material, instance, gain, cosine, measured)

@@ -5,8 +5,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from clusterplug.datasets.lidar_city.world.scene_settings import SENSOR_HEIGHT
+
+__all__ = [
+    'MAX_RANGE',
+    'MIN_RANGE',
+    'NUM_BEAMS',
+    'RANGE_NOISE',
+    'SENSOR_HEIGHT',
+    'beam_directions',
+    'beam_elevations',
+    'rotation',
+]
+
 NUM_BEAMS = 64
-SENSOR_HEIGHT = 1.73
 MAX_RANGE = 80.0
 MIN_RANGE = 2.0
 RANGE_NOISE = 0.015

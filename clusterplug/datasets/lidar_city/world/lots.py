@@ -63,7 +63,7 @@ def _plants(plan: Plan, lot: Lot, near: float, far: float, trees: int, bushes: i
         plan.put_tree(plan.rng.uniform(lot.s0 + 1, lot.s1 - 1), lot.d(plan.rng.uniform(near, far)))
     for _ in range(bushes):
         s, d = plan.rng.uniform(lot.s0 + 1, lot.s1 - 1), lot.d(plan.rng.uniform(near, far))
-        plan.put('vegetation', s, d, plan.rng.uniform(0, 6.28), 'bush')
+        plan.put_bush(s, d, plan.rng.uniform(0, 6.28))
 
 
 def _border(
@@ -148,7 +148,7 @@ def office(plan: Plan, lot: Lot) -> None:
         plan.put('pole', s, lot.d(0.4), 0.0, 'bollard')
     for s in (lot.s0 + 3, lot.s1 - 3):
         plan.pave(s - 1, s + 1, lot.d(1.4), lot.d(2.6), 'terrain', 'soil', lift=0.45)
-        plan.put('vegetation', s, lot.d(2.0), 0.0, 'bush', above=0.0)
+        plan.put_bush(s, lot.d(2.0))
     if rng.random() < 0.6:
         _bicycles(plan, lot.middle + 1, lot.d(setback - 1.3), int(rng.integers(2, 5)))
     if rng.random() < 0.4:

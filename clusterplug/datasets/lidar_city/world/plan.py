@@ -11,6 +11,7 @@ from clusterplug.datasets.lidar_city.meshes.mesh import Mesh
 from clusterplug.datasets.lidar_city.meshes.objects import BUILDERS, Dealer
 from clusterplug.datasets.lidar_city.world.catalogue import SUBTYPE_ID, raw_label
 from clusterplug.datasets.lidar_city.world.ground import Course, Patch
+from clusterplug.datasets.lidar_city.world.scene_settings import NO_WISHES, SceneSettings
 
 SURFACES = {
     ('road', 'asphalt'): ('asphalt', 0.004),
@@ -80,12 +81,14 @@ class Plan:
         rng: the street's own source of randomness.
         course: centre line and hills.
         dealer: chooses sub-types.
+        scene: what was asked of the street.
         instances: entry n describes instance n + 1 (0 stays free for unlabeled points).
     """
 
     rng: np.random.Generator
     course: Course
     dealer: Dealer
+    scene: SceneSettings = NO_WISHES
     patches: list[Patch] = field(default_factory=list)
     placements: list[Placement] = field(default_factory=list)
     movers: list[Mover] = field(default_factory=list)
@@ -129,9 +132,20 @@ class Plan:
             place = (s + along * np.cos(yaw), d + along * np.sin(yaw))
             self.placements.append(Placement(mesh, instance, float(place[0]), float(place[1]), float(yaw)))
 
+    def grows(self) -> bool:
+        """Whether one more plant is set; draws nothing from the street's random numbers without a wish."""
+        return self.scene.greenery >= 1.0 or self.rng.random() < self.scene.greenery
+
+    def put_bush(self, s, d, yaw=0.0) -> None:
+        """A bush, where there are any."""
+        if self.grows():
+            self.put('vegetation', s, d, yaw, 'bush')
+
     def put_tree(self, s, d, crown: str | None = None, low: bool = False) -> None:
         """Trunk and crown: two instances of two classes; ``low`` branches begin near the ground (edge of a wood)."""
         rng = self.rng
+        if not self.grows():
+            return
         crown = crown or self.dealer.deal('vegetation', ('broadleaf', 'conifer'))
         trunk = self.dealer.deal('trunk')
         clear = rng.uniform(0.4, 1.0) if low else rng.uniform(0.8, 1.7) if crown == 'conifer' else rng.uniform(1.3, 2.5)

@@ -13,6 +13,7 @@ from clusterplug.datasets.lidar_city.scanner.materials import SPREAD
 from clusterplug.datasets.lidar_city.world.ground import CROSS_LANES, HALF_WIDTH, LANES, ZEBRA, Course, Ground
 from clusterplug.datasets.lidar_city.world.lots import CHARACTERS, fill_side
 from clusterplug.datasets.lidar_city.world.plan import Instance, Mover, Plan
+from clusterplug.datasets.lidar_city.world.scene_settings import BAYS, DRIVEN, NO_WISHES, SceneSettings
 
 MARGIN = 75.0  # how far the street goes on before and behind the drive, metres
 STRIP = 2.1  # width of the strip between road and sidewalk: parking bays, verge or more sidewalk, metres
@@ -103,26 +104,28 @@ def _lay_side(plan: Plan, block, side: int, half: float, walk: float, character:
         for s in np.arange(s0 + 5, s1 - 4, plan.rng.uniform(8, 13)):
             plan.put_tree(s + plan.rng.uniform(-1, 1), side * (half + STRIP / 2 + 0.1))
             if plan.rng.random() < 0.5:
-                plan.put('vegetation', s + 3.5, side * (half + STRIP / 2 + 0.1), plan.rng.uniform(0, 6.28), 'bush')
+                plan.put_bush(s + 3.5, side * (half + STRIP / 2 + 0.1), plan.rng.uniform(0, 6.28))
     return kind
 
 
 def _park_cars(plan: Plan, block, side: int, half: float) -> None:
     """Vehicles in the bays along the curb."""
     rng, s = plan.rng, block[0] + 7.0
+    parked, (cars, motorcycles, trucks, others) = plan.scene.parked, BAYS[plan.scene.objects]
     yaw = 0.0 if side < 0 else np.pi
     while s < block[1] - 8.0:
         kind, length = rng.random(), 6.0
+        kind = kind / parked if parked else 1.0
         place = (side * (half + STRIP / 2), yaw + rng.normal(0, 0.02))
-        if kind < 0.56:
+        if kind < cars:
             plan.put('car', s, *place)
-        elif kind < 0.66:
+        elif kind < motorcycles:
             for shift in (-1.6, 0.0, 1.6)[: int(rng.integers(1, 4))]:
                 plan.put('motorcycle', s + shift, place[0], yaw + side * 0.9 + rng.normal(0, 0.1))
-        elif kind < 0.71:
+        elif kind < trucks:
             length = 10.0
             plan.put('truck', s + 2.5, *place)
-        elif kind < 0.75:
+        elif kind < others:
             length = 12.0
             plan.put('other-vehicle', s + 3.5, *place)
         s += length + rng.uniform(0.0, 0.6)
@@ -147,13 +150,14 @@ def _curb_side(plan: Plan, block, side: int, half: float, walk: float, character
     if rng.random() < 0.5:
         plan.put('other-object', rng.uniform(s0 + 4, s1 - 4), pole_line, inwards, str(rng.choice(['cabinet', 'bin'])))
     busy = {'downtown': 22.0, 'residential': 45.0, 'suburb': 60.0}[character]
-    for _ in range(rng.poisson((s1 - s0) / busy)):
+    people = plan.scene.people
+    for _ in range(rng.poisson((s1 - s0) / busy * people)):
         plan.put('person', rng.uniform(s0, s1), walk_line + rng.uniform(-0.4, 0.4), rng.uniform(0, 6.28))
-    for _ in range(rng.poisson((s1 - s0) / busy)):
+    for _ in range(rng.poisson((s1 - s0) / busy * people)):
         direction = rng.choice([-1.0, 1.0])
         plan.send('person', rng.uniform(s0, s1), direction * rng.uniform(0.9, 1.5), walk_line + rng.uniform(-0.4, 0.4))
     for class_name, metres in (('bicycle', 35.0), ('motorcycle', 90.0)):
-        for _ in range(rng.poisson((s1 - s0) / metres)):
+        for _ in range(rng.poisson((s1 - s0) / metres * people)):
             plan.put(class_name, rng.uniform(s0 + 3, s1 - 3), pole_line + side * 0.35, rng.normal(0, 0.15))
 
 
@@ -174,7 +178,7 @@ def _backdrop(plan: Plan, crossings, start: float, end: float) -> None:
                 for _ in range(5):
                     plan.put_tree(s + rng.uniform(0, width), side * rng.uniform(36, 56), low=True)
                 for _ in range(4):
-                    plan.put('vegetation', s + rng.uniform(0, width), side * rng.uniform(34, 50), 0.0, 'bush')
+                    plan.put_bush(s + rng.uniform(0, width), side * rng.uniform(34, 50))
             s += width + rng.uniform(3, 14)
 
 
@@ -183,15 +187,17 @@ def _traffic(plan: Plan, length: float, half: float) -> None:
     rng, duration = plan.rng, length / EGO_SPEED
     oncoming, s = 9.0, rng.uniform(14.0, 30.0)
     heavy = iter(rng.permutation(['truck', 'other-vehicle', 'motorcyclist', 'motorcyclist']))
-    while s < length + oncoming * duration + 40.0:
+    traffic, driven = plan.scene.traffic, DRIVEN.get(plan.scene.objects)
+    while traffic and s < length + oncoming * duration + 40.0:
         name = 'car' if rng.random() < 0.6 else str(next(heavy, 'car'))
+        name = name if driven is None else str(rng.choice(driven))
         plan.send(name, s, -oncoming, LANE, 'bus' if name == 'other-vehicle' else None)
-        s += rng.uniform(24.0, 50.0)
+        s += max(rng.uniform(24.0, 50.0) / traffic, 11.0)
     for ahead in (rng.uniform(14, 24), rng.uniform(36, 55), -rng.uniform(13, 24)):
-        if rng.random() < 0.6:
-            name = str(rng.choice(['car', 'car', 'motorcyclist', 'truck']))
+        if rng.random() < 0.6 * traffic:
+            name = str(rng.choice(driven or ['car', 'car', 'motorcyclist', 'truck']))
             plan.send(name, ahead, EGO_SPEED, -LANE)
-    for _ in range(int(rng.integers(2, 5))):
+    for _ in range(round(int(rng.integers(2, 5)) * plan.scene.people)):
         direction, meeting = rng.choice([-1.0, -1.0, 1.0]), rng.uniform(0.0, 1.0)
         speed = direction * rng.uniform(3.5, 6.0)
         place = meeting * length + rng.uniform(-10, 10) - speed * meeting * duration
@@ -226,17 +232,18 @@ def _pave_roads(plan: Plan, crossings, blocks, half: float, start: float, end: f
             plan.put('pole', s + 5.4, 0.0, 0.0, 'bollard')
 
 
-def plan_street(seed: int, sequence: int, length: float) -> Plan:
+def plan_street(seed: int, sequence: int, length: float, scene: SceneSettings = NO_WISHES) -> Plan:
     """Lay out a street.
 
     Args:
         seed: seed of the city.
         sequence: number of the street; every street has its own stream of random numbers.
         length: length of the drive, metres.
+        scene: what is asked of the street; by default nothing.
     """
     rng = np.random.default_rng([seed, sequence, 0])
     start, end = -MARGIN, length + MARGIN
-    plan = Plan(rng, Course(rng, start, end), Dealer(rng, sequence))
+    plan = Plan(rng, Course(rng, start, end), Dealer(rng, sequence), scene)
     plan.pave(
         start, end, -HALF_WIDTH, HALF_WIDTH, 'terrain', plan.dealer.deal('terrain', ('lawn', 'tall_grass')), lift=0.12
     )
@@ -245,7 +252,7 @@ def plan_street(seed: int, sequence: int, length: float) -> Plan:
     half, walks = rng.uniform(3.6, 4.6), rng.uniform(2.0, 3.4, 2)
     names = [str(name) for name in rng.permutation(list(CHARACTERS))]
     for index, block in enumerate(blocks):
-        character = names[index % len(names)]
+        character = names[index % len(names)] if scene.street == 'mixed' else scene.street
         for side, walk in zip((-1, 1), walks):
             fill_side(plan, *block, side, half + STRIP + walk, character)
             kind = _lay_side(plan, block, side, half, walk, character)
@@ -258,9 +265,9 @@ def plan_street(seed: int, sequence: int, length: float) -> Plan:
     return plan
 
 
-def build_street(seed: int, sequence: int, length: float) -> Street:
+def build_street(seed: int, sequence: int, length: float, scene: SceneSettings = NO_WISHES) -> Street:
     """Lay out a street and turn it into triangles; see :func:`plan_street` for the arguments."""
-    plan = plan_street(seed, sequence, length)
+    plan = plan_street(seed, sequence, length, scene)
     ground = Ground(plan.course, plan.patches)
     vertices, triangles = [ground.mesh.vertices], [ground.mesh.triangles]
     material, instance = [ground.mesh.material], [ground.instance]
