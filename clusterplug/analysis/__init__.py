@@ -2,6 +2,20 @@
 """Looking into trained models: what their units, spaces and Jacobians hold; objects of scans."""
 
 from clusterplug.analysis.class_relation import class_relation, save_class_relation
+from clusterplug.analysis.diffusion_editing import edit_sample, run_sampler, vp_levels
+from clusterplug.analysis.latent_directions import LatentDirections, latent_directions, null_space_projection, traverse
 from clusterplug.analysis.scan_objects import ScanObject, scan_objects
 
-__all__ = ['ScanObject', 'class_relation', 'save_class_relation', 'scan_objects']
+__all__ = [
+    'LatentDirections',
+    'ScanObject',
+    'class_relation',
+    'edit_sample',
+    'latent_directions',
+    'null_space_projection',
+    'run_sampler',
+    'save_class_relation',
+    'scan_objects',
+    'traverse',
+    'vp_levels',
+]

@@ -4,12 +4,13 @@
 import importlib
 
 _NAMES = {
+    'MoLRG': 'low_rank_gaussians',
     'SUBTYPES': 'lidar_city',
     'generate_lidar_city': 'lidar_city',
     'load_subtypes': 'lidar_city',
 }
 
-__all__ = ['SUBTYPES', 'generate_lidar_city', 'load_subtypes']
+__all__ = ['SUBTYPES', 'MoLRG', 'generate_lidar_city', 'load_subtypes']
 
 
 def __getattr__(name):

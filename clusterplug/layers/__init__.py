@@ -6,6 +6,7 @@ from clusterplug.layers.feature_clustering_block import FeatureClusteringBlock
 from clusterplug.layers.feature_clustering_pool import FeatureClusteringPool
 from clusterplug.layers.householder import HouseholderProjector, register_householder
 from clusterplug.layers.inter_slice_encoder import InterSliceEncoder
+from clusterplug.layers.low_rank_denoiser import LowRankDenoiser
 from clusterplug.layers.multi_vector_clustering import MultiVectorClustering
 from clusterplug.layers.noisy_clean_encoder import NoisyCleanEncoder, NoisyCleanFeatures
 from clusterplug.layers.point_feature_clustering import PointFeatureClusteringBlock, PointFeatureClusteringPool
@@ -20,6 +21,7 @@ __all__ = [
     'FeatureClusteringPool',
     'HouseholderProjector',
     'InterSliceEncoder',
+    'LowRankDenoiser',
     'MultiVectorClustering',
     'NoisyCleanEncoder',
     'NoisyCleanFeatures',

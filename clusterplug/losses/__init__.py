@@ -3,6 +3,7 @@
 
 from clusterplug.losses.batch_enhanced import BatchEnhancedLoss
 from clusterplug.losses.deep_cluster import DeepClusterLoss
+from clusterplug.losses.denoising import DenoisingLoss
 from clusterplug.losses.gated_contrast import GatedContrastLoss, SimLAPLoss
 from clusterplug.losses.intra_inter import IntraInterLoss
 from clusterplug.losses.koopman import KoopmanLoss
@@ -22,6 +23,7 @@ __all__ = [
     'BatchEnhancedLoss',
     'DINOLoss',
     'DeepClusterLoss',
+    'DenoisingLoss',
     'GatedContrastLoss',
     'IBOTLoss',
     'IntraInterLoss',

@@ -49,6 +49,12 @@ NO_KEY = torch.zeros(3, 6, dtype=torch.bool)
 GRAPH = functional.affinity(X)
 VALID = torch.ones(3, 7, dtype=torch.bool).index_fill(1, torch.tensor(6), False)
 
+
+def wave(x):
+    """A function of all of x with singular values far apart."""
+    return (x * torch.arange(1, 1 + x.numel()).view(x.shape).to(x)).sin().cumsum(-1)
+
+
 # name -> arguments and options; a tensor anywhere in them is given in other strides
 CALLS = {
     'adjusted_rand_index': lambda: ((ids(30), ids(30, seed=1)), {}),
@@ -99,6 +105,13 @@ CALLS = {
     'grassmann_step': lambda: ((FRAMES, randn(3, 9, 4, seed=1), 0.1), {}),
     'householder_product': lambda: ((X,), {}),
     'householder_reflectors': lambda: ((FRAMES,), {}),
+    'jacobian_residual': lambda: ((wave, X, functional.jacobian_svd(wave, X, 2)), {}),
+    'jacobian_svd': lambda: ((wave, X, 2), {}),
+    'low_rank_posterior_mean': lambda: (
+        (X, torch.linalg.qr(randn(2, 3, 5, 2, seed=1)).Q), {'signal': WEIGHTS + 0.5, 'noise': 0.5}),
+    'low_rank_responsibilities': lambda: (
+        (X, torch.linalg.qr(randn(2, 3, 5, 2, seed=1)).Q), {'signal': 0.7, 'noise': WEIGHTS + 0.5}),
+    'numerical_rank': lambda: ((X, 0.9), {}),
     'k_subspaces': lambda: ((X, 2, 2), {'init': unit(2, 2, 2, 5).mT}),
     'info_nce': lambda: (
         (randn(6, 8), ids(6, 8) == 0, ids(6, 8, seed=1) > 0), {'temperature': 0.5}),
@@ -287,6 +300,7 @@ RESULT_TYPES = {
     'erase_directions': 'i', 'multilabel_discrimination': 'i',
     'distance_weights': 'i', 'likelihood_weights': 'i',
     'conditional_coding_rate': 'i', 'doubly_stochastic': 'i', 'rate_reduction': 'i',
+    'jacobian_residual': 'i', 'jacobian_svd': 'iii', 'low_rank_posterior_mean': 'i', 'low_rank_responsibilities': 'i',
     'cca': 'iiiii', 'coding_rate': 'i', 'k_subspaces': 'iw', 'linear_cka': 'i', 'orthonormal_frame': 'i',
     'principal_angles': 'i', 'projection_energy': 'i', 'spectral_entropy': 'i',
     'class_overlap': 'i', 'concrete_mask': 'i', 'grassmann_logits': 'i', 'grassmann_step': 'i',
@@ -315,7 +329,7 @@ ROW = [
     'erase_directions', 'multilabel_discrimination',
     'distance_weights',
     'student_assignment',
-    'projection_energy',
+    'projection_energy', 'low_rank_posterior_mean', 'low_rank_responsibilities',
     'concrete_mask', 'grassmann_logits',
     'bank_contrast_terms', 'gather_ranks', 'pair_contrast_terms', 'pairwise_distances', 'size_biased_attention',
     'subclass_contrast', 'subclass_contrast_terms',
@@ -339,6 +353,7 @@ CELL = ['cell_means', 'cluster_points', 'spread_clusters']
 OF_RESULTS = [
     'lasso_from_gram', 'match_units',
     'group_kappa', 'point_agreement', 'williams_index',
+    'numerical_rank',
     'membership_labels',
     'likelihood_weights',
     'co_association',
@@ -349,7 +364,11 @@ OF_RESULTS = [
 ]  # fmt: skip
 POINT_FUNCTIONS = sorted(set(CALLS) - set(OF_RESULTS))
 # The 0th dimension of their arguments is not one of problems.
-NO_BATCH = ['cka_null', 'sparse_mapping', 'temporal_contrast', 'kmeans_sdp', 'likelihood_sdp', *ROW, *CELL, *OF_RESULTS]
+NO_BATCH = [
+    'jacobian_residual', 'jacobian_svd', 'cka_null', 'sparse_mapping', 'temporal_contrast',
+    'kmeans_sdp', 'likelihood_sdp', *ROW, *CELL,
+    *OF_RESULTS,
+]  # fmt: skip
 
 
 def call(name, change=lambda x: x, edit=None):
@@ -422,7 +441,7 @@ def test_an_odd_row_is_refused_or_stays_alone(name):
         elif name in ROW:
             dims = {'gated_similarity': 2, 'grassmann_logits': 2, 'gather_ranks': 3}
             dims |= {'size_biased_attention': 3, 'pairwise_distances': 2, 'pair_contrast_terms': 2}
-            dims |= {'erase_directions': 2}
+            dims |= {'erase_directions': 2, 'low_rank_posterior_mean': 2, 'low_rank_responsibilities': 2}
             for one, other in zip(odd, plain, strict=True):
                 rows = one.flatten(0, dims.get(name, 1) - 1), other.flatten(0, dims.get(name, 1) - 1)
                 differs = (rows[0] != rows[1]).flatten(1).any(1) if rows[0].dim() > 1 else rows[0] != rows[1]

@@ -10,6 +10,7 @@ from clusterplug.estimators.deep.koopman import KoopmanAutoencoder
 from clusterplug.estimators.deep.manifold import ManifoldClustering
 from clusterplug.estimators.deep.multi_view import MultiViewClustering
 from clusterplug.estimators.deep.subspace_clustering import DeepSubspaceClustering
+from clusterplug.estimators.deep.subspace_diffusion import SubspaceDiffusion
 from clusterplug.estimators.deep.training import Phase, TrainingState
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     'ManifoldClustering',
     'MultiViewClustering',
     'Phase',
+    'SubspaceDiffusion',
     'TrainingState',
 ]

@@ -17,8 +17,10 @@ from clusterplug.functional.subspace.householder import (
     householder_product,
     householder_reflectors,
 )
+from clusterplug.functional.subspace.jacobian import JacobianSVD, jacobian_residual, jacobian_svd, numerical_rank
 from clusterplug.functional.subspace.k_subspaces import KSubspacesResult, k_subspaces
 from clusterplug.functional.subspace.local_cka import cka_null, local_cka_scores
+from clusterplug.functional.subspace.low_rank_posterior import low_rank_posterior_mean, low_rank_responsibilities
 from clusterplug.functional.subspace.rate_reduction import conditional_coding_rate, rate_reduction
 from clusterplug.functional.subspace.self_expression import self_expression, top_coefficients
 from clusterplug.functional.subspace.sparse_mapping import lasso_from_gram, sparse_mapping
@@ -27,6 +29,7 @@ from clusterplug.functional.subspace.units import unit_correlation, unit_mutual_
 __all__ = [
     'CCAResult',
     'HouseholderReflectors',
+    'JacobianSVD',
     'KSubspacesResult',
     'cca',
     'cka_null',
@@ -39,10 +42,15 @@ __all__ = [
     'grassmann_step',
     'householder_product',
     'householder_reflectors',
+    'jacobian_residual',
+    'jacobian_svd',
     'k_subspaces',
     'lasso_from_gram',
     'linear_cka',
     'local_cka_scores',
+    'low_rank_posterior_mean',
+    'low_rank_responsibilities',
+    'numerical_rank',
     'orthonormal_frame',
     'orthonormalize_bases',
     'principal_angles',
