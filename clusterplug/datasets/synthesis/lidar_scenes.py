@@ -43,8 +43,8 @@ class LidarCityGenerator(AttributeGenerator):
         >>> from clusterplug.datasets.synthesis import PartitionTree
         >>> scenes = LidarCityGenerator({'weather': ['clear', 'fog'], 'traffic': ['none', 'dense']})
         >>> tree = PartitionTree(max_depth=2).grow(scenes)
-        >>> [leaf.description() for leaf in tree.leaves][3]
-        {'weather': 'fog', 'traffic': 'dense'}
+        >>> sorted(tuple(leaf.description().values()) for leaf in tree.leaves)
+        [('clear', 'dense'), ('clear', 'none'), ('fog', 'dense'), ('fog', 'none')]
     """
 
     def __init__(self, attributes: Mapping[str, Sequence] | None = None, weights: Mapping | None = None):
