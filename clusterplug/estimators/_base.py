@@ -2,6 +2,7 @@
 """What the estimators share: scikit-learn's conventions, with or without scikit-learn, and files."""
 
 import inspect
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,8 @@ def _pack(name: str, value: Any, arrays: dict[str, np.ndarray]) -> dict:
         return {'dict': {str(key): _pack(f'{name}.{key}', each, arrays) for key, each in value.items()}}
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, os.PathLike):  # comes back as a string
+        value = os.fspath(value)
     if value is None or isinstance(value, bool | int | float | str):
         return {'value': value}
     raise ValueError(f'{name} cannot be saved: {type(value).__name__}; use numbers, strings, arrays or an int seed')

@@ -21,11 +21,12 @@ _DENSE_SAMPLES = 300
 class LikelihoodSDP(Clusterer):
     r"""Cluster by the likelihood of Gaussians with unequal covariances, relaxed to a semidefinite program (iLA-SDP).
 
-    In turns: covariances of the clusters, then the memberships of all samples at once by
-    :func:`~clusterplug.functional.likelihood_sdp`, started at :func:`~clusterplug.functional.kmeans_sdp`. Stops when no
-    label changes; the round of the largest regularized likelihood is kept. Such a likelihood has no upper bound (a
-    cluster may collapse on D + 1 samples), so covariances are regularized: a ridge, a cap on the ratio of eigenvalues
-    over all clusters, and a share of the pooled covariance for clusters of fewer than D + 1 samples.
+    In turns: covariances of the clusters, from the memberships as relaxed (a sample that is between two clusters counts
+    in both), then the memberships of all samples at once by :func:`~clusterplug.functional.likelihood_sdp`, started at
+    :func:`~clusterplug.functional.kmeans_sdp`. Stops when no label changes; the round of the largest regularized
+    likelihood is kept. Such a likelihood has no upper bound (a cluster may collapse on D + 1 samples), so covariances
+    are regularized: a ridge, a cap on the ratio of eigenvalues over all clusters, and a share of the pooled covariance
+    for clusters of fewer than D + 1 samples.
 
     Args:
         n_clusters: K.
@@ -142,11 +143,12 @@ class LikelihoodSDP(Clusterer):
             solver = 'admm' if len(x) <= _DENSE_SAMPLES else 'factorized'
         labels = self._start(x, solver, rows, generator)
         options = {'solver': solver, 'tol': self.tol, 'num_iters': self._iterations(solver), 'generator': generator}
-        best = None
+        best, relaxed = None, labels
         self.converged_, self.n_iter_, self.duality_gap_ = self.n_clusters == 1, 0, 0.0
         for _ in range(0 if self.n_clusters == 1 else 1 if known is not None else int(self.max_iter)):
-            parts = self._gaussians(x, labels, known)
-            result = likelihood_sdp(x, parts[1], init=None if known is not None else labels, **options)
+            parts = self._gaussians(x, relaxed, known)
+            start = None if known is not None else relaxed if solver == 'admm' else labels
+            result = likelihood_sdp(x, parts[1], init=start, **options)
             fresh = membership_labels(result.memberships, int(self.n_clusters), generator=generator)
             self.n_iter_ += 1
             parts = self._gaussians(x, fresh, known)
@@ -157,7 +159,7 @@ class LikelihoodSDP(Clusterer):
             self.converged_ = known is not None or bool((fresh == labels).all())
             if self.converged_:
                 break
-            labels = fresh
+            labels, relaxed = fresh, result.memberships
         if best is None:
             parts = self._gaussians(x, labels, known)
             best = _value(x, labels, parts), labels, parts, 0.0
@@ -187,9 +189,9 @@ class LikelihoodSDP(Clusterer):
     def _iterations(self, solver: str) -> int:
         return int(self.solver_iter) * (10 if solver == 'factorized' else 1)  # its steps are a hundred times cheaper
 
-    def _gaussians(self, x: Tensor, labels: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _gaussians(self, x: Tensor, parts: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         means, covariances, weights = fit_gaussians(
-            x, labels, int(self.n_clusters), self.covariance_type, self.ridge, self.max_eigenvalue_ratio
+            x, parts, int(self.n_clusters), self.covariance_type, self.ridge, self.max_eigenvalue_ratio
         )
         return means, covariances if known is None else known, weights
 

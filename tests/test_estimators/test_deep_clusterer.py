@@ -98,6 +98,22 @@ def test_resume_through_a_file(tmp_path):
     assert again.history_ == plain.history_
 
 
+def test_checkpoint_and_file_as_paths(tmp_path):
+    path = tmp_path / 'run.npz'
+    model = small(checkpoint=path, checkpoint_every=1).fit(X)
+    assert path.is_file()
+    model.save(tmp_path / 'model.npz')
+    again = DeepEmbeddedClustering.load(tmp_path / 'model.npz')
+    assert again.checkpoint == str(path)
+    assert np.array_equal(again.predict(X), model.labels_)
+    stopped = small(checkpoint=path, checkpoint_every=1)
+    stop_at(stopped, 9)
+    with pytest.warns(UserWarning, match='was stopped'):
+        stopped.fit(X)
+    resumed = small(checkpoint=path).fit(X, resume=True)
+    assert torch.equal(weights(resumed), weights(model))
+
+
 def test_checkpoint_of_a_killed_fit(tmp_path):
     path = str(tmp_path / 'fit.npz')
     expected = weights(small().fit(X))

@@ -184,3 +184,42 @@ def test_result_takes_apart_in_three():
 
 def np_points():
     return torch.from_numpy(np.array([[0.0], [0.1], [0.2], [9.0], [9.1], [9.2]]))
+
+
+def long_ones_across(size):
+    generator = seeded()
+    x = torch.randn(3 * size, 4, generator=generator, dtype=torch.float64)
+    covariances = torch.stack([torch.eye(4) * 0.15, torch.diag(torch.tensor([4, 0.2, 0.2, 0.2])),
+                               torch.diag(torch.tensor([0.2, 4, 0.2, 0.2]))]).double()  # fmt: skip
+    labels = torch.arange(3 * size) // size
+    means = torch.tensor([[0, 0, 0, 0], [2.2, 1.6, 0, 0], [1.6, -2.2, 0, 0]], dtype=torch.float64)
+    return x * covariances.diagonal(dim1=1, dim2=2).sqrt()[labels] + means[labels], covariances
+
+
+def test_overlapping_clusters_are_solved_in_few_iterations(recwarn):
+    """A penalty that does not follow the residuals needs more than 400."""
+    x, covariances = long_ones_across(40)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(covariances), x.mT, upper=False).mT
+    lengths = white.square().sum(-1)
+    kernel = white @ white.mT - (lengths[:, :, None] + lengths[:, None]) / 2 - torch.logdet(covariances)[:, None, None]
+    for unit in (1.0, 1e6):
+        found = _sdp_admm.solve(kernel * unit, 1.0, 1e-4, 400)
+        assert found.residual <= 1e-4
+        assert found.num_iters <= 260
+        value = (kernel * unit * found.blocks).sum()
+        assert float((found.bound - value) / unit) < 0.02 * len(x)  # nats
+
+
+def test_memberships_stay_relaxed_where_no_partition_is_as_good_and_start_the_next():
+    x, covariances = long_ones_across(15)
+    first = likelihood_sdp(x, covariances, tol=1e-3, num_iters=300)
+    rows = first.memberships.sum(-1)
+    assert ((rows > 0.05) & (rows < 0.95)).any()
+    assert float(first.gap) > 0.1
+    again = likelihood_sdp(x, covariances, tol=1e-3, num_iters=300, init=first.memberships)
+    assert torch.equal(rows.argmax(0), again.memberships.sum(-1).argmax(0))
+    for init in (first.memberships[:2], torch.full_like(first.memberships, torch.nan), rows[0], torch.full((45,), 3)):
+        with pytest.raises(ValueError, match='init must be'):
+            likelihood_sdp(x, covariances, init=init)
+    with pytest.raises(ValueError, match='init must be'):
+        likelihood_sdp(x, covariances, init=first.memberships, solver='factorized')

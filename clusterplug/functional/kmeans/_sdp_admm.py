@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 # Over-relaxation: a step beyond the projection, which needs about a third fewer iterations.
-_RELAX = 1.6
+_RELAX = 1.7
+# Penalty at the start, for affinities of the norm of a membership; from there it follows the residuals.
+_RHO, _ADAPT_EVERY, _LARGEST_FACTOR = 0.3, 15, 5.0
 
 
 class Solution(NamedTuple):
@@ -53,16 +55,17 @@ def solve(affinity: Tensor, trace: float, tol: float, num_iters: int, start: Ten
     """Maximize the sum of <A_k, Z_k> over blocks Z_k >= 0, positive semidefinite, with :func:`project`'s constraints.
 
     Stops where the blocks differ from their projections by ``tol sqrt(number of clusters times n)``, in sum, and the
-    blocks move as little.
+    blocks move as little. Affinities are scaled to the norm of a membership, and the penalty balances the two residuals
+    relative to the memberships and to the multipliers, so neither the unit nor n decides how fast it ends.
     """
     count, n = affinity.shape[:2]
-    scale = affinity.abs().amax()
+    scale = affinity.norm() / count**0.5
     scale = torch.where(scale > 0, scale, 1.0)
     cost = affinity / scale
     z = project(torch.zeros_like(cost), trace) if start is None else start.clone()
     y, w = z.clamp_min(0), z.clone()
     dual_y, dual_w = torch.zeros_like(z), torch.zeros_like(z)
-    rho, size = 1.0, (count * trace * n) ** 0.5
+    rho, size, changes = _RHO, (count * trace * n) ** 0.5, 0
     iteration, residual = 0, float('inf')
     for iteration in range(1, num_iters + 1):
         z = project((y - dual_y + w - dual_w + cost / rho) / 2, trace)
@@ -72,16 +75,22 @@ def solve(affinity: Tensor, trace: float, tol: float, num_iters: int, start: Ten
         w = _positive_part(z_w + dual_w)
         dual_y, dual_w = dual_y + z_y - y, dual_w + z_w - w
         primal = float((z - y).norm() + (z - w).norm())
-        dual = rho * float((y - y_before).norm() + (w - w_before).norm())
-        residual = max(primal, dual / rho) / size
+        moved = float((y - y_before).norm() + (w - w_before).norm())
+        residual = max(primal, moved) / size
         if residual <= tol:
             break
-        if iteration % 10 == 0 and iteration < num_iters // 2:
-            factor = 2.0 if primal > 5 * dual else 0.5 if dual > 5 * primal else 1.0
-            rho *= factor
-            dual_y, dual_w = dual_y / factor, dual_w / factor
+        if iteration % _ADAPT_EVERY == 0 and iteration < 0.7 * num_iters:
+            factor = _balance(primal / float(z.norm()), moved / max(float(dual_y.norm() + dual_w.norm()), 1e-30))
+            factor = factor ** (1 / (1 + changes / 10))  # less and less, so that it settles
+            if not 1 / 1.3 < factor < 1.3:
+                rho, dual_y, dual_w, changes = rho * factor, dual_y / factor, dual_w / factor, changes + 1
     bound = dual_bound(cost, (-rho * dual_y).clamp_min(0), -rho * dual_w, trace) * scale
     return Solution(z, bound, iteration, residual)
+
+
+def _balance(primal: float, dual: float) -> float:
+    """Factor of the penalty that would make two relative residuals equal, if they went with it."""
+    return min(max((primal / max(dual, 1e-30)) ** 0.5, 1 / _LARGEST_FACTOR), _LARGEST_FACTOR)
 
 
 def _positive_part(blocks: Tensor) -> Tensor:

@@ -148,7 +148,8 @@ def likelihood_sdp(
         solver: See :func:`kmeans_sdp`; ``'factorized'`` uses two columns a cluster.
         tol: See :func:`kmeans_sdp`.
         num_iters: See :func:`kmeans_sdp`.
-        init: (n,) int64 labels to start at; decides how fast ``'admm'`` ends, and with ``'factorized'`` where.
+        init: (n,) int64 labels to start at, or for ``'admm'`` memberships (K, n, n) of a program before this one;
+            decides how fast ``'admm'`` ends, and with ``'factorized'`` where.
         generator: Starts of ``'factorized'`` without ``init``.
 
     Returns:
@@ -182,28 +183,30 @@ def likelihood_sdp(
         def value(labels: Tensor) -> Tensor:
             return partition_value(white, log_dets, labels)
 
-        if init is not None and (init.shape != (n,) or bool(((init < 0) | (init >= num_clusters)).any())):
-            raise ValueError(f'init must be (n,) = ({n},) labels in 0 .. {num_clusters - 1}, got {tuple(init.shape)}')
         if solver == 'admm':
             _check_memory(n, num_clusters)
+        start = None if init is None else _start_blocks(init, n, num_clusters, solver)
+        if solver == 'admm':
             affinity = white @ white.mT - (lengths[:, :, None] + lengths[:, None]) / 2 - log_dets[:, None, None]
-            start = None if init is None else _partition_blocks(init, num_clusters)
             solution = _sdp_admm.solve(affinity, 1.0, tol, num_iters, start)
             _warn(solution.residual, tol, num_iters)
             memberships, bound = solution.blocks, solution.bound
             objective = (affinity * memberships).sum()
-            slack = max(tol, 1e-6) * n * affinity.abs().max()
+            near = 10 * max(tol, 1e-6) * (num_clusters * n) ** 0.5
         else:
             found = _factorized_likelihood(white, lengths, log_dets, max(tol, 1e-5), num_iters, init, generator)
             _warn(found.infeasible, max(tol, 1e-5), num_iters)
-            memberships, slack = found.factors, None
+            memberships, near = found.factors, None
             objective = bound = (memberships * _times(white, lengths, log_dets)(memberships)).sum()
             if num_clusters * n**2 <= _LARGEST_MEMBERSHIP:
                 memberships = memberships @ memberships.mT
         labels = _rounded(memberships, white, log_dets, generator)
         rounded = value(labels)
-        if slack is not None and rounded >= objective - slack:
-            memberships, objective = _partition_blocks(labels, num_clusters), rounded
+        if near is not None:
+            partition = _partition_blocks(labels, num_clusters)
+            # as likely to tol nats a coordinate, or no further than the solver is accurate
+            if rounded >= objective - max(tol, 1e-6) * values.numel() or (memberships - partition).norm() <= near:
+                memberships, objective = partition, rounded
         gap = (bound - rounded).clamp_min(0)
         return SDPResult(memberships.to(x.dtype), objective.to(x.dtype), gap.to(x.dtype))
 
@@ -352,6 +355,17 @@ def _factorized_likelihood(white, lengths, log_dets, tol, num_iters, init, gener
         if best is None or worth > best_value:
             best, best_value = found, worth
     return best
+
+
+def _start_blocks(init: Tensor, n: int, num_clusters: int, solver: str) -> Tensor | None:
+    """Memberships (K, n, n) to start at; None for the factorized solver, which starts at the labels."""
+    if solver == 'admm' and init.dim() == 3:
+        if init.shape != (num_clusters, n, n) or not bool(init.isfinite().all()):
+            raise ValueError(f'init must be finite ({num_clusters}, {n}, {n}) memberships, got {tuple(init.shape)}')
+        return init.double()
+    if init.shape != (n,) or init.is_floating_point() or bool(((init < 0) | (init >= num_clusters)).any()):
+        raise ValueError(f'init must be (n,) = ({n},) labels in 0 .. {num_clusters - 1}, got {tuple(init.shape)}')
+    return _partition_blocks(init, num_clusters) if solver == 'admm' else None
 
 
 def _check(x: Tensor, solver: str, tol: float, num_iters: int) -> Tensor:
