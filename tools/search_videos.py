@@ -10,6 +10,9 @@ FOLDER may also be a zip or an LMDB. index encodes each video once and keeps the
 (FOLDER.index.pt, or --index), also on the way: stopped, it continues where it was. query does so by itself when
 videos are new or were replaced. tokens draws which tokens of a video the model keeps, and its segments.
 
+With --vectors multi each video keeps several vectors (of its frames, segments or patches: "vectors" of the model's
+config) and a sentence is compared vector by vector; that index is a file of its own (FOLDER.multi.index.pt).
+
 Without --checkpoint the pretrained encoders of the config answer; a model of random weights does not.
 """
 
@@ -52,6 +55,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     common.add_argument('--config', required=True, help='config of the model: a path, or package::path')
     common.add_argument('--checkpoint', help='trained weights (default: the pretrained encoders of the config)')
     common.add_argument('--random-weights', action='store_true', help='answer although weights are random (for tests)')
+    common.add_argument(
+        '--vectors', choices=('single', 'multi'), default='single', help='vectors of a video (default: %(default)s)'
+    )
     common.add_argument('--index', type=Path, help='file with features (default: next to the videos)')
     common.add_argument('--device', help='cpu or cuda (default: cuda where there is one)')
     common.add_argument('--batch-size', type=_positive, default=8, help='videos encoded at once (default: %(default)s)')
@@ -167,21 +173,24 @@ def _device(name: str | None):
 
 def _index_path(args: argparse.Namespace) -> Path:
     videos = Path(os.path.abspath(args.videos))
-    return args.index or videos.with_name(f'{videos.name}.index.pt')
+    return args.index or videos.with_name(f'{videos.name}{".multi" if args.vectors == "multi" else ""}.index.pt')
 
 
 def _make_index(args: argparse.Namespace, loaded: _Loaded):
-    from clusterplug.retrieval.search import build_index, load_or_set_aside, model_key
+    from clusterplug.retrieval.search import MultiVectorIndex, VideoIndex, build_index, load_or_set_aside, model_key
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     path = _index_path(args)
-    previous = load_or_set_aside(path, say)
-    return build_index(
+    previous = load_or_set_aside(path, say, MultiVectorIndex if args.vectors == 'multi' else VideoIndex)
+    index = build_index(
         loaded.model, args.videos, loaded.pipeline, model_key(loaded.settings, model=loaded.model), previous,
         args.batch_size, lambda done, total: say(f'{done} of {total} videos'), path,
+        args.vectors,
     )  # fmt: skip
+    say(f'{path}: {index.describe()}')
+    return index
 
 
 def _index(args: argparse.Namespace) -> int:
@@ -197,7 +206,7 @@ def _query(args: argparse.Namespace) -> int:
     from clusterplug.retrieval.search import encode_sentences
 
     loaded = _load(args)
-    features = encode_sentences(loaded.model, args.sentences, loaded.tokenize)
+    features = encode_sentences(loaded.model, args.sentences, loaded.tokenize, args.vectors)
     index = _make_index(args, loaded)
     answers = []
     for sentence, feature in zip(args.sentences, features):

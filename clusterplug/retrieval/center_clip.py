@@ -8,6 +8,7 @@ from torch import Tensor
 from clusterplug.datasets.video.sample import VideoTextSample
 from clusterplug.registry import MODELS
 from clusterplug.retrieval.contrastive import symmetric_contrast
+from clusterplug.retrieval.vector_sets import VectorSets
 
 
 @MODELS.register_module()
@@ -22,6 +23,9 @@ class CenterCLIP(BaseModel):
             :class:`~clusterplug.retrieval.SequenceTransformer`.
         scale_range (tuple): Least and largest logarithm of the scale; it is brought back into the range before each
             use. Defaults to (0.1, 4.6052).
+        vectors (dict, optional): Arguments of :class:`~clusterplug.retrieval.VectorSets`: the loss also trains several
+            vectors for each text and video, which :meth:`encode_text_vectors` and :meth:`encode_video_vectors` return
+            for an index. Predictions keep one feature each.
         data_preprocessor (dict): Defaults to :class:`~clusterplug.retrieval.VideoTextPreprocessor`.
         init_cfg (dict, optional): As in mmengine.
 
@@ -49,6 +53,7 @@ class CenterCLIP(BaseModel):
         scale_range: tuple[float, float] = (0.1, 4.6052),
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
+        vectors: dict | None = None,
     ):
         super().__init__(data_preprocessor or dict(type='clusterplug.VideoTextPreprocessor'), init_cfg)
         low, high = scale_range
@@ -58,6 +63,7 @@ class CenterCLIP(BaseModel):
         self.encoders = MODELS.build(encoders)
         self.head = MODELS.build(head or dict(type='clusterplug.MeanPooling'))
         self.head.init_from_text(*self.encoders.text_blocks())
+        self.trains_vectors, self.vectors = vectors is not None, VectorSets(**(vectors or {}))
         # mmengine loads what fits and only logs the rest: a model of another width would be tested with random weights.
         self.register_load_state_dict_pre_hook(_check_widths)
 
@@ -72,15 +78,17 @@ class CenterCLIP(BaseModel):
             mode: ``'loss'``, ``'predict'`` or ``'tensor'``.
 
         Returns:
-            ``'loss'``: dict with ``loss_contrast``; ``'predict'``: the samples with their features; ``'tensor'``: text
-            (N, E) and video (B, E) features.
+            ``'loss'``: dict with ``loss_contrast`` and, with ``vectors``, ``loss_vectors``; ``'predict'``: the samples
+            with their features; ``'tensor'``: text (N, E) and video (B, E) features.
 
         Raises:
             ValueError: An unknown mode, or several captions of a video in a loss.
         """
         if mode not in ('loss', 'predict', 'tensor'):
             raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
-        text, video = self.encode_text(inputs['tokens']), self.encode_video(inputs['frames'], inputs['frame_mask'])
+        frames, mask, tokens = inputs['frames'], inputs['frame_mask'], inputs['tokens']
+        text, segments = self.encode_text(tokens), self.encoders.encode_video(frames, mask)
+        video = self.head(*segments)
         if mode == 'tensor':
             return text, video
         if mode == 'predict':
@@ -88,7 +96,12 @@ class CenterCLIP(BaseModel):
         if len(text) != len(video):
             raise ValueError(f'the loss needs one caption for each video, got {len(text)} for {len(video)}')
         scale = self.logit_scale()
-        return dict(loss_contrast=symmetric_contrast(text, video, scale), logit_scale=scale.detach().exp())
+        losses = dict(loss_contrast=symmetric_contrast(text, video, scale), logit_scale=scale.detach().exp())
+        if self.trains_vectors:
+            queries = self.vectors.encode_text(self.encoders, tokens, text)
+            documents = self.vectors.encode_video(self.encoders, frames, mask, segments)
+            losses['loss_vectors'] = self.vectors.weight * self.vectors.loss(*queries, *documents)
+        return losses
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Features of texts (N, L) -> (N, E)."""
@@ -97,6 +110,14 @@ class CenterCLIP(BaseModel):
     def encode_video(self, frames: Tensor, mask: Tensor) -> Tensor:
         """Features of videos (B, T, 3, H, W) with a mask (B, T) -> (B, E), of length one."""
         return self.head(*self.encoders.encode_video(frames, mask))
+
+    def encode_text_vectors(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors of texts (N, L) -> (N, K, E), and which are there (N, K)."""
+        return self.vectors.encode_text(self.encoders, tokens)
+
+    def encode_video_vectors(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors of videos (B, T, 3, H, W) with a mask (B, T) -> (B, K, E), and which are there (B, K)."""
+        return self.vectors.encode_video(self.encoders, frames, mask)
 
     def logit_scale(self) -> Tensor:
         """Logarithm of the scale, brought into its range."""

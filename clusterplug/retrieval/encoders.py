@@ -51,12 +51,30 @@ class ClipEncoders(nn.Module, ABC):
         Returns:
             (B, S, E), and (B, S) bool, True where a segment holds a frame of the video; S = T without clustering.
         """
+        return self._encode_frames(frames, mask, self.encode_images)
+
+    def encode_patches(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of the patch tokens of videos; where clustering is on, of those it kept.
+
+        Args:
+            frames: (B, T, 3, H, W) normalised.
+            mask: (B, T) bool, True = a frame of the video.
+
+        Returns:
+            (B, S, P, E), and (B, S) bool as :meth:`encode_video`.
+
+        Raises:
+            ValueError: The library's model has no projection of patches into the space of texts.
+        """
+        return self._encode_frames(frames, mask, self.encode_image_patches)
+
+    def _encode_frames(self, frames: Tensor, mask: Tensor, encode) -> tuple[Tensor, Tensor]:
         if frames.dim() != 5:
             raise ValueError(f'frames must have shape (videos, frames, 3, H, W), got {tuple(frames.shape)}')
         if not self.clustering:
-            return self.encode_images(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]), mask
+            return encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]), mask
         with patch.frame_mask(self.clip, None if torch.compiler.is_compiling() else mask) as session:
-            features = self.encode_images(frames)
+            features = encode(frames)
         segments = mask
         if not session.shifts:
             for stage in session.stages.values():
@@ -67,6 +85,14 @@ class ClipEncoders(nn.Module, ABC):
     @abstractmethod
     def encode_images(self, images: Tensor) -> Tensor:
         """Features of images: (N, 3, H, W) -> (N, E)."""
+
+    def encode_image_patches(self, images: Tensor) -> Tensor:
+        """Features of the patches of images: (N, 3, H, W) -> (N, P, E)."""
+        raise ValueError(f"tokens='patches' needs TransformersEncoders of a CLIP, got {type(self).__name__}")
+
+    def encode_words(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of the tokens of texts: (N, L) -> (N, L, E), and which are words, start or end (N, L)."""
+        raise ValueError(f"tokens='words' needs TransformersEncoders of a CLIP, got {type(self).__name__}")
 
     @abstractmethod
     def encode_text(self, tokens: Tensor) -> Tensor:
@@ -133,10 +159,32 @@ class TransformersEncoders(ClipEncoders):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Features of texts: (N, L) int64 token ids -> (N, E)."""
+        self._check_length(tokens)
+        return _pooled(self.clip.get_text_features(input_ids=tokens))
+
+    def encode_image_patches(self, images: Tensor) -> Tensor:
+        """Features of the patches of images, without the class token: (N, 3, H, W) -> (N, P, E)."""
+        if not hasattr(self.clip, 'visual_projection'):
+            return super().encode_image_patches(images)
+        tower = self.clip.vision_model
+        tokens = tower(pixel_values=images).last_hidden_state[:, 1:]
+        return self.clip.visual_projection(tower.post_layernorm(tokens))
+
+    def encode_words(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of the tokens of texts: (N, L) -> (N, L, E), and which are words, start or end (N, L)."""
+        if not hasattr(self.clip, 'text_projection'):
+            return super().encode_words(tokens)
+        self._check_length(tokens)
+        features = self.clip.text_projection(self.clip.text_model(input_ids=tokens).last_hidden_state)
+        end = self.clip.config.text_config.eos_token_id
+        # transformers' own rule: configs of the first CLIPs name 2, though their end has the largest id
+        last = tokens.argmax(1) if end == 2 else (tokens == end).int().argmax(1)
+        return features, torch.arange(tokens.shape[1], device=tokens.device) <= last[:, None]
+
+    def _check_length(self, tokens: Tensor) -> None:
         limit = self.clip.config.text_config.max_position_embeddings
         if tokens.shape[1] > limit:
             raise ValueError(f'texts must have at most {limit} tokens, got {tokens.shape[1]}; lower max_words')
-        return _pooled(self.clip.get_text_features(input_ids=tokens))
 
     def text_blocks(self) -> tuple[list[dict], Tensor]:
         """State dicts of the text encoder's blocks by CLIP's own names, and its positions (L, width)."""

@@ -14,11 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clusterplug.core.checks import check_choice
 from clusterplug.datasets.video.decoding import UnreadableVideo
 from clusterplug.datasets.video.stores import VideoStore, open_store
+from clusterplug.retrieval.multi_vector_index import MultiVectorIndex
 from clusterplug.retrieval.video_index import Hit, VideoIndex
 
-__all__ = ['Hit', 'VideoIndex', 'build_index', 'encode_sentences', 'load_or_set_aside', 'model_key', 'untrained_parts']
+__all__ = [
+    'Hit',
+    'MultiVectorIndex',
+    'VideoIndex',
+    'build_index',
+    'encode_sentences',
+    'load_or_set_aside',
+    'model_key',
+    'untrained_parts',
+]
 
 # An index on the way is saved after each batch, or where that takes long, so that saving takes a tenth of the time.
 _QUICK = 0.05
@@ -34,7 +45,8 @@ def build_index(
     batch_size: int = 8,
     say: Callable[[int, int], None] | None = None,
     path: str | os.PathLike | None = None,
-) -> VideoIndex:
+    vectors: str = 'single',
+) -> VideoIndex | MultiVectorIndex:
     """Encode the videos of a folder, zip or LMDB.
 
     Args:
@@ -46,20 +58,22 @@ def build_index(
         batch_size: Videos at once.
         say: Called with videos done and videos in all.
         path: File that the index is saved in: on the way, at the end, and when something stops it.
+        vectors: 'single', or 'multi' for several vectors a video, by ``model.encode_video_vectors``.
 
     Returns:
         The index. What stops the work carries the index so far as its attribute ``index``.
 
     Raises:
-        ValueError: There is no video, or ``batch_size`` is below 1.
+        ValueError: There is no video, ``batch_size`` is below 1, or ``vectors`` unknown.
     """
+    multi = check_choice(vectors, 'vectors', ('single', 'multi')) == 'multi'
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f'batch_size must be a whole number of at least 1, got {batch_size!r}')
     store = open_store(videos)
     ids = store.ids()
     if not ids:
         raise ValueError(f'{videos} holds no video')
-    work = _Work(store, ids, model_key, previous, path)
+    work = _Work(store, ids, model_key, previous, path, multi)
     training = model.training
     model.eval()
     try:
@@ -71,7 +85,7 @@ def build_index(
                 except UnreadableVideo as error:
                     work.problems[video_id] = str(error)
             if batch:
-                work.add([video_id for video_id, _ in batch], _encode(model, [item for _, item in batch]))
+                work.add([video_id for video_id, _ in batch], _encode(model, [item for _, item in batch], multi))
             work.save_if_quick()
             if say is not None:
                 say(len(ids) - len(work.new) + min(first + batch_size, len(work.new)), len(ids))
@@ -89,11 +103,11 @@ def build_index(
 class _Work:
     """Features that are there, those that are new, and the file they are kept in."""
 
-    def __init__(self, store: VideoStore, ids: list[str], key: str, previous: VideoIndex | None, path):
-        self.ids, self.key, self.path, self.problems = ids, key, path, {}
+    def __init__(self, store: VideoStore, ids: list[str], key: str, previous, path, multi: bool):
+        self.ids, self.key, self.path, self.problems, self.multi = ids, key, path, {}, multi
         known = {}
-        if previous is not None and previous.model_key == key:
-            known = dict(zip(previous.ids, previous.features))
+        if isinstance(previous, MultiVectorIndex if multi else VideoIndex) and previous.model_key == key:
+            known = dict(zip(previous.ids, previous.sets() if multi else previous.features))
         self.stamp = store.stamp()
         self.sources = self._sources(store, previous)
         same = {} if previous is None else previous.sources
@@ -105,7 +119,7 @@ class _Work:
         self.new = [video_id for video_id in ids if video_id in self.sources and video_id not in self.features]
         self._saved = -float('inf'), 0.0
 
-    def _sources(self, store: VideoStore, previous: VideoIndex | None) -> dict[str, str]:
+    def _sources(self, store: VideoStore, previous) -> dict[str, str]:
         # A store that is as it was need not be read as a whole again.
         same = {} if previous is None or not self.stamp or previous.stamp != self.stamp else previous.sources
         found = {}
@@ -116,15 +130,20 @@ class _Work:
                 self.problems[video_id] = str(error)
         return found
 
-    def add(self, ids: list[str], features: Tensor) -> None:
-        for video_id, feature in zip(ids, F.normalize(features, dim=-1)):
-            if feature.isfinite().all():
+    def add(self, ids: list[str], features: Sequence[Tensor]) -> None:
+        for video_id, feature in zip(ids, features):
+            if len(feature) == 0:
+                self.problems[video_id] = 'it has no frame, so no vector'
+            elif feature.isfinite().all():
                 self.features[video_id] = feature
             else:
                 self.problems[video_id] = 'its features are not finite'
 
-    def index(self) -> VideoIndex:
+    def index(self) -> VideoIndex | MultiVectorIndex:
         done = [video_id for video_id in self.ids if video_id in self.features]
+        if self.multi:
+            sets, sources = [self.features[each] for each in done], {each: self.sources[each] for each in done}
+            return MultiVectorIndex.of_sets(done, sets, self.key, self.problems, sources, self.stamp)
         features = torch.stack([self.features[video_id] for video_id in done]) if done else torch.zeros(0, 0)
         sources = {video_id: self.sources[video_id] for video_id in done}
         return VideoIndex(done, features, self.key, self.problems, sources, self.stamp)
@@ -142,8 +161,10 @@ class _Work:
 
 
 @torch.no_grad()
-def encode_sentences(model: nn.Module, sentences: Sequence[str], tokenize: Callable[[dict], dict]) -> Tensor:
-    """Features (N, D) of sentences, of length one.
+def encode_sentences(
+    model: nn.Module, sentences: Sequence[str], tokenize: Callable[[dict], dict], vectors: str = 'single'
+) -> Tensor | list[Tensor]:
+    """Features (N, D) of sentences, of length one; with ``vectors='multi'`` a list of N tensors (n_i, D).
 
     Words that the vocabulary of ``tokenize.tokenizer`` lacks are named in a warning.
 
@@ -152,12 +173,16 @@ def encode_sentences(model: nn.Module, sentences: Sequence[str], tokenize: Calla
     """
     if any(not sentence.strip() for sentence in sentences):
         raise ValueError('a query must have at least one word, got an empty one')
+    multi = check_choice(vectors, 'vectors', ('single', 'multi')) == 'multi'
     _check_words(sentences, getattr(tokenize, 'tokenizer', None))
     training = model.training
     model.eval()
     try:
         tokens = tokenize(dict(captions=list(sentences)))['tokens']
-        return F.normalize(model.encode_text(tokens.to(_device(model))).float(), dim=-1).cpu()
+        tokens = tokens.to(_device(model))
+        if multi:
+            return _sets(*model.encode_text_vectors(tokens))
+        return F.normalize(model.encode_text(tokens).float(), dim=-1).cpu()
     finally:
         model.train(training)
 
@@ -204,12 +229,15 @@ def model_key(config: dict, checkpoint: str | os.PathLike | None = None, model: 
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def load_or_set_aside(path: str | os.PathLike, say: Callable[[str], None]) -> VideoIndex | None:
+def load_or_set_aside(
+    path: str | os.PathLike, say: Callable[[str], None], kind: type = VideoIndex
+) -> VideoIndex | MultiVectorIndex | None:
     """Read an index; a file that is none is renamed, so that nothing is lost when the index is computed again.
 
     Args:
         path: The file; it need not exist.
         say: Called with what was renamed, and why.
+        kind: ``VideoIndex`` or ``MultiVectorIndex``.
 
     Returns:
         The index, or None.
@@ -218,7 +246,7 @@ def load_or_set_aside(path: str | os.PathLike, say: Callable[[str], None]) -> Vi
     if not path.is_file():
         return None
     try:
-        return VideoIndex.load(path)
+        return kind.load(path)
     except ValueError as error:
         numbers = ('', *(f'.{number}' for number in range(1, 1000)))
         aside = next(p for p in (path.with_name(f'{path.name}.unreadable{n}') for n in numbers) if not p.exists())
@@ -236,7 +264,8 @@ def _weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _encode(model: nn.Module, items: Iterable[dict]) -> Tensor:
+def _encode(model: nn.Module, items: Iterable[dict], multi: bool) -> Sequence[Tensor]:
+    """Return a feature (D,) of length one for each video, or the vectors (n_i, D) of each."""
     items = list(items)
     tokens = [torch.zeros(1, 1, dtype=torch.int64)] * len(items)
     inputs = dict(
@@ -245,7 +274,14 @@ def _encode(model: nn.Module, items: Iterable[dict]) -> Tensor:
         tokens=tokens,
     )
     batch = model.data_preprocessor(dict(inputs=inputs), False)['inputs']
-    return model.encode_video(batch['frames'], batch['frame_mask']).float().cpu()
+    if multi:
+        return _sets(*model.encode_video_vectors(batch['frames'], batch['frame_mask']))
+    return F.normalize(model.encode_video(batch['frames'], batch['frame_mask']).float().cpu(), dim=-1)
+
+
+def _sets(vectors: Tensor, mask: Tensor) -> list[Tensor]:
+    """Return the valid vectors of each item on the CPU."""
+    return [rows[valid] for rows, valid in zip(vectors.float().cpu(), mask.cpu())]
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -85,6 +85,11 @@ class VideoIndex:
         except (TypeError, ValueError) as error:
             raise ValueError(f'{path} is no video index ({error}); make it again') from error
 
+    def describe(self) -> str:
+        """Say how many features there are, and their bytes."""
+        number, dim = self.features.shape
+        return f'{number} items, one vector of {dim} channels each: {self.features.nbytes / 1e6:.3f} MB'
+
     def search(self, query: Tensor, count: int = 5) -> list[Hit]:
         """Return the best videos, best first; equal scores in the order of ids.
 

@@ -47,6 +47,12 @@ def test_as_a_plain_loop_and_as_pylate(chunk_elements):
     torch.testing.assert_close(chamfer_similarity(q, None, d, None, chunk_elements=chunk_elements), theirs)
 
 
+def test_as_the_installed_pylate():
+    scores = pytest.importorskip('pylate.scores', reason='needs pylate, an oracle that nothing else uses')
+    q, d = randn(4, 5, 6), randn(7, 9, 6, seed=1)
+    torch.testing.assert_close(chamfer_similarity(q, None, d, None), scores.colbert_scores(q, d))
+
+
 @pytest.mark.parametrize('many', [1, 40])
 def test_padding_never_wins(many):
     q, d = randn(many, 3, 4).abs(), -randn(5, 6, 4, seed=1).abs()  # all products negative
