@@ -19,6 +19,7 @@ from clusterplug.estimators.likelihood_sdp import LikelihoodSDP
 from clusterplug.estimators.minibatch_kmeans import MiniBatchKMeans
 from clusterplug.estimators.novel_classes import NovelClassKMeans, NovelClassSpectral
 from clusterplug.estimators.online_subclass import OnlineSubclassClusterer
+from clusterplug.estimators.perceptual import PerceptualClusterer
 from clusterplug.estimators.position_eraser import PositionEraser
 from clusterplug.estimators.progressive_transport import ProgressiveTransportClustering
 from clusterplug.estimators.projection_ncd import ProjectionBasedNCD
@@ -30,7 +31,7 @@ from clusterplug.estimators.transductive_few_shot import TransductiveFewShot
 __all__ = [
     'LikelihoodSDP',
     'AgglomerativeClustering', 'CoAssociation', 'GraphDegreeLinkage', 'KMeans', 'KMedoids', 'MiniBatchKMeans',
-    'OnlineSubclassClusterer', 'PositionEraser', 'SampleLikelihood', 'SpectralClustering',
+    'OnlineSubclassClusterer', 'PerceptualClusterer', 'PositionEraser', 'SampleLikelihood', 'SpectralClustering',
     'SubspaceAligner', 'TransductiveFewShot', 'HiddenClassCV', 'NovelClassKMeans', 'NovelClassSpectral',
     'ProgressiveTransportClustering', 'ProjectionBasedNCD',
     'read_bank',
