@@ -3,6 +3,7 @@
 
 from clusterplug.evaluation.clustering import ClusteringMetric
 from clusterplug.evaluation.few_shot import FewShotEpisodes, nearest_class_mean
+from clusterplug.evaluation.instance_grouping import PanopticQuality, group_instances, panoptic_quality
 from clusterplug.evaluation.kmeans_within_classes import kmeans_within_classes
 from clusterplug.evaluation.long_tail import LongTailMetric, long_tail_accuracy, long_tail_groups
 from clusterplug.evaluation.probes import (
@@ -24,17 +25,20 @@ __all__ = [
     'LinearProbe',
     'LongTailMetric',
     'NearestNeighborProbe',
+    'PanopticQuality',
     'Probe',
     'RetrievalMetric',
     'SemanticKittiSubmission',
     'SubclassAgreement',
     'effective_rank',
+    'group_instances',
     'kmeans_within_classes',
     'linear_probe',
     'long_tail_accuracy',
     'long_tail_groups',
     'nearest_class_mean',
     'nearest_neighbor_probe',
+    'panoptic_quality',
     'rank_summary',
     'ranks_of_targets',
     'retrieval_ranks',
