@@ -34,6 +34,8 @@ class AttributeGenerator:
         [{'color': 'red', 'size': 2}, {'color': 'red', 'size': 2}]
     """
 
+    batch_size = 2000  # looking up costs nothing: larger pieces of work
+
     def __init__(
         self,
         attributes: Mapping[str, Sequence | Callable],

@@ -59,7 +59,7 @@ def coverage(leaf: Sequence[int] | np.ndarray, num_leaves: int) -> Coverage:
     counts = np.bincount(leaf[leaf >= 0], minlength=num_leaves)
     share = counts[counts > 0] / max(counts.sum(), 1)
     entropy = float(-(share * np.log(share)).sum()) + 0.0
-    evenness = entropy / np.log(num_leaves) if num_leaves > 1 else 1.0
+    evenness = min(entropy / np.log(num_leaves), 1.0) if num_leaves > 1 else 1.0
     return Coverage(
         counts, float((counts > 0).mean()), entropy, float(evenness), int(counts.min()), int(counts.max()),
         int((leaf < 0).sum()),
