@@ -5,10 +5,15 @@ from clusterplug.analysis.class_relation import class_relation, save_class_relat
 from clusterplug.analysis.diffusion_editing import edit_sample, run_sampler, vp_levels
 from clusterplug.analysis.latent_directions import LatentDirections, latent_directions, null_space_projection, traverse
 from clusterplug.analysis.scan_objects import ScanObject, scan_objects
+from clusterplug.analysis.unit_matching import UnitMatching, UnitSummary
+from clusterplug.analysis.unit_moments import UnitMoments
 
 __all__ = [
     'LatentDirections',
     'ScanObject',
+    'UnitMatching',
+    'UnitMoments',
+    'UnitSummary',
     'class_relation',
     'edit_sample',
     'latent_directions',

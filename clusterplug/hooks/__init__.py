@@ -12,6 +12,7 @@ from clusterplug.hooks.label_check import LabelCheckHook, label_faults
 from clusterplug.hooks.learner_split import LearnerSplitHook
 from clusterplug.hooks.queue_start import QueueStartHook
 from clusterplug.hooks.token_clustering import TokenClusteringHook
+from clusterplug.hooks.unit_moments import UnitMomentsHook
 from clusterplug.hooks.unreadable_videos import UnreadableVideosHook
 from clusterplug.hooks.value_schedule import ValueScheduleHook
 
@@ -27,6 +28,7 @@ __all__ = [
     'LearnerSplitHook',
     'QueueStartHook',
     'TokenClusteringHook',
+    'UnitMomentsHook',
     'UnreadableVideosHook',
     'ValueScheduleHook',
     'label_faults',

@@ -19,6 +19,7 @@ from clusterplug.visualization.retrieval_figures import (
     save_similarity_map,
 )
 from clusterplug.visualization.token_figures import paint_token_clusters, save_token_panels, token_colors
+from clusterplug.visualization.unit_figures import save_activation_pairs, save_match_curves, save_unit_correlations
 
 __all__ = [
     'SEMANTICKITTI',
@@ -29,6 +30,7 @@ __all__ = [
     'cluster_views',
     'paint_clusters',
     'paint_token_clusters',
+    'save_activation_pairs',
     'save_center_map',
     'save_class_map',
     'save_class_overlap',
@@ -37,6 +39,7 @@ __all__ = [
     'save_contact_sheet',
     'save_curves',
     'save_kept_tokens',
+    'save_match_curves',
     'save_page',
     'save_panels',
     'save_ply',
@@ -45,6 +48,7 @@ __all__ = [
     'save_similarity_map',
     'save_sizes',
     'save_token_panels',
+    'save_unit_correlations',
     'subclass_colors',
     'token_colors',
 ]  # fmt: skip
