@@ -160,19 +160,29 @@ class ImageEmbedder:
     def __call__(self, dataset, index, info):
         from PIL import Image
 
-        picture = Image.open(image_path(info, self.root)).convert('RGB')
+        picture = Image.open(image_path(dataset, info, self.root)).convert('RGB')
         picture = picture.resize((self.size, self.size), Image.Resampling.BILINEAR)
         x = torch.from_numpy(np.array(picture)).to(self.mean.device).permute(2, 0, 1) / 255
         found = self.network(((x - self.mean) / self.std)[None])
         return pooled(found[-1] if isinstance(found, list | tuple) else found)
 
 
-def image_path(info, root: str | None = None) -> str:
-    """The camera image of a sample; raise where it has none on disk."""
+def image_path(dataset, info, root: str | None = None) -> str:
+    """The camera image of a sample; raise where it has none on disk.
+
+    Info files name it with or without its folder: ``--image-root`` and the folders of the data set are looked through
+    (KITTI's files name an image ``000008.png``, its folder is ``image_2`` next to that of the scans).
+    """
     cameras = [each for each in (info.get('images') or {}).values() if isinstance(each, dict)]
     named = [each for each in (info.get('img_path'), *(camera.get('img_path') for camera in cameras)) if each]
+    roots = [root] if root else []
+    if not root and getattr(dataset, 'data_root', None):
+        roots.append(dataset.data_root)
+    scan = (info.get('lidar_points') or {}).get('lidar_path')
+    if not root and scan:
+        roots += [str(Path(scan).parents[1] / camera) for camera in ('image_2', 'image_02/data')]
     for path in named:
-        for candidate in (path, *([str(Path(root) / path), str(Path(root) / Path(path).name)] if root else [])):
+        for candidate in (path, *(str(Path(each) / name) for each in roots for name in (path, Path(path).name))):
             if Path(candidate).is_file():
                 return candidate
     raise ValueError(
@@ -220,7 +230,7 @@ def picture_of(dataset, info, index, root):
         try:
             from PIL import Image
 
-            return np.array(Image.open(image_path(info, root)).convert('RGB'))
+            return np.array(Image.open(image_path(dataset, info, root)).convert('RGB'))
         except (ValueError, OSError):
             points = _one(dataset[index])['inputs']['points']
             points = np.asarray(getattr(points, 'tensor', points))[:, :3]
@@ -300,8 +310,10 @@ def run(args) -> str:
     if not args.no_pictures:
         draw_pictures(out, dataset, ids, found, weights, args.image_root)
     number = len(set(found.labels_.tolist()) - {-1})
+    groups = f'{number} clusters, {(found.labels_ < 0).mean():.0%} outside of them'
+    groups = f'density by {args.n_neighbors} neighbors' if args.cluster == 'knn' else groups
     return (
-        f'{len(ids)} samples, {number} clusters, {(found.labels_ < 0).mean():.0%} outside of them; likelihood '
+        f'{len(ids)} samples, {groups}; likelihood '
         f'{found.likelihood_.min():.3f} to {found.likelihood_.max():.3f}, mean weight {weights.mean():.3f} with eta '
         f'{args.eta:g}, gamma {args.gamma:g}; {out / "likelihood.json"}'
     )

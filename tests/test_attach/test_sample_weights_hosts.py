@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole models with weights of samples: KITTI's detectors by one step, MinkUNet by a real Runner."""
+"""Whole models with weights of samples: KITTI's detectors and Cylinder3D by one step, MinkUNet by a real Runner."""
 
 import copy
 from pathlib import Path
@@ -18,7 +18,7 @@ from clusterplug.attach import WithSampleWeights
 from clusterplug.cli import load_config
 from clusterplug.datasets.kitti_convert import prepare_kitti
 from clusterplug.registry import MODELS
-from clusterplug.testing import build_tiny_runner, write_tiny_semantickitti
+from clusterplug.testing import build_tiny_runner, tiny_host_config, write_tiny_layouts, write_tiny_semantickitti
 from clusterplug.testing.toy_detectors import tiny_detector_config
 from clusterplug.testing.toy_kitti import write_tiny_kitti
 
@@ -53,6 +53,7 @@ def losses_of(model, batch, weights, key):
     'host',
     [
         'pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class',
+        'second_hv_secfpn_8xb6-80e_kitti-3d-3class',
         'pv_rcnn_8xb2-80e_kitti-3d-3class',
         'point-rcnn_8xb2_kitti-3d-3class',
     ],
@@ -61,6 +62,19 @@ def test_detectors(kitti, tmp_path, host):
     compat.apply_all()
     init_default_scope('mmdet3d')
     config = tiny_detector_config(load_config(str(CONFIGS / f'{host}.py'), work_dir=str(tmp_path)), kitti)
+    check_weights(config)
+
+
+@pytest.mark.slow
+def test_cylinder3d(tmp_path):
+    compat.apply_all()
+    init_default_scope('mmdet3d')
+    root = write_tiny_layouts(tmp_path / 'data')
+    path = CONFIGS / 'cylinder3d_4xb4-3x_semantickitti.py'
+    check_weights(tiny_host_config(load_config(str(path), work_dir=str(tmp_path)), root))
+
+
+def check_weights(config):
     torch.manual_seed(0)
     plain = MODELS.build(config.model).train()
     model = WithSampleWeights(copy.deepcopy(plain), eta=0.0, gamma=1.0).train()

@@ -2,7 +2,6 @@
 """The tool on KITTI's layout: features of the model, goes on after a stop, the training split alone, bad input."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 import numpy as np
@@ -71,14 +70,50 @@ def test_features_of_the_model(tool, config, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_camera_images(tool, config, tmp_path, capsys):
+def test_camera_images(tool, config, tmp_path, capsys, monkeypatch):
     pytest.importorskip('timm')
-    arguments = [config, '--out', str(tmp_path), '--embedder', 'resnet18', '--size', '64', '--key', 'sample_idx']
-    arguments += ['--cluster', 'kmeans', '--n-clusters', '2', '--no-pictures']
-    code = tool.main(arguments)
-    text = capsys.readouterr()
-    if code:  # KITTI's tiny files have no images
-        assert 'no camera image' in text.err
-    else:
-        content = json.loads((tmp_path / 'likelihood.json').read_text())
-        assert content['ids'] == [0, 1, 2]
+    image = pytest.importorskip('PIL.Image')
+    folder = Path(config).parent / 'training/image_2'
+    folder.mkdir(exist_ok=True)
+    arguments = [config, '--embedder', 'resnet18', '--size', '64', '--key', 'sample_idx', '--cluster', 'kmeans',
+                 '--n-clusters', '2', '--n-components', '2', '--no-pictures']  # fmt: skip
+    for old in folder.glob('*.png'):
+        old.unlink()
+    assert tool.main([*arguments, '--out', str(tmp_path / 'none')]) == 1
+    assert 'no camera image on disk' in capsys.readouterr().err
+    # two dark streets and a bright one, which is the rare one; files name no folder
+    for name, light in (('000000', 20), ('000001', 26), ('000003', 230)):
+        noise = np.random.default_rng(int(name)).integers(0, 8, (60, 200, 3))
+        image.fromarray((light + noise).astype(np.uint8)).save(folder / f'{name}.png')
+    assert tool.main([*arguments, '--out', str(tmp_path / 'a')]) == 0
+    assert SampleLikelihood.load(tmp_path / 'a/likelihood.json').to_dict() == {
+        0: 1.0,
+        1: 1.0,
+        2: 0.5,
+    }
+    # elsewhere, by --image-root; a sample_idx is the position in the data set
+    folder.rename(tmp_path / 'elsewhere')
+    assert tool.main([*arguments, '--out', str(tmp_path / 'b'), '--image-root', str(tmp_path / 'elsewhere')]) == 0
+    features = [np.load(next((tmp_path / name / 'features').glob('*.npz')))['features'] for name in 'ab']
+    assert features[0].shape == (3, 512)
+    assert np.array_equal(*features)
+
+
+@pytest.mark.slow
+def test_real_frames(tool, real_data, tmp_path, capsys):
+    pytest.importorskip('timm')
+    compat.apply_all()
+    frames = real_data / 'kitti'
+    prepare_kitti(frames, tmp_path / 'kitti', dict(train=['000000', '000001', '000002', '000003'], val=['000008']))
+    made = load_config(str(ROOT / 'configs/point_cluster/pointpillars_hv_secfpn_1xb2-150e_kitti-frames.py'))
+    for split in ('train', 'val', 'test'):
+        made[f'{split}_dataloader'].dataset.data_root = str(tmp_path / 'kitti')
+    made.dump(tmp_path / 'config.py')
+    arguments = [str(tmp_path / 'config.py'), '--cluster', 'knn', '--n-neighbors', '1', '--reducer', 'none']
+    for out, more in (('scans', []), ('images', ['--embedder', 'resnet18', '--size', '64'])):
+        assert tool.main([*arguments, '--out', str(tmp_path / out), *more]) == 0
+        assert '4 samples, density by 1 neighbors' in capsys.readouterr().out
+        found = SampleLikelihood.load(tmp_path / out / 'likelihood.json').to_dict()
+        assert len(found) == 4
+        assert max(found.values()) == 1
+        assert 0 < min(found.values()) < 1
