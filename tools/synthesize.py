@@ -82,7 +82,7 @@ def read_rows(path):
 
 
 def write_lines(path, rows):
-    write_bytes(path, ''.join(json.dumps(row) + '\n' for row in rows).encode('utf-8', 'surrogateescape'))
+    write_bytes(path, ''.join(json.dumps(row) + '\n' for row in rows).encode())
 
 
 def report_of(tree, leaf, missing, **more):
@@ -136,8 +136,8 @@ def run(args):
     write_lines(out / 'samples.jsonl', lines)
     write_json(out / 'report.json', report)
     counts = coverage(leaf, len(tree.leaves)).counts
-    write_bytes(out / 'tree.txt', (tree.to_text(counts) + '\n').encode('utf-8', 'surrogateescape'))
-    write_bytes(out / 'tree.html', tree.to_html(counts).encode('utf-8', 'surrogateescape'))
+    write_bytes(out / 'tree.txt', (tree.to_text(counts) + '\n').encode('utf-8', 'replace'))
+    write_bytes(out / 'tree.html', tree.to_html(counts).encode('utf-8', 'replace'))
     cost = tree.cost
     print(
         f'{len(lines)} samples in {len(tree.leaves)} leaves (evenness {report["evenness"]:.3f}, {len(missing)} leaves '

@@ -492,7 +492,22 @@ def test_bad_input(call, error, text):
         call()
 
 
+def test_odd_values_do_not_stop_a_run(tmp_path):
+    odd = ['\ud800', 10**400, 'x', 2.0]
+    huge = {'dimension': 'color', 'attributes': [[10**400, [1, 2, 3]]]}
+    tree = PartitionTree(1, n_pivots=3).grow(Stub({'criterion': [huge, '[' * 5000, '{"a": ' + '9' * 5000 + '}']}))
+    assert (tree.cost.invalid, len(tree.leaves)) == (3, 3)
+    tree = PartitionTree(1).grow(AttributeGenerator({'a': ['\ud800', 'x']}), folder=tmp_path)
+    assert PartitionTree.load(tmp_path).to_text() == tree.to_text()
+    assert (tree.route([{'a': each} for each in odd]).leaf >= 0).tolist() == [True, False, True, False]
+    with pytest.raises(TypeError, match='to_dict'):
+        tree.route(type('Table', (), {'iloc': 0, '__len__': lambda self: 0})())
+    rows = np.array([[0, 1], [1, 0]])
+    assert tree.route(rows, lambda row, criterion, values: 'x' if row[0] else None).leaf.tolist().count(-1) == 1
+
+
 def test_measures():
+    assert coverage(list(range(12)), 12).evenness == 1.0
     rng = np.random.default_rng(0)
     x = rng.normal(size=(30, 5))
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)

@@ -252,6 +252,7 @@ def tiny_model():
         return transformers.LlamaForCausalLM(config), fast
 
 
+@pytest.mark.slow
 def test_a_model_that_babbles_ends_within_the_bound():
     model, tokenizer = tiny_model()
     chat = TransformersChat(model, tokenizer, max_prompt=256, identity='tiny')

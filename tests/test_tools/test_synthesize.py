@@ -139,6 +139,7 @@ def test_the_config_of_the_city_covers_every_condition():
     assert captions['generator']['chat']['type'] == 'ChatEndpoint'
 
 
+@pytest.mark.slow
 def test_scans_of_a_tree(tmp_path, capsys):
     pytest.importorskip('open3d')
     config = tmp_path / 'config.py'

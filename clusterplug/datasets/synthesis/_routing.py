@@ -68,6 +68,8 @@ def _by_key(sample, criterion: str, values: list, rng=None):
 def route(tree, samples, generator, size: int | None, calls: Calls, workers: int, kept: bool) -> Outcome:
     """See :meth:`PartitionTree.route`; ``kept``: answers go to a file, so samples must be plain values."""
     ask, many = router_of(generator)
+    if hasattr(samples, 'iloc'):
+        raise TypeError("samples must be a list of samples, got a table; pass table.to_dict('records')")
     if isinstance(samples, str | bytes | Mapping) or not hasattr(samples, '__len__'):
         raise TypeError(f'samples must be a sequence of samples, got {type(samples).__name__}')
     number = len(samples)

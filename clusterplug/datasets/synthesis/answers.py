@@ -18,6 +18,7 @@ __all__ = ['find_json', 'value_key']
 
 COMPLETE, INFINITE = 'complete', 'infinite'
 _LONGEST = 200  # characters of a criterion or value: more is a text, not a value
+_LARGEST = 1e300  # NaN is not less than it either
 _STARTS = 200  # places of a text at which JSON is looked for
 _RANGE = re.compile(r'\s*(-?\d+(?:\.\d+)?)\s*(?:-|–|to)\s*(-?\d+(?:\.\d+)?)\s*(\D*)')  # noqa: RUF001
 
@@ -31,6 +32,8 @@ def value_key(value) -> str:
     """
     if isinstance(value, bool | np.bool_):
         return str(bool(value)).lower()
+    if isinstance(value, numbers.Integral):
+        return str(int(value))
     if isinstance(value, numbers.Real) and math.isfinite(value):
         return str(int(value)) if float(value).is_integer() else repr(float(value))
     return ' '.join(str(value).casefold().split())
@@ -54,7 +57,9 @@ def find_json(text: str, kind: type | tuple[type, ...] = (dict, list)):
     for start in [found.start() for found in re.finditer(r'[{\[]', text)][:_STARTS]:
         try:
             value, _ = decoder.raw_decode(text, start)
-        except (json.JSONDecodeError, RecursionError):
+        except InvalidAnswer:
+            raise
+        except (ValueError, RecursionError):  # a number of thousands of digits is no JSONDecodeError
             continue
         if isinstance(value, kind):
             return value
@@ -175,7 +180,7 @@ def distinct(values: list) -> list:
 def _value(value):
     if isinstance(value, np.generic):
         value = value.item()
-    is_number = isinstance(value, int | float) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and abs(value) < _LARGEST
     if not is_number and not (isinstance(value, str) and 0 < len(value.strip()) <= _LONGEST):
         raise InvalidAnswer(f'a value must be a short text or a number, got {value!r:.120}')
     return value.strip() if isinstance(value, str) else value

@@ -88,8 +88,9 @@ class ChatEndpoint:
             with self._lock:
                 self._errors[index] += 1
             raise
-        usage = answer.get('usage') or {}
-        count_tokens(int(usage.get('prompt_tokens') or 0), int(usage.get('completion_tokens') or 0))
+        usage = answer.get('usage')
+        found = [usage.get(name) if isinstance(usage, dict) else 0 for name in ('prompt_tokens', 'completion_tokens')]
+        count_tokens(*(each if isinstance(each, int) else 0 for each in found))
         try:
             text = answer['choices'][0]['message']['content']
         except (KeyError, IndexError, TypeError):
@@ -121,7 +122,7 @@ class ChatEndpoint:
             raise GeneratorUnavailable(f'{url}: {reason}') from error
         try:
             answer = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             raise GeneratorUnavailable(f'{url} sent no JSON object: {body[:120]!r}')
