@@ -16,7 +16,8 @@ _BLOCK = 1 << 22  # scores at once
 
 def as_scores(scores: Tensor | PrototypeScores) -> Tensor:
     """Return scores (N, K) in fp32 at least."""
-    scores = scores.dense() if isinstance(scores, PrototypeScores) else scores
+    if isinstance(scores, PrototypeScores):  # made in fp32: large ones have no place in fp16
+        scores = PrototypeScores(*(each if each.dtype == torch.float64 else each.float() for each in scores)).dense()
     return scores if scores.dtype == torch.float64 else scores.float()
 
 

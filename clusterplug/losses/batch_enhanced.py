@@ -40,7 +40,7 @@ class BatchEnhancedLoss(nn.Module):
     neighbors of ``projections`` in the student memory, which other samples are pushed from. The same B on all ranks.
     Returns ``dict(loss_pos=..., loss_neg=...)`` of 0-dim tensors, weighted.
 
-    A sample with NaN or infinity in one of its six rows is ignored.
+    A sample with NaN or infinity in one of its six rows is ignored, and so is a neighbor with some.
 
     Distributed: negatives are those of all ranks; the mean over ranks of the gradients is that of one process with the
     joined batch.
@@ -89,8 +89,8 @@ class BatchEnhancedLoss(nn.Module):
             p, z, t = (_unit(torch.where(usable[:, None], each, 0.0)) for each in (p, z, t))
             positive, number = (p * t.flip(0)).sum(-1), 1.0
             if neighbors is not None:
-                n = _unit(torch.stack([each.detach().to(dtype) for each in neighbors])).flip(0)
-                used = torch.stack(list(valid)).flip(0)
+                n, used = _known(neighbors, valid, dtype)
+                n, used = n.flip(0), used.flip(0)
                 positive = positive + torch.where(used, torch.einsum('vbd,vbkd->vbk', p, n), 0.0).sum(-1)
                 number = 1.0 + used.sum(-1)
             ranks = world_size()
@@ -109,11 +109,11 @@ class BatchEnhancedLoss(nn.Module):
         owner = sample.expand(-1, 2, -1).flatten()
         candidates, owners, used = anchors, owner, takes_part
         if negatives is not None:
-            more = gather_ranks(_unit(torch.stack([each.detach().to(z.dtype) for each in negatives])))
+            more, more_used = (gather_ranks(each) for each in _known(negatives, valid, z.dtype))
             k = more.shape[-2]
             candidates = torch.cat([anchors, more.flatten(0, 3)])
             owners = torch.cat([owner, owner[:, None].expand(-1, k).flatten()])
-            used = torch.cat([used, gather_ranks(torch.stack(list(valid))).flatten()])
+            used = torch.cat([used, more_used.flatten()])
         block = max(1, self.block_elements // len(candidates))
         total, count = z.new_zeros(()), takes_part.sum()
         for start in range(0, len(anchors), block):
@@ -153,6 +153,13 @@ def _check_pair(name: str, views) -> None:
         return
     if not isinstance(views, Sequence) or len(views) != 2 or not all(isinstance(each, Tensor) for each in views):
         raise TypeError(f'{name} must be a pair of tensors, one for each view, got {type(views).__name__}')
+
+
+def _known(rows: Sequence[Tensor], valid: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Unit rows (2, B, k, D) of a memory, and which are there and finite (2, B, k)."""
+    found, used = torch.stack([each.detach().to(dtype) for each in rows]), torch.stack(list(valid))
+    used = used & torch.isfinite(found).all(-1)
+    return _unit(torch.where(used[..., None], found, 0.0)), used
 
 
 def _unit(x: Tensor) -> Tensor:

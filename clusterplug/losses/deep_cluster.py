@@ -39,6 +39,7 @@ class DeepClusterLoss(nn.Module):
         table: columns ``label_0`` ... ``label_<H-1>``, -1 = no cluster (ignored).
 
     Raises:
+        TypeError: scores that are not floating.
         ValueError: another number of heads; on the CPU a label at or above K, or an index outside of the table.
 
     Returns of ``forward``:
@@ -100,6 +101,9 @@ class DeepClusterLoss(nn.Module):
                 f'scores must be of {self.num_heads} heads in every view, got {sorted(heads)}; give the PrototypeHead '
                 f'num_prototypes=[K] * {self.num_heads}, or set num_heads'
             )
+        kinds = {each.dtype for view in views for each in view}
+        if not all(kind.is_floating_point for kind in kinds):
+            raise TypeError(f'scores must be floating, got {sorted(map(str, kinds))}')
         return [list(each) for each in zip(*views, strict=True)]
 
     def _check_labels(self, labels: Tensor, num_prototypes: int, head: int) -> None:

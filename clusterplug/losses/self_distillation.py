@@ -79,9 +79,8 @@ class DINOLoss(_Distillation):
         with exact_products(first.embeddings if isinstance(first, PrototypeScores) else first):
             with torch.no_grad():
                 teacher = torch.cat([as_scores(each).detach() for each in teacher_scores])
-                bias = self._bias(teacher, None)
-                usable = torch.isfinite(teacher).all(1).view(len(teacher_scores), -1).all(0)
-            usable = usable & _finite(scores)
+                usable = torch.isfinite(teacher).all(1).view(len(teacher_scores), -1).all(0) & _finite(scores)
+                bias = self._bias(teacher, usable.repeat(len(teacher_scores)))
             losses = [
                 self._compare(student, target, bias)
                 for t, target in enumerate(teacher_scores)
@@ -197,6 +196,9 @@ def _check_same(name: str, scores: Scores, others: Scores) -> None:
             raise TypeError(f'{name} must be tensors or PrototypeScores, got {type(each).__name__}')
         if len(each.shape) != 2:
             raise ValueError(f'{name} must have shape (N, K), got {tuple(each.shape)}')
+        dtype = each.embeddings.dtype if isinstance(each, PrototypeScores) else each.dtype
+        if not dtype.is_floating_point:
+            raise TypeError(f'{name} must be floating, got {dtype}')
     if tuple(scores.shape) != tuple(others.shape):
         raise ValueError(
             f'{name} of student and teacher must have one shape, got {tuple(scores.shape)} and {tuple(others.shape)}'
