@@ -19,7 +19,8 @@ class ImageFolder(BaseDataset):
     Args:
         data_root: the folder, searched with its sub-folders.
         labels: whether folders are classes, in alphabetical order (``metainfo['classes']``).
-        suffixes: endings of image files, any case.
+        suffixes: endings of image files, any case; those of volumes and videos with
+            :class:`~clusterplug.datasets.transforms.LoadSlices`.
         split: as of :class:`ImageArrays`.
         **kwargs: as of mmengine's ``BaseDataset`` (``pipeline``, ``indices`` ...).
 
@@ -46,7 +47,7 @@ class ImageFolder(BaseDataset):
         root = Path(self.data_root)
         if not root.is_dir():
             raise FileNotFoundError(f'data_root must be a folder of images, got {root}, which does not exist')
-        paths = sorted(path for path in root.rglob('*') if path.suffix.lower() in self.suffixes)
+        paths = sorted(path for path in root.rglob('*') if path.name.lower().endswith(self.suffixes))
         if not paths:
             raise FileNotFoundError(f'{root} holds no image with one of the endings {", ".join(self.suffixes)}')
         more = {} if self.split is None else {'split': self.split}

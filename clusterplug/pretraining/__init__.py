@@ -4,6 +4,7 @@
 from clusterplug.pretraining.batch_enhanced_model import BatchEnhancedModel
 from clusterplug.pretraining.cluster_discrimination import ClusterDiscriminationModel
 from clusterplug.pretraining.image_backbones import TimmBackbone, TorchvisionBackbone
+from clusterplug.pretraining.image_volume_model import ImageVolumeModel
 from clusterplug.pretraining.masked_slice_model import MaskedSliceModel
 from clusterplug.pretraining.multi_view_model import MultiViewModel
 from clusterplug.pretraining.subspace_metric_model import SubspaceMetricModel
@@ -12,6 +13,7 @@ from clusterplug.pretraining.view_inputs import MultiViewPreprocessor
 __all__ = [
     'BatchEnhancedModel',
     'ClusterDiscriminationModel',
+    'ImageVolumeModel',
     'MaskedSliceModel',
     'MultiViewModel',
     'MultiViewPreprocessor',

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_mask, check_number, check_points
+from clusterplug.core.distributed import gather_ranks, world_size
 from clusterplug.core.numerics import host_checks_allowed, no_autocast, working_dtype
 from clusterplug.registry import MODELS
 
@@ -33,7 +34,8 @@ class MaskedSliceModel(nn.Module):
 
     Returns of ``forward``:
         0-dim tensor in the type of ``x``. 0 with a gradient path for no volumes, and with ``mask_ratio=0``, which
-        warns.
+        warns. Volumes with NaN, infinity or entries of 1e15 and above are ignored. Distributed: the mean over ranks of
+        loss and gradient is that of one process with the joined batch.
 
     Raises:
         ValueError, TypeError: A ratio that hides every slice of a volume, or inputs that do not fit.
@@ -44,7 +46,8 @@ class MaskedSliceModel(nn.Module):
     gradient through the targets.
 
     Example:
-        >>> model = MaskedSliceModel(dict(type='InterSliceEncoder', channels=16, depth=1, heads=2), mask_ratio=0.25)
+        >>> encoder = dict(type='clusterplug.InterSliceEncoder', channels=16, depth=1, heads=2)
+        >>> model = MaskedSliceModel(encoder, mask_ratio=0.25)
         >>> model(torch.randn(2, 8, 16)).shape
         torch.Size([])
     """
@@ -105,6 +108,10 @@ class MaskedSliceModel(nn.Module):
                     f'mask_ratio must leave a slice of every volume visible, got {self.mask_ratio} for volumes of '
                     f'{int((visible | hidden).sum(1).min())} slices or more; use a smaller ratio or longer volumes'
                 )
+        usable = [_usable(each.detach(), mask) for each in (x, targets)]
+        usable = (usable[0] & usable[1])[:, None]
+        x, hidden = torch.where(usable[..., None], x, 0.0), hidden & usable
+        targets = torch.where(hidden[..., None], targets, 0.0)
         predicted = self.predict(x, hidden, mask)
         with no_autocast(x):
             dtype = working_dtype(x.dtype)
@@ -113,5 +120,14 @@ class MaskedSliceModel(nn.Module):
                 error = (predicted - wanted).square().mean(-1)
             else:
                 error = 1 - F.cosine_similarity(predicted, wanted, dim=-1)
-            loss = error.masked_fill(~hidden, 0.0).sum() / hidden.sum().clamp(min=1)
+            count = hidden.sum().to(dtype)
+            if world_size() > 1:
+                count = gather_ranks(count).mean(0)
+            loss = error.masked_fill(~hidden, 0.0).sum() / count.clamp(min=1 / world_size())
         return loss.to(x.dtype)
+
+
+def _usable(x: Tensor, mask: Tensor | None) -> Tensor:
+    """(B,) volumes whose slices are finite and have squares that are."""
+    good = (x.abs() < 1e15).all(-1)
+    return (good if mask is None else good | ~mask).all(1)

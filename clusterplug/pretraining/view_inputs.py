@@ -15,7 +15,8 @@ class MultiViewPreprocessor(BaseDataPreprocessor):
     """Move views to the device, stack images of a view, make voxels of the scans of all views.
 
     ``inputs['views']`` is what :class:`~clusterplug.datasets.transforms.PackViews` gives after collation: V lists of B
-    images (3, H, W) or V tensors (B, 3, H, W); or V lists of B scans (N, C).
+    images (3, H, W) or V tensors (B, 3, H, W); V lists of B sequences of slices (S, 3, H, W); or V lists of B scans
+    (N, C).
 
     Args:
         mean: pixel means, taken off the images; in their channel order.
@@ -26,7 +27,8 @@ class MultiViewPreprocessor(BaseDataPreprocessor):
         non_blocking: as in mmengine.
 
     Returns of ``forward``:
-        ``inputs`` with ``views`` (images: V tensors (B, 3, H, W) in fp32), or ``scans``: the V B scans, those of view
+        ``inputs`` with ``views`` (images: V tensors (B, 3, H, W) in fp32; slices: V tensors (B, S, 3, H, W), padded
+        to the longest, and ``mask`` (B, S) bool, True = a slice), or ``scans``: the V B scans, those of view
         0 first, and ``voxels`` with ``voxels``, ``coors`` and ``rows``, the row of its voxel for every point, of all
         scans behind each other.
 
@@ -72,7 +74,9 @@ class MultiViewPreprocessor(BaseDataPreprocessor):
             raise ValueError(
                 'inputs must hold at least one view, got none; use MultiCrop or PointViews in the pipeline'
             )
-        if views[0][0].dim() == 3:
+        if views[0][0].dim() == 4:
+            inputs.update(self._volumes(views))
+        elif views[0][0].dim() == 3:
             inputs['views'] = [self._images(view, number) for number, view in enumerate(views)]
         else:
             inputs.update(self._scans(views))
@@ -86,6 +90,20 @@ class MultiViewPreprocessor(BaseDataPreprocessor):
             view = torch.stack(list(view))
         view = view.float()
         return (view - self.mean) / self.std if self.scaled else view
+
+    def _volumes(self, views) -> dict:
+        """Padded sequences of slices, and where there are some."""
+        lengths = [len(volume) for volume in views[0]]
+        sizes = {tuple(volume.shape[1:]) for view in views for volume in view}
+        if len(sizes) > 1 or not min(lengths):
+            raise ValueError(f'slices must have one size and be at least one, got sizes {sorted(sizes)}, {lengths}')
+        if any([len(volume) for volume in view] != lengths for view in views):
+            raise ValueError('views of a volume must have the same slices; make them with SliceViews')
+        padded = [torch.nn.utils.rnn.pad_sequence(list(view), batch_first=True).float() for view in views]
+        if self.scaled:
+            padded = [(view - self.mean) / self.std for view in padded]
+        length = torch.tensor(lengths, device=padded[0].device)
+        return {'views': padded, 'mask': torch.arange(max(lengths), device=length.device) < length[:, None]}
 
     def _scans(self, views) -> dict:
         scans = [scan for view in views for scan in view]

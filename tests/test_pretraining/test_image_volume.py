@@ -71,7 +71,7 @@ def test_any_number_of_slices():
     with pytest.raises(ValueError, match='at least downsample = 2 slices, got 1'):
         encoder(randn(2, 1, 16))
     assert encoder(randn(0, 4, 16)).shape == (0, 4, 16)
-    assert MODELS.build(dict(type='InterSliceEncoder'))(randn(1, 8, 640)).shape == (1, 8, 640)
+    assert MODELS.build(dict(type='clusterplug.InterSliceEncoder'))(randn(1, 8, 640)).shape == (1, 8, 640)
 
 
 @pytest.mark.parametrize('points', [1, 2])

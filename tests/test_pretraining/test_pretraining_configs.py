@@ -70,8 +70,9 @@ def configured(path, data, work_dir, monkeypatch, max_epochs=1):
         each = dict(type='KMeans', n_clusters=2)
         refresh.estimator = [each] * sets if sets > 1 else each
     elif refresh is not None:
-        refresh.estimator = dict(type='KMeans', n_clusters=4)
-        config.train_dataloader.batch_size = 4
+        number = 4 if path in IMAGES else 2
+        refresh.estimator = dict(type='KMeans', n_clusters=number)
+        config.train_dataloader.batch_size = number
     return config
 
 

@@ -6,13 +6,16 @@ from clusterplug.datasets.transforms.multi_crop import MultiCrop
 from clusterplug.datasets.transforms.pack_views import PackViews
 from clusterplug.datasets.transforms.point_views import PointViews
 from clusterplug.datasets.transforms.sample_values import SampleValues, look_up, read_likelihoods, sample_id
+from clusterplug.datasets.transforms.slice_views import LoadSlices, SliceViews
 
 __all__ = [
     'CyclicMask',
+    'LoadSlices',
     'MultiCrop',
     'PackViews',
     'PointViews',
     'SampleValues',
+    'SliceViews',
     'look_up',
     'read_likelihoods',
     'sample_id',
