@@ -58,7 +58,7 @@ RULES = {
     'cli': Rule(set(), {'torch', *HOSTS}),
     'compat': Rule({'torch', 'numpy', *MM, 'spconv'}, HOSTS),
     'core': Rule({'torch', 'numpy'}),
-    'datasets': Rule({'torch', 'numpy', *MM}, {*HOSTS, *VIDEO, 'open3d', 'scipy', 'torchvision', 'tqdm'}),
+    'datasets': Rule({'torch', 'numpy', *MM}, {*HOSTS, *VIDEO, 'nibabel', 'open3d', 'scipy', 'torchvision', 'tqdm'}),
     'dependencies': Rule(set()),
     'detectors': Rule(set()),
     'doctor': Rule(set(), EVERYTHING),
