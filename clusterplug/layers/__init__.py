@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers that cluster: between the blocks of a network, or as its blocks."""
 
+from clusterplug.layers.denoising_unet import DenoisingUNet
 from clusterplug.layers.feature_clustering import FeatureClustering
 from clusterplug.layers.feature_clustering_block import FeatureClusteringBlock
 from clusterplug.layers.feature_clustering_pool import FeatureClusteringPool
@@ -16,6 +17,7 @@ from clusterplug.layers.token_clustering import TokenClustering
 from clusterplug.layers.token_reconstruction import TokenReconstruction
 
 __all__ = [
+    'DenoisingUNet',
     'FeatureClustering',
     'FeatureClusteringBlock',
     'FeatureClusteringPool',

@@ -3,6 +3,7 @@
 
 from clusterplug.pretraining.batch_enhanced_model import BatchEnhancedModel
 from clusterplug.pretraining.cluster_discrimination import ClusterDiscriminationModel
+from clusterplug.pretraining.denoising_model import DenoisingModel
 from clusterplug.pretraining.image_backbones import TimmBackbone, TorchvisionBackbone
 from clusterplug.pretraining.image_volume_model import ImageVolumeModel
 from clusterplug.pretraining.masked_slice_model import MaskedSliceModel
@@ -13,6 +14,7 @@ from clusterplug.pretraining.view_inputs import MultiViewPreprocessor
 __all__ = [
     'BatchEnhancedModel',
     'ClusterDiscriminationModel',
+    'DenoisingModel',
     'ImageVolumeModel',
     'MaskedSliceModel',
     'MultiViewModel',
