@@ -91,6 +91,22 @@ def test_ids_stay():
     assert len(free) > 1
 
 
+@pytest.mark.parametrize('order', list(itertools.permutations(range(3))))
+def test_permuted_labels_are_mapped_back_exactly(order):
+    runner, old = fake(), torch.tensor(order)[torch.as_tensor(TRUE)]
+    runner.model.table.write(torch.arange(31), label=old)
+    ClusterRefreshHook(KMEANS, table='table').refresh(runner)
+    assert torch.equal(runner.model.table['label'], old)
+
+
+def test_a_new_cluster_gets_a_new_id():
+    # one learner more: the larger part of what was cluster 0 keeps its id, the other one gets the id behind the last
+    runner = fake()
+    runner.model.table.write(torch.arange(31), label=torch.tensor([0, 0, 1])[torch.as_tensor(TRUE)])
+    ClusterRefreshHook(KMEANS, table='table').refresh(runner)
+    assert torch.equal(runner.model.table['label'], torch.tensor([0, 2, 1])[torch.as_tensor(TRUE)])
+
+
 def test_prototypes_keep_their_rows():
     runner = fake()
     hook = ClusterRefreshHook(KMEANS, prototypes='prototypes')

@@ -81,6 +81,7 @@ def hook_of(runner):
     return next(each for each in runner.hooks if isinstance(each, LearnerSplitHook))
 
 
+@pytest.mark.slow
 def test_splits_and_resumes(tmp_path):
     whole = build(tmp_path / 'whole', 10)
     whole.train()
