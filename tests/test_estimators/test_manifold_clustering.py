@@ -121,6 +121,24 @@ def test_images():
     assert model.transform(images).shape == (24, 16)
 
 
+def test_batches_are_even_and_never_of_one_sample():
+    X, _ = blobs(size=11)
+    sizes = []
+
+    def view(batch, generator):
+        sizes.append(len(batch))
+        return batch
+
+    options = {**SMALL, 'augment': view, 'warmup_epochs': 1, 'epochs': 0}
+    ManifoldClustering(3, **{**options, 'batch_size': 16}).fit(X)
+    assert sizes[::2] == [11, 11, 11]
+    sizes.clear()
+    ManifoldClustering(2, **{**options, 'batch_size': 2}).fit(X[:5])
+    assert sorted(sizes[::2]) == [2, 3]
+    with pytest.raises(ValueError, match='n_samples=1'):
+        ManifoldClustering(1, **options).fit(X[:1])
+
+
 @pytest.mark.parametrize(
     ('options', 'match'),
     [

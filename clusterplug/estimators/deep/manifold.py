@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clusterplug.core.checks import check_count, check_number
 from clusterplug.estimators._arrays import check_parameter
 from clusterplug.estimators.deep.base import DeepClusterer, make_autoencoder
-from clusterplug.estimators.deep.networks import mlp
+from clusterplug.estimators.deep.networks import convolutions, mlp
 from clusterplug.estimators.deep.training import Phase
 from clusterplug.functional import (
     coding_rate,
@@ -39,15 +39,16 @@ class ManifoldClustering(DeepClusterer):
         n_clusters: K, or ``'auto'``: the number of 2 .. ``max_clusters`` of the shortest code (minimum coding length).
         max_clusters: Largest K tried by ``'auto'``.
         encoder: ``'mlp'``, ``'cnn'`` or a module that maps a batch to (B, embed_dims); see :class:`DeepClusterer`.
-        hidden: Widths of the MLP. channels: feature maps of the CNN. embed_dims: width of the encoder's output.
+        hidden: Widths of the MLP. channels: feature maps of the CNN's convolutions, each with batch
+            normalization; all but the first halve the image. embed_dims: width of the encoder's output.
         feature_dims: Width of z and c.
-        augment: ``(batch, generator) -> batch``, a random view of scaled samples; None: noise, for images also shifts
-            of up to an eighth and noise.
+        augment: ``(batch, generator) -> batch``, a random view of scaled samples; None: noise, for images also turns
+            (0.25 rad), scales (0.1) and shifts (a sixteenth).
         noise: Standard deviation of the noise of the default views; the mean square of scaled samples is 1.
         warmup_epochs: Epochs of the warm-up.
         epochs: Epochs of rate reduction.
         warmup_eps2: Squared distortion in the warm-up.
-        align_weight: w.
+        align_weight: w; twice that of a code with half the rate.
         eps2: Squared distortion of the rate reduction.
         gamma: Weight of the rate of the parts.
         epsilon: Entropy of the membership; larger spreads it over more samples.
@@ -55,7 +56,7 @@ class ManifoldClustering(DeepClusterer):
         shared_head: Use z for c: one head, no copy.
         num_landmarks: Samples whose membership is cut; all where there are fewer.
         batch_size: Samples of a step. Memory of a step: see :func:`~clusterplug.functional.conditional_coding_rate`.
-        lr: Learning rate of Adam in the warm-up; a tenth of it in the rate reduction.
+        lr: Learning rate of Adam in the warm-up; 0.3 of it in the rate reduction.
         device, random_state, verbose, checkpoint, checkpoint_every: see :class:`DeepClusterer`.
 
     Attributes:
@@ -95,7 +96,7 @@ class ManifoldClustering(DeepClusterer):
         warmup_epochs: int = 40,
         epochs: int = 30,
         warmup_eps2: float = 0.2,
-        align_weight: float = 30.0,
+        align_weight: float = 60.0,
         eps2: float = 0.1,
         gamma: float = 1.0,
         epsilon: float = 0.175,
@@ -154,6 +155,8 @@ class ManifoldClustering(DeepClusterer):
             check_parameter(check_number, getattr(self, name), name, 1e-6)
 
     def _check_enough(self, num_samples: int) -> None:
+        if num_samples < 2:
+            raise ValueError(f'n_samples={num_samples} should be >= 2: a rate is one of several samples')
         if self.n_clusters != 'auto':
             super()._check_enough(num_samples)
 
@@ -162,10 +165,14 @@ class ManifoldClustering(DeepClusterer):
             super()._warn_if_fewer(labels)
 
     def _make_network(self, input_shape: tuple[int, ...], device: torch.device) -> nn.Module:
-        network = make_autoencoder(self.encoder, input_shape, self.hidden, self.channels, self.embed_dims, device)
-        del network.decoder
+        if isinstance(self.encoder, str) and self.encoder == 'cnn':
+            network = nn.Module()
+            network.encoder = convolutions(input_shape, self.channels, self.embed_dims, device)
+        else:
+            network = make_autoencoder(self.encoder, input_shape, self.hidden, self.channels, self.embed_dims, device)
+            del network.decoder
         widths = [self.embed_dims, self.embed_dims, self.feature_dims]
-        network.feature_head, network.cluster_head = mlp(widths, device), mlp(widths, device)
+        network.feature_head, network.cluster_head = (mlp(widths, device, normalized=True) for _ in range(2))
         return network
 
     def _make_phases(self, x: Tensor) -> list[Phase]:
@@ -194,10 +201,10 @@ class ManifoldClustering(DeepClusterer):
                 'rate_of_parts': self.gamma * conditional_coding_rate(z, gamma, eps2=self.eps2),
             }
 
-        common = {'batch_size': self.batch_size}
+        common = {'batch_size': self.batch_size, 'even': True}
         return [
             Phase('warm-up', self.warmup_epochs, warm_up, lr=self.lr, **common),
-            Phase('rate reduction', self.epochs, reduce, lr=self.lr / 10, start=self._copy_head, **common),
+            Phase('rate reduction', self.epochs, reduce, lr=0.3 * self.lr, start=self._copy_head, **common),
         ]
 
     @property
@@ -293,7 +300,7 @@ def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
     draws = torch.rand(len(images), 4, generator=generator, device='cpu').to(images.device) * 2 - 1
     angle, scale = 0.25 * draws[:, 0], 1 + 0.1 * draws[:, 1]
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    shift = 0.25 * draws[:, 2:]
+    shift = 0.125 * draws[:, 2:]
     maps = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode='border', align_corners=False)

@@ -10,15 +10,40 @@ from torch.nn.utils import skip_init
 
 from clusterplug.core.checks import check_count
 
-__all__ = ['ConvAutoencoder', 'MLPAutoencoder', 'initialize', 'mlp']
+__all__ = ['ConvAutoencoder', 'MLPAutoencoder', 'convolutions', 'initialize', 'mlp']
 
 
-def mlp(widths: Sequence[int], device: torch.device, *, last_activation: bool = False) -> nn.Sequential:
-    """Return Linear layers with ReLU between, without initial values: see :func:`initialize`."""
+def mlp(
+    widths: Sequence[int], device: torch.device, *, last_activation: bool = False, normalized: bool = False
+) -> nn.Sequential:
+    """Return Linear layers with ReLU between, without initial values: see :func:`initialize`.
+
+    ``normalized``: with batch normalization before each ReLU.
+    """
     layers = []
     for before, after in zip(widths[:-1], widths[1:], strict=True):
-        layers += [skip_init(nn.Linear, before, after, device=device), nn.ReLU()]
-    return nn.Sequential(*(layers if last_activation else layers[:-1]))
+        between = [nn.BatchNorm1d(after, device=device)] if normalized else []
+        layers += [skip_init(nn.Linear, before, after, device=device), *between, nn.ReLU()]
+    last = 2 if normalized else 1
+    return nn.Sequential(*(layers if last_activation else layers[:-last]))
+
+
+def convolutions(
+    image_shape: Sequence[int], channels: Sequence[int], embed_dims: int, device: torch.device
+) -> nn.Sequential:
+    """Return an encoder without a decoder: 3 x 3 convolutions with batch normalization and ReLU, then a linear layer.
+
+    The first convolution keeps the size of the image, each further one halves it. Without initial values, as
+    :func:`mlp`.
+    """
+    maps, layers = [image_shape[0], *channels], []
+    strides = [1, *[2] * len(channels)][: len(channels)]
+    sizes = _sizes(image_shape[1:], [3] * len(channels), strides, [1] * len(channels))
+    for before, after, stride in zip(maps[:-1], maps[1:], strides, strict=True):
+        conv = skip_init(nn.Conv2d, before, after, 3, stride, 1, device=device)
+        layers += [conv, nn.BatchNorm2d(after, device=device), nn.ReLU()]
+    flat = maps[-1] * math.prod(sizes[-1])
+    return nn.Sequential(*layers, nn.Flatten(), skip_init(nn.Linear, flat, embed_dims, device=device))
 
 
 @torch.no_grad()

@@ -33,6 +33,8 @@ class Phase:
         tol: The phase ends when a refresh, from the second one on, changes a share of labels below ``tol``.
         patience: The phase ends after so many epochs without a new lowest loss; None = never.
         batch_size: Samples of a batch; None = all in one.
+        even: Batches of equal size, at most ``batch_size``, instead of a rest at the end: for a loss of whole batches.
+            None of a single sample: rather a larger one.
         step_done: ``(rows) -> None``, called after each optimizer step.
         parameters: ``() -> parameters`` that are trained; None = all of the network.
         weight_decay: Of Adam.
@@ -49,6 +51,7 @@ class Phase:
     tol: float = 0.0
     patience: int | None = None
     batch_size: int | None = None
+    even: bool = False
     step_done: Callable[[Tensor], None] | None = None
     parameters: Callable[[], list[nn.Parameter]] | None = None
     weight_decay: float = 0.0
@@ -169,7 +172,10 @@ def _run_epoch(phase, state, optimizer, parameters, num_samples, seed, stop) -> 
     generator = torch.Generator('cpu')
     generator.manual_seed(_mix(seed, state.phase, state.epoch))
     order = torch.randperm(num_samples, generator=generator, device='cpu')
-    batches = order.split(size) if size < num_samples else [torch.arange(num_samples, device='cpu')]
+    if phase.even:
+        batches = order.tensor_split(max(1, min(math.ceil(num_samples / size), num_samples // 2)))
+    else:
+        batches = order.split(size) if size < num_samples else [torch.arange(num_samples, device='cpu')]
     while state.batch < len(batches):
         if stop.is_set():
             return False
