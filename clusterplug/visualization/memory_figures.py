@@ -83,12 +83,17 @@ def save_center_map(
     _save(figure, path)
 
 
-def save_curves(path: str | os.PathLike, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+def save_curves(
+    path: str | os.PathLike,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str = 'training step',
+) -> None:
     """Draw numbers over training steps below each other, such as the drift of the centers.
 
     Args:
         path: PNG to write, whole or not at all.
         curves: steps and values by name.
+        xlabel: Below all.
 
     Raises:
         ValueError: no curve, or as many steps as values are not there.
@@ -103,7 +108,7 @@ def save_curves(path: str | os.PathLike, curves: Mapping[str, tuple[Sequence[flo
         ax.set_ylabel(plain(name), fontsize=8, **PLAIN)
         ax.tick_params(labelsize=7)
         ax.grid(alpha=0.3)
-    np.atleast_1d(axes)[-1].set_xlabel('training step', fontsize=9)
+    np.atleast_1d(axes)[-1].set_xlabel(plain(xlabel), fontsize=9, **PLAIN)
     _save(figure, path)
 
 
