@@ -68,6 +68,7 @@ def covered(name, generator, depth, per_leaf, seeds):
     for seed in range(seeds):
         tree = PartitionTree(depth, n_pivots=24, seed=seed).grow(generator)
         made = tree.generate(generator, per_leaf)
+        calls = tree.cost.calls  # before samples are routed
         drawn = generator.draw(len(made.samples), np.random.default_rng(seed))
         for kind, samples, leaf in (
             ('random', drawn, tree.route(drawn).leaf),
@@ -75,7 +76,7 @@ def covered(name, generator, depth, per_leaf, seeds):
         ):
             found = coverage(leaf, len(tree.leaves))
             cosine = mean_cosine(one_hot(samples, divided))
-            results[kind].append([len(samples), found.covered, found.entropy, found.evenness, cosine, tree.cost.calls])
+            results[kind].append([len(samples), found.covered, found.entropy, found.evenness, cosine, calls])
     rows = []
     for kind, values in results.items():
         values = np.array(values)
