@@ -35,7 +35,7 @@ def accuracy(truth, labels) -> float:
 
 
 def spread(values) -> str:
-    return f'{np.mean(values):.3f} +- {np.std(values, ddof=1) if len(values) > 1 else 0:.3f}'
+    return f'{np.mean(values):.3f}' + (f' +- {np.std(values, ddof=1):.3f}' if len(values) > 1 else '')
 
 
 def log_probabilities(n, k):
