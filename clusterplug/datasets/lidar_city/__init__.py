@@ -7,7 +7,11 @@ building or car that is: the ground truth for discovered subclasses, which no tr
 """
 
 from clusterplug.datasets.lidar_city.generate import generate_lidar_city
+from clusterplug.datasets.lidar_city.objects import CityObject, city_objects, shape_features, side_view
 from clusterplug.datasets.lidar_city.world.catalogue import CLASSES, SUBTYPES, SubType
 from clusterplug.datasets.lidar_city.world.subtypes import load_subtypes
 
-__all__ = ['CLASSES', 'SUBTYPES', 'SubType', 'generate_lidar_city', 'load_subtypes']
+__all__ = [
+    'CLASSES', 'SUBTYPES', 'CityObject', 'SubType', 'city_objects', 'generate_lidar_city', 'load_subtypes',
+    'shape_features', 'side_view',
+]  # fmt: skip
