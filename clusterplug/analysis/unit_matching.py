@@ -72,8 +72,9 @@ class UnitMatching:
         seed: Of the rows that are kept.
 
     Attributes:
-        moments: {layer: :class:`UnitMoments`}. rows: {layer: (rows of A, rows of B)}. examples: {layer: pair of
-        outputs of the first batch}, for pictures. A layer is named as in A, or ``'a = b'``.
+        moments: {layer: :class:`UnitMoments`}; a layer is named as in A, or ``'a = b'``.
+        rows: {layer: (rows of A, rows of B)}.
+        examples: {layer: pair of outputs of the first batch}, for pictures.
 
     Raises:
         ValueError: A name that a model has not, no layers, an option out of range; in :meth:`fit` layers of different
