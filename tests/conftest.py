@@ -2,6 +2,7 @@
 """What all tests share: one thread a process, and the folder of real data."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,20 @@ def real_data() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f'CLUSTERPLUG_DATA={folder} is not a folder')
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _own_default_scope():
+    """A Runner leaves its default scope behind, in which ``type='X'`` of the next test is looked up: put it back."""
+
+    def instances():
+        module = sys.modules.get('mmengine.registry.default_scope')
+        return None if module is None else module.DefaultScope._instance_dict
+
+    before = instances()
+    kept = {} if before is None else dict(before)
+    yield
+    after = instances()
+    if after is not None:
+        after.clear()
+        after.update(kept)

@@ -50,7 +50,10 @@ def parse_arguments(arguments=None):
         help='further arguments of the estimator (default: none)',
     )  # fmt: skip
     parser.add_argument(
-        '--units', choices=('objects', 'instances', 'superpoints'), default='objects', help='(default: objects)'
+        '--units',
+        choices=('objects', 'instances', 'superpoints'),
+        default='objects',
+        help='what is clustered (default: objects)',
     )
     parser.add_argument(
         '--group', choices=('components', 'hdbscan', 'perceptual'), default='components',

@@ -44,10 +44,14 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         '--hidden', nargs='+', default=[], metavar='CLASS', help='treat as unlabelled, and score (default: none)'
     )
     parser.add_argument('--n-clusters', type=_clusters, default='auto', help='number of new classes (default: auto)')
-    parser.add_argument('--method', choices=sorted(METHODS), default='kmeans', help='(default: kmeans)')
+    parser.add_argument(
+        '--method', choices=sorted(METHODS), default='kmeans', help='how they are found (default: kmeans)'
+    )
     parser.add_argument('--layer', default='auto', help='layer that is tapped (default: auto, before the classifier)')
     parser.add_argument('--min-points', type=int, default=20, help='of an object (default: 20)')
-    parser.add_argument('--max-size', type=float, default=12.0, help='of an object in metres (default: 12)')
+    parser.add_argument(
+        '--max-size', type=float, default=12.0, help='largest side of an object, metres (default: 12.0)'
+    )
     parser.add_argument('--radius', type=float, default=0.6, help='widest gap inside an object, metres (default: 0.6)')
     parser.add_argument('--shown', type=int, default=12, help='objects on a sheet (default: 12)')
     parser.add_argument('--seed', type=int, default=0, help='of the clustering (default: 0)')

@@ -33,8 +33,12 @@ SHARES = dict(blobs=0.35, moons=0.15, circles=0.15, curves=0.15, many=0.2)
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', type=Path, help='.npz file to write')
-    parser.add_argument('--kind', choices=('attention', 'pointnet'), default='attention', help='(default: attention)')
-    parser.add_argument('--loss', choices=('matched', 'pairs'), default='matched', help='(default: matched)')
+    parser.add_argument(
+        '--kind', choices=('attention', 'pointnet'), default='attention', help='network (default: attention)'
+    )
+    parser.add_argument(
+        '--loss', choices=('matched', 'pairs'), default='matched', help='what is minimized (default: matched)'
+    )
     parser.add_argument('--num-clusters', type=int, default=8, help='columns of the network (default: 8)')
     parser.add_argument('--embed-dims', type=int, default=32, help='width (default: 32)')
     parser.add_argument('--steps', type=int, default=4000, help='training steps (default: 4000)')

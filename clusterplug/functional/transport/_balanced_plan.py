@@ -43,7 +43,7 @@ def balanced_log_plan(logits: Tensor, column_mass: Tensor) -> Tensor:
             logits = logits.log_softmax(-1)
     # a little above 1, as the matrix is singular at the solution (a constant added to all potentials)
     identity = scaled_eye(logits.shape[-1], 1 + _FLOOR, logits.dtype, logits.device)
-    target = column_mass.unsqueeze(-1)
+    target = column_mass.to(logits.dtype).unsqueeze(-1)
     full = identity * target
     ones = constant(1.0, logits.dtype, logits.device).expand(*logits.shape[:-1], 1)
     for step in range(_NEWTON_STEPS):
