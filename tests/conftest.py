@@ -24,18 +24,22 @@ def real_data() -> Path:
     return Path(folder)
 
 
-@pytest.fixture(autouse=True)
-def _own_default_scope():
+def _default_scopes() -> dict | None:
+    module = sys.modules.get('mmengine.registry.default_scope')
+    return None if module is None else module.DefaultScope._instance_dict
+
+
+def _keep_default_scopes():
     """A Runner leaves its default scope behind, in which ``type='X'`` of the next test is looked up: put it back."""
-
-    def instances():
-        module = sys.modules.get('mmengine.registry.default_scope')
-        return None if module is None else module.DefaultScope._instance_dict
-
-    before = instances()
+    before = _default_scopes()
     kept = {} if before is None else dict(before)
     yield
-    after = instances()
+    after = _default_scopes()
     if after is not None:
         after.clear()
         after.update(kept)
+
+
+# One around each test, one around what a module's tests share.
+_of_a_test = pytest.fixture(autouse=True, name='_default_scope_of_a_test')(_keep_default_scopes)
+_of_a_module = pytest.fixture(autouse=True, scope='module', name='_default_scope_of_a_module')(_keep_default_scopes)

@@ -73,12 +73,12 @@ def test_prototypes_have_length_one_in_a_training_step_only():
 
 def test_queue_sets_in_when_it_is_full_and_is_saved():
     """Length 2 B: no effect in the first two steps; then other codes (card of SwAV)."""
-    with_queue, plain = make(queue=dict(type='FeatureQueue', length=16, embed_dims=5)), make()
+    with_queue, plain = make(queue=dict(type='clusterplug.FeatureQueue', length=16, embed_dims=5)), make()
     plain.load_state_dict({n: v for n, v in with_queue.state_dict().items() if not n.startswith('queues')})
     for step in range(4):
         a, b = (model(batch(seed=step), mode='loss')['loss_swav'] for model in (with_queue, plain))
         assert torch.equal(a, b) == (step < 2)
-    other = make(seed=1, queue=dict(type='FeatureQueue', length=16, embed_dims=5))
+    other = make(seed=1, queue=dict(type='clusterplug.FeatureQueue', length=16, embed_dims=5))
     other.load_state_dict(with_queue.state_dict())
     inputs = batch(seed=9)
     assert torch.equal(other(inputs, mode='loss')['loss_swav'], with_queue(inputs, mode='loss')['loss_swav'])
@@ -98,7 +98,7 @@ def test_several_sets_of_prototypes_are_averaged():
     scores = [model.head(each) for each in features]
     expected = sum(SwAVLoss()([view[n] for view in scores]) for n in range(2)) / 2
     torch.testing.assert_close(model(inputs, mode='loss')['loss_swav'], expected)
-    queued = make(num_prototypes=[6, 4], queue=dict(type='FeatureQueue', length=8, embed_dims=5))
+    queued = make(num_prototypes=[6, 4], queue=dict(type='clusterplug.FeatureQueue', length=8, embed_dims=5))
     for _ in range(2):
         assert torch.isfinite(queued(inputs, mode='loss')['loss_swav'])
 
@@ -187,7 +187,7 @@ def test_bad_input():
 
 
 def _train(rank, size, steps=4):
-    model = make(queue=dict(type='FeatureQueue', length=16, embed_dims=5))
+    model = make(queue=dict(type='clusterplug.FeatureQueue', length=16, embed_dims=5))
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     for step in range(steps):
         whole = batch(seed=step)['views']
