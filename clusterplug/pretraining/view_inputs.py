@@ -63,7 +63,10 @@ class MultiViewPreprocessor(BaseDataPreprocessor):
                     f'max_voxels of the data preprocessor must be None in pre-training, got {points["max_voxels"]}; '
                     f'use max_points of PointViews'
                 )
-            self.points = MODELS.build({'type': 'mmdet3d.Det3DDataPreprocessor', **points})
+            # as the config of a segmentor of mmdet3d names it, whatever the default scope is
+            kind = points.get('type', 'Det3DDataPreprocessor')
+            kind = f'mmdet3d.{kind}' if isinstance(kind, str) and '.' not in kind else kind
+            self.points = MODELS.build({**points, 'type': kind})
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """Inputs of the model from a collated batch."""
