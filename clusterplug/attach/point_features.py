@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.attach.alignment import fine_grid
-from clusterplug.attach.subclass_prediction import _of_voxels, _Patches
+from clusterplug.attach.subclass_prediction import Patches, features_of_voxels
 from clusterplug.attach.taps import Tap, default_tap
 
 
@@ -56,7 +56,7 @@ class PointFeatures:
         self.embedding.open = True
         try:
             data = model.data_preprocessor(data, False)
-            with _Patches(model, self.embedding.path) as patches:
+            with Patches(model, self.embedding.path) as patches:
                 results = model(**data, mode='predict')
                 rows = self.embedding.take()
         finally:
@@ -67,7 +67,7 @@ class PointFeatures:
             raise ValueError(f'{type(model).__name__} predicts no class of a point; point features need a segmentor')
         points = data['inputs']['points']
         if isinstance(data['inputs'].get('voxels'), dict):
-            features = _of_voxels(rows, data['inputs']['voxels'], results, self)
+            features = features_of_voxels(rows, data['inputs']['voxels'], results, self)
         else:
             features = patches.features([len(scan) for scan in points])
         found = [(scan, sample.pred_pts_seg.pts_semantic_mask) for scan, sample in zip(points, results, strict=True)]

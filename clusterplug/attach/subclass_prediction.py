@@ -84,7 +84,7 @@ def predict_subclasses(model: nn.Module, data: dict, use_labels: bool = False) -
     model.eval()
     try:
         data = model.data_preprocessor(data, False)
-        with branch.watch(), _Patches(model, branch.embedding.path) as patches:
+        with branch.watch(), Patches(model, branch.embedding.path) as patches:
             results = model(**data, mode='predict')
             rows = branch.embedding.take()
     finally:
@@ -92,7 +92,7 @@ def predict_subclasses(model: nn.Module, data: dict, use_labels: bool = False) -
             module.training = mode
     points = data['inputs']['points']
     if isinstance(data['inputs'].get('voxels'), dict):
-        features = _of_voxels(rows, data['inputs']['voxels'], results, branch)
+        features = features_of_voxels(rows, data['inputs']['voxels'], results, branch)
     else:
         features = patches.features([len(scan) for scan in points])
     scans = []
@@ -119,7 +119,7 @@ def true_classes(sample) -> Tensor | None:
     return None if mask is None else torch.as_tensor(mask)
 
 
-def _of_voxels(rows, voxels: dict, results: list, branch: nn.Module) -> list[Tensor]:
+def features_of_voxels(rows, voxels: dict, results: list, branch: nn.Module) -> list[Tensor]:
     """(N, C) feature of each point of each scan, through its voxel."""
     # 'voxel_coors' is what Cylinder3D adds, whose 'coors' are those of the points
     coords = voxels.get('voxel_coors', voxels['coors'])
@@ -134,7 +134,7 @@ def _of_voxels(rows, voxels: dict, results: list, branch: nn.Module) -> list[Ten
     ]
 
 
-class _Patches:
+class Patches:
     """Collects the rows of a tap for every patch that a point-based model cuts from a scene, and their points."""
 
     def __init__(self, model: nn.Module, path: str):

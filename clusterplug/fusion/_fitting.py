@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clusterplug.core.checks import check_choice, check_count
-from clusterplug.fusion.task_vectors import _is_statistic
+from clusterplug.fusion.task_vectors import is_statistic
 
 
 class Problem:
@@ -41,9 +41,7 @@ class Problem:
 
     def loss(self, batches: list) -> Tensor:
         # no gradient passes through running statistics
-        state = {
-            name: value.detach() if _is_statistic(name) else value for name, value in self.merging.merged().items()
-        }
+        state = {name: value.detach() if is_statistic(name) else value for name, value in self.merging.merged().items()}
         total = 0.0
         for task, (model, batch) in enumerate(zip(self.models, batches, strict=True)):
 

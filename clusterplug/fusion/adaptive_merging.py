@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from clusterplug.core.checks import check_choice, check_count, check_number
 from clusterplug.functional import concrete_mask
 from clusterplug.fusion._fitting import Guard, Problem
-from clusterplug.fusion.task_vectors import _added, _check_vectors, _is_statistic, _sum
+from clusterplug.fusion.task_vectors import added_to, check_vectors, is_statistic, sum_of
 
 __all__ = ['AdaMerging', 'ConcreteMerging', 'FusionStep']
 
@@ -78,7 +78,7 @@ class AdaMerging(nn.Module):
         clamp: bool = True,
     ):
         super().__init__()
-        self.names = _check_vectors(base, vectors)
+        self.names = check_vectors(base, vectors)
         self.level, self.clamp = check_choice(level, 'level', self.levels), clamp
         self.init = check_number(init, 'init')
         self.num_tasks = len(vectors)
@@ -106,13 +106,13 @@ class AdaMerging(nn.Module):
     def merged(self) -> dict[str, Tensor]:
         """Return the merged tensors with gradients, for ``torch.func.functional_call``."""
         found = zip(self.names, self._changes(), strict=True)
-        return {name: _sum(name, getattr(self, f'base_{k}'), change) for k, (name, change) in enumerate(found)}
+        return {name: sum_of(name, getattr(self, f'base_{k}'), change) for k, (name, change) in enumerate(found)}
 
     @torch.no_grad()
     def merged_state(self) -> dict[str, Tensor]:
         """Return the state dict of the merged model: integer buffers and what no vector changes are the base's."""
         state = {name: value.clone() for name, value in self.merged().items()}
-        return {**state, **_added(self._rest, {})}
+        return {**state, **added_to(self._rest, {})}
 
     def fit(
         self,
@@ -269,7 +269,7 @@ class ConcreteMerging(AdaMerging):
         tiny = torch.finfo(torch.float32).tiny
         return [
             self._sum(k)
-            if _is_statistic(name)
+            if is_statistic(name)
             else self._sum(k) * (mask / mask.mean().clamp(min=tiny)).to(getattr(self, f'vectors_{k}').dtype)
             for k, (name, mask) in enumerate(zip(self.names, masks, strict=True))
         ]

@@ -105,7 +105,7 @@ def task_arithmetic(
         >>> task_arithmetic(base, [{'w': torch.tensor([1.0, 0.0])}, {'w': torch.tensor([0.0, 2.0])}], 0.5)['w']
         tensor([0.5000, 1.0000])
     """
-    names = _check_vectors(base, vectors)
+    names = check_vectors(base, vectors)
     scales = list(scale) if isinstance(scale, Sequence) else [scale] * len(vectors)
     if len(scales) != len(vectors):
         raise ValueError(f'scale must be a number or one per vector, got {len(scales)} for {len(vectors)} vectors')
@@ -117,7 +117,7 @@ def task_arithmetic(
         for factor, vector in zip(scales, vectors, strict=True):
             total.add_(vector[name].to(total.device, dtype), alpha=factor)
         changes[name] = total
-    return _added(base, changes)
+    return added_to(base, changes)
 
 
 def ties_merging(
@@ -160,7 +160,7 @@ def ties_merging(
         >>> ties_merging({'w': torch.zeros(4)}, vectors, keep_ratio=0.5)['w']
         tensor([ 3., -4.,  2.,  0.])
     """
-    names = sorted(_check_vectors(base, vectors))
+    names = sorted(check_vectors(base, vectors))
     check_choice(reduction, 'reduction', ('mean', 'sum', 'max'))
     scale = check_number(scale, 'scale')
     keep_ratio = check_number(keep_ratio, 'keep_ratio', most=1, above=0, hint='0.2 keeps a fifth of the entries')
@@ -172,7 +172,7 @@ def ties_merging(
         count = base[name].numel()
         changes[name] = merged[start : start + count].view(base[name].shape)
         start += count
-    return _added(base, changes)
+    return added_to(base, changes)
 
 
 def _ties(flat: Tensor, keep_ratio: float, reduction: str, parity: bool) -> Tensor:
@@ -192,24 +192,24 @@ def _ties(flat: Tensor, keep_ratio: float, reduction: str, parity: bool) -> Tens
     return total if reduction == 'sum' else total / (agreed != 0).sum(0).clamp(min=1)
 
 
-def _added(base: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def added_to(base: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A new state dict; computed in fp32 at least and returned in the types of the base."""
     state = {}
     for name, value in base.items():
         if name in changes:
-            state[name] = _sum(name, value.detach(), changes[name])
+            state[name] = sum_of(name, value.detach(), changes[name])
         else:
             state[name] = value.detach().clone() if isinstance(value, Tensor) else value
     return state
 
 
-def _sum(name: str, base: Tensor, change: Tensor) -> Tensor:
+def sum_of(name: str, base: Tensor, change: Tensor) -> Tensor:
     """Base and change; a variance of BatchNorm stays at least 0, below which its output would be NaN."""
     total = (base.to(change.dtype) + change).to(base.dtype)
     return total.clamp(min=0) if name.endswith('running_var') else total
 
 
-def _is_statistic(name: str) -> bool:
+def is_statistic(name: str) -> bool:
     """Whether a tensor is a running statistic of BatchNorm: merged as any other, but neither masked nor trained."""
     return name.endswith(('running_mean', 'running_var'))
 
@@ -239,7 +239,7 @@ def _common_names(one: Mapping, other: Mapping, first: str, second: str) -> list
     return [name for name in one if name in names[0]]
 
 
-def _check_vectors(base: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tensor]]) -> list[str]:
+def check_vectors(base: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tensor]]) -> list[str]:
     """Names that the vectors change."""
     if not isinstance(base, Mapping):
         raise TypeError(f'base must be a state dict, got {type(base).__name__}; pass model.state_dict()')

@@ -14,7 +14,7 @@ from clusterplug.layers.segment_token_clustering import SHIFTS
 from clusterplug.patch._own_class import give_own_class, take_own_class
 from clusterplug.patch._parts import Parts
 from clusterplug.patch._store import Store, backward_pass, checkpointing_message
-from clusterplug.patch.hosts.transformers_vit import _without_mask
+from clusterplug.patch.hosts.transformers_vit import without_mask
 from clusterplug.patch.layout import Layout, own
 from clusterplug.patch.methods import unknown_options
 
@@ -247,7 +247,7 @@ class _AttentionHook:
 
 
 def _check_host(layout: Layout) -> None:
-    if layout.maps or layout.needs_grid or layout.adapt not in (None, _without_mask):
+    if layout.maps or layout.needs_grid or layout.adapt not in (None, without_mask):
         raise ValueError(
             f'method centerclip needs blocks without windows, rotary or relative positions, which the blocks of '
             f'{type(layout.trunk).__name__} have: tokens of several frames have no common grid'

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from clusterplug.visualization._text import PLAIN, plain
-from clusterplug.visualization.memory_figures import _figure, _save
+from clusterplug.visualization.memory_figures import new_figure, save_figure
 
 
 def save_class_map(
@@ -31,7 +31,7 @@ def save_class_map(
     if len(names) != len(values):
         raise ValueError(f'names must be one for each of the {len(values)} classes, got {len(names)}')
     side = min(16.0, 2.5 + 0.28 * len(names))
-    figure, axes = _figure(side + 0.8, side)
+    figure, axes = new_figure(side + 0.8, side)
     image = axes.imshow(values, cmap='viridis', interpolation='nearest')
     # names of very many classes would lie on top of each other
     every = -(-len(names) // 60)
@@ -41,4 +41,4 @@ def save_class_map(
     axes.set_yticks(ticks, shown, fontsize=7, **PLAIN)
     axes.set_title(plain(title), fontsize=9, **PLAIN)
     figure.colorbar(image, ax=axes, fraction=0.046)
-    _save(figure, path)
+    save_figure(figure, path)

@@ -28,7 +28,7 @@ def save_sizes(
     """
     sizes, in_use = np.asarray(sizes, float), np.asarray(in_use, bool)
     names = _names(sizes, in_use, class_names)
-    figure, axes = _figure(8, 1 + 0.32 * len(names))
+    figure, axes = new_figure(8, 1 + 0.32 * len(names))
     for row, (size, used) in enumerate(zip(sizes, in_use)):
         share = np.sort(size[used])[::-1] / max(size[used].sum(), 1e-12)
         left = 0.0
@@ -41,7 +41,7 @@ def save_sizes(
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel('share of the anchors of a class that each of its subclasses takes', fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_center_map(
@@ -70,7 +70,7 @@ def save_center_map(
     plane, explained = principal_plane(centers[in_use])
     classes = np.broadcast_to(np.arange(len(names))[:, None], in_use.shape)[in_use]
     area = 20 + 180 * sizes[in_use] / max(sizes[in_use].max(initial=0), 1e-12)
-    figure, axes = _figure(9, 7)
+    figure, axes = new_figure(9, 7)
     for c in np.unique(classes):
         mine = classes == c
         axes.scatter(
@@ -80,7 +80,7 @@ def save_center_map(
     axes.set_ylabel(f'second ({100 * explained[1]:.0f} %)', fontsize=9)
     if len(classes):
         plain_legend(axes.legend(fontsize=8, loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_curves(
@@ -100,7 +100,7 @@ def save_curves(
     """
     if not curves:
         raise ValueError('curves must hold at least one name: (steps, values)')
-    figure, axes = _figure(8, 1.6 * len(curves) + 0.6, len(curves))
+    figure, axes = new_figure(8, 1.6 * len(curves) + 0.6, len(curves))
     for ax, (name, (steps, values)) in zip(np.atleast_1d(axes), curves.items()):
         if len(steps) != len(values):
             raise ValueError(f"curve '{name}' has {len(steps)} steps but {len(values)} values")
@@ -109,7 +109,7 @@ def save_curves(
         ax.tick_params(labelsize=7)
         ax.grid(alpha=0.3)
     np.atleast_1d(axes)[-1].set_xlabel(plain(xlabel), fontsize=9, **PLAIN)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def principal_plane(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +139,7 @@ def _color(number: int, pale: int = 0) -> tuple:
     return tuple(color + 0.35 * pale * (1 - color))
 
 
-def _figure(width: float, height: float, rows: int = 1):
+def new_figure(width: float, height: float, rows: int = 1):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -149,7 +149,7 @@ def _figure(width: float, height: float, rows: int = 1):
     return figure, figure.subplots(rows, sharex=True)
 
 
-def _save(figure, path: str | os.PathLike) -> None:
+def save_figure(figure, path: str | os.PathLike) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, 'wb') as file:
         figure.savefig(file, format='png', bbox_inches='tight')

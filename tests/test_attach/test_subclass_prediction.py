@@ -85,7 +85,7 @@ def test_every_point_of_every_host(name, root, tmp_path):
 
 
 def test_the_feature_of_a_point_is_the_mean_over_its_patches():
-    patches = subclass_prediction._Patches(torch.nn.Identity(), 'x')
+    patches = subclass_prediction.Patches(torch.nn.Identity(), 'x')
     patches.rows = [torch.tensor([[[1.0, 3.0]], [[5.0, 7.0]]]), torch.tensor([[[2.0, 2.0]]])]  # (B, C, N)
     patches.indices = [torch.tensor([0, 1, 1, 2]), torch.tensor([1, 0])]
     first, second = patches.features([3, 2])
@@ -102,7 +102,7 @@ def test_a_voxel_that_the_coarse_grid_dropped_has_no_feature():
     rows = Rows(torch.tensor([[1.0, 2.0]]), torch.tensor([[0, 0, 0, 0]], dtype=torch.int32), (2, 2, 2))
     branch = SimpleNamespace(embedding=SimpleNamespace(path='x'), grid=(4, 4, 4))
     sample = SimpleNamespace(point2voxel_map=torch.tensor([2, 0, 1]))
-    (features,) = subclass_prediction._of_voxels(rows, dict(coors=coords), [sample], branch)
+    (features,) = subclass_prediction.features_of_voxels(rows, dict(coors=coords), [sample], branch)
     assert features[0].isnan().all()
     assert features[1:].tolist() == [[1.0, 2.0], [1.0, 2.0]]
 

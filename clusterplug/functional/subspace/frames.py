@@ -119,10 +119,10 @@ def projection_energy(x: Tensor, frames: Tensor) -> Tensor:
         raise ValueError(f'frames must have shape (..., K, {x.shape[-1]}, n), got {tuple(frames.shape)}')
     with exact_products(x):
         dtype = working_dtype(x.dtype, frames.dtype)
-        return _energy(x.to(dtype), frames.to(dtype)).to(x.dtype)
+        return energies(x.to(dtype), frames.to(dtype)).to(x.dtype)
 
 
-def _energy(x: Tensor, frames: Tensor) -> Tensor:
+def energies(x: Tensor, frames: Tensor) -> Tensor:
     """(..., N, K) of points (..., N, D) and frames (..., K, D, n): one product for all subspaces."""
     num_clusters, width, dim = frames.shape[-3:]
     joined = frames.transpose(-3, -2).reshape(*frames.shape[:-3], width, num_clusters * dim)

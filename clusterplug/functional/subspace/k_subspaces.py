@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clusterplug.core.checks import check_count, check_finite, check_num_clusters, check_points
 from clusterplug.core.numerics import exact_products, working_dtype
-from clusterplug.functional.subspace.frames import _energy
+from clusterplug.functional.subspace.frames import energies
 
 __all__ = ['KSubspacesResult', 'k_subspaces']
 
@@ -124,7 +124,7 @@ def _drawn_bases(points: Tensor, num_clusters: int, dim: int, num_restarts: int,
         near = torch.nn.functional.pad(near, (0, dim - near.shape[-1]))
         drawn = torch.where(odd, other.to(points.device), near)
         bases.append(torch.linalg.qr(_rows(points, drawn).mT)[0])
-        left = torch.minimum(left, (total - _energy(points.unsqueeze(1), bases[-1].unsqueeze(2))[..., 0]).clamp_min(0))
+        left = torch.minimum(left, (total - energies(points.unsqueeze(1), bases[-1].unsqueeze(2))[..., 0]).clamp_min(0))
     return torch.stack(bases, 2)
 
 
@@ -151,7 +151,7 @@ def _alternate(points: Tensor, bases: Tensor, num_iters: int) -> tuple[Tensor, T
     labels = points.new_full((batch, starts, points.shape[1]), -1, dtype=torch.long)
     rounds = torch.zeros(batch, starts, dtype=torch.long, device=points.device)
     for _ in range(num_iters):
-        fresh = _energy(points.unsqueeze(1), bases).argmax(-1)
+        fresh = energies(points.unsqueeze(1), bases).argmax(-1)
         moved = (fresh != labels).any(-1)
         labels = fresh
         if not bool(moved.any()):
@@ -159,7 +159,7 @@ def _alternate(points: Tensor, bases: Tensor, num_iters: int) -> tuple[Tensor, T
         rounds += moved
         member = torch.nn.functional.one_hot(labels, num_clusters).to(points.dtype)
         bases = _refit(points, member, bases)
-    energy = _energy(points.unsqueeze(1), bases)
+    energy = energies(points.unsqueeze(1), bases)
     labels = energy.argmax(-1)
     return labels, bases, (total - energy.amax(-1).sum(-1)).clamp_min(0), rounds
 

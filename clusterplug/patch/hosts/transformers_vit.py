@@ -55,7 +55,7 @@ def find(module: nn.Module) -> Layout | None:
         _num_prefix(own(module, 'embeddings')),
         norm=first_norm,
         needs_grid=beit and _has_relative_positions(module),
-        adapt=_Beit(module) if beit else _Rotary(module) if rotary else _without_mask,
+        adapt=_Beit(module) if beit else _Rotary(module) if rotary else without_mask,
         scopes=[module, *_between(module, blocks)],
     )
 
@@ -74,7 +74,7 @@ def _num_prefix(embeddings: nn.Module) -> int:
     return count
 
 
-def _without_mask(block: nn.Module, args: tuple, kwargs: dict, table: SharedTable) -> tuple[tuple, dict]:
+def without_mask(block: nn.Module, args: tuple, kwargs: dict, table: SharedTable) -> tuple[tuple, dict]:
     """Drop the mask of the full map. It says nothing when it is made by torch.compile, in place of None."""
     mask = args[1] if len(args) > 1 else kwargs.get('attention_mask')
     if mask is None:
@@ -96,7 +96,7 @@ class _Rotary:
         self.trunk = trunk
 
     def __call__(self, block: nn.Module, args: tuple, kwargs: dict, table: SharedTable) -> tuple[tuple, dict]:
-        args, kwargs = _without_mask(block, args, kwargs, table)
+        args, kwargs = without_mask(block, args, kwargs, table)
         cosine, sine = kwargs['position_embeddings']
         return args, {**kwargs, 'position_embeddings': table.rotation(cosine, sine, self._steps)}
 
