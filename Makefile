@@ -12,7 +12,7 @@ PYTEST := @$(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 help:
 	@echo 'make demo       train the LiDAR segmenter with and without clustering, print the table, draw the pictures'
 	@echo 'make test       the fast tests'
-	@echo 'make test-quick  the kernels and the rules of the house, in less than a minute'
+	@echo 'make test-quick  the kernels and the rules of the house, in about a minute'
 	@echo 'make test-slow  the tests that take more than ten seconds each;  make test-all  both'
 	@echo 'make lint       ruff;  make format  lets ruff mend what it can'
 	@echo 'make docs       the documentation, into site/'
