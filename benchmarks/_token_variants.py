@@ -19,7 +19,7 @@ class FeatureExpedit(_methods.Expedit):
 
     Args:
         feature: ``'normalized'``: what the first reduced block's norm makes of the tokens; ``'key'``: its keys, mean
-            over heads; ``'standardized'``: every channel centred and divided by its deviation.
+            over heads; ``'standardized'``: every channel centered and divided by its deviation.
         block: The first reduced block, of a ViT with ``attn.qkv``.
     """
 

@@ -14,7 +14,7 @@ from clusterplug.core.origin import power_of_two, typical_origin, typical_rows, 
 BOUNDS = {torch.float32: (1e-12, 1e15), torch.float64: (1e-130, 1e130)}
 
 
-class Centred(NamedTuple):
+class Centered(NamedTuple):
     """points = (x - offset) * scale, and 0 where masked."""
 
     points: Tensor  # (B, N, D), in the working type, or float64 on the CPU where fp32 is too narrow; contiguous there
@@ -25,7 +25,7 @@ class Centred(NamedTuple):
     is_plain: bool = False  # offset 0 and scale 1 throughout
 
 
-def centred(x: Tensor, valid: Tensor | None, centers: Tensor | None = None) -> Centred:
+def centered(x: Tensor, valid: Tensor | None, centers: Tensor | None = None) -> Centered:
     """Return the points of x (B, N, D) about an origin amid most of them, and of ``centers`` (B, K, D) if given.
 
     On the CPU, NaN or inf in a valid point or a center raises.
@@ -41,7 +41,7 @@ def centred(x: Tensor, valid: Tensor | None, centers: Tensor | None = None) -> C
         if centers is not None:
             check_finite(centers, 'centers')
         if dtype == torch.float32:  # every square of fp32 fits into float64
-            return centred(kept.double(), valid, None if centers is None else centers.double())
+            return centered(kept.double(), valid, None if centers is None else centers.double())
         return _scaled(kept, valid, centers)
     rows = typical_rows(kept, None if centers is None else given[1], valid)
     origin = typical_origin(rows)
@@ -49,12 +49,12 @@ def centred(x: Tensor, valid: Tensor | None, centers: Tensor | None = None) -> C
     count = _count(kept, valid)
     # subtracting an origin no farther away than most points gains no digits, and costs a copy of all points
     if bool(near.all()):
-        return Centred(kept, None, torch.zeros_like(origin), torch.ones_like(count), _variance(kept, count), True)
+        return Centered(kept, None, torch.zeros_like(origin), torch.ones_like(count), _variance(kept, count), True)
     shifted = _shifted(kept, origin, valid)
-    return Centred(shifted, None, origin, torch.ones_like(count), _variance(shifted, count))
+    return Centered(shifted, None, origin, torch.ones_like(count), _variance(shifted, count))
 
 
-def _scaled(kept: Tensor, valid: Tensor | None, centers: Tensor | None) -> Centred:
+def _scaled(kept: Tensor, valid: Tensor | None, centers: Tensor | None) -> Centered:
     rows = typical_rows(kept, centers, valid)
     origin = typical_origin(rows)
     shifted = _shifted(kept, origin, valid)
@@ -63,17 +63,17 @@ def _scaled(kept: Tensor, valid: Tensor | None, centers: Tensor | None) -> Centr
         largest = torch.maximum(largest, (centers - origin).abs().amax((1, 2), True))
     scale = 1 / power_of_two(torch.where(largest > 0, largest, 1.0))
     shifted = shifted * scale
-    return Centred(shifted, None, origin, scale, _variance(shifted, _count(kept, valid)))
+    return Centered(shifted, None, origin, scale, _variance(shifted, _count(kept, valid)))
 
 
-def _on_device(kept: Tensor, valid: Tensor | None, centers: Tensor | None) -> Centred:
+def _on_device(kept: Tensor, valid: Tensor | None, centers: Tensor | None) -> Centered:
     origin = typical_origin(typical_rows(kept, None if centers is None else centers.to(kept.dtype), valid))
     shifted = _shifted(kept, origin, valid)
     scale = _scale(shifted)
     shifted = shifted * scale
     variance = _variance(shifted, _count(kept, valid))
     shifted[..., -1] = 1.0
-    return Centred(shifted[..., :-1], shifted, origin, scale, variance * (shifted.shape[-1] / (shifted.shape[-1] - 1)))
+    return Centered(shifted[..., :-1], shifted, origin, scale, variance * (shifted.shape[-1] / (shifted.shape[-1] - 1)))
 
 
 def _count(kept: Tensor, valid: Tensor | None) -> Tensor:
@@ -124,14 +124,14 @@ def is_extreme(points: Tensor) -> bool:
     )
 
 
-def to_centred(centers: Tensor, frame: Centred) -> Tensor:
+def to_centered(centers: Tensor, frame: Centered) -> Tensor:
     """Return centers (B, K, D) as the points see them."""
     if frame.is_plain:
         return centers.to(frame.points.dtype)
     return (centers.to(frame.points.dtype) - frame.offset) * frame.scale
 
 
-def from_centred(centers: Tensor, frame: Centred) -> Tensor:
+def from_centered(centers: Tensor, frame: Centered) -> Tensor:
     """Return centers (B, K, D) as the caller sees them."""
     return centers if frame.is_plain else centers / frame.scale + frame.offset
 

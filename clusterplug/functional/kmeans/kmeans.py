@@ -20,7 +20,7 @@ from clusterplug.core.numerics import exact_products, host_checks_allowed, worki
 from clusterplug.functional.kmeans._assign import nearest, problem_groups, squared_distances_to
 from clusterplug.functional.kmeans._cpu import lloyd_cpu
 from clusterplug.functional.kmeans._device import lloyd_device
-from clusterplug.functional.kmeans._points import centred, from_centred, to_centred
+from clusterplug.functional.kmeans._points import centered, from_centered, to_centered
 from clusterplug.functional.kmeans.kmeans_init import flat_weights, kkz_indices, plus_plus_indices, random_draws
 
 __all__ = ['KMeansResult', 'kmeans', 'nearest_center']
@@ -173,8 +173,8 @@ def nearest_center(x: Tensor, centers: Tensor, *, mask: Tensor | None = None) ->
     valid = None if mask is None else mask.reshape(-1, num_points)
     with torch.no_grad(), exact_products(x):
         table = centers.reshape(-1, *centers.shape[-2:])
-        frame = centred(flat, valid, table)
-        table = to_centred(table, frame)
+        frame = centered(flat, valid, table)
+        table = to_centered(table, frame)
         labels = nearest(frame.points, table)
         distances = squared_distances_to(frame.points, table, labels) / frame.scale.square().squeeze(-1)
         distances = distances.to(working_dtype(x.dtype))
@@ -186,13 +186,13 @@ def nearest_center(x: Tensor, centers: Tensor, *, mask: Tensor | None = None) ->
 def _solve(x, valid, weights, draws, start, known, options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return labels, centers, inertia and iterations of the problems x (B, N, D), all in one group."""
     num_clusters, init, num_iters, tol = options
-    frame = centred(x, valid)
+    frame = centered(x, valid)
     points = frame.points
     weights = None if weights is None else weights.to(points.dtype)
     if start is not None:
-        centers = to_centred(start, frame)
+        centers = to_centered(start, frame)
     else:
-        known = None if known is None else to_centred(known, frame)
+        known = None if known is None else to_centered(known, frame)
         if init == 'kkz':
             index = kkz_indices(points, frame.offset * frame.scale, weights, num_clusters, known)
         else:
@@ -205,7 +205,7 @@ def _solve(x, valid, weights, draws, start, known, options) -> tuple[Tensor, Ten
     def as_returned(values: Tensor) -> Tensor:
         if frame.is_plain and x.dtype == points.dtype:
             return values
-        return to_centred(from_centred(values, frame).to(x.dtype), frame)
+        return to_centered(from_centered(values, frame).to(x.dtype), frame)
 
     labels, centers, used = lloyd(given, weights, centers, num_iters, tolerance, as_returned)
     distances = squared_distances_to(points, centers, labels)
@@ -216,7 +216,7 @@ def _solve(x, valid, weights, draws, start, known, options) -> tuple[Tensor, Ten
         labels = labels.masked_fill(~valid, -1)
     if tol == 0:
         used = torch.full_like(used, num_iters)
-    return labels, from_centred(centers, frame).to(x.dtype), inertia.to(working_dtype(x.dtype)), used
+    return labels, from_centered(centers, frame).to(x.dtype), inertia.to(working_dtype(x.dtype)), used
 
 
 def _check(x, num_clusters, init, num_iters, tol, mask) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clusterplug.core.checks import check_device, check_finite, check_mask, check_num_clusters, check_points
 from clusterplug.core.numerics import exact_products, host_checks_allowed, working_dtype
-from clusterplug.functional.kmeans._points import centred
+from clusterplug.functional.kmeans._points import centered
 
 __all__ = ['kkz', 'kmeans_plus_plus']
 
@@ -55,7 +55,7 @@ def kmeans_plus_plus(
     flat, valid, combined = _prepared(x, num_clusters, mask, weights)
     draws = random_draws(flat.shape[0], num_clusters, flat, generator)
     with torch.no_grad(), exact_products(x):
-        points = centred(flat, valid).points
+        points = centered(flat, valid).points
         combined = None if combined is None else combined.to(points.dtype)
         return plus_plus_indices(points, combined, draws).view(*x.shape[:-2], num_clusters)
 
@@ -84,7 +84,7 @@ def kkz(x: Tensor, num_clusters: int, *, mask: Tensor | None = None) -> Tensor:
     """
     flat, valid, combined = _prepared(x, num_clusters, mask, None)
     with torch.no_grad(), exact_products(x):
-        frame = centred(flat, valid)
+        frame = centered(flat, valid)
         index = kkz_indices(frame.points, frame.offset * frame.scale, combined, num_clusters)
     return index.view(*x.shape[:-2], num_clusters)
 
