@@ -82,7 +82,7 @@ class UnitMatching:
 
     Source: Li et al., "Convergent learning: Do different neural networks learn the same representations?", ICLR 2016,
     arXiv 1511.07543; official code YixuanLi/convergent_learning (GPL-3.0; reimplemented from the paper). **Differs
-    from the authors' code**: one pass without stored activations; dead units take no part instead of giving NaN;
+    from the authors' code**: one pass without stored activations; dead units are ignored instead of giving NaN;
     unbiased CKA with a null next to it; mutual information without a bias in the wrong unit.
 
     Example:

@@ -16,7 +16,7 @@ class BoxLabels:
     """Gives each row of a tapped feature the class of the ground-truth box that contains it.
 
     A point in several boxes belongs to the first, as in mmdet3d's own point heads. A voxel belongs to a class as soon
-    as one of its points does. Points in boxes of a class that the detector does not know take no part, nor do voxels
+    as one of its points does. Points in boxes of a class that the detector does not know are ignored, and so are voxels
     without a point. Detectors of mmdet3d hand over lists, one entry a scan, so this loops over the scans of a batch,
     without host synchronization.
 
@@ -65,7 +65,7 @@ class BoxLabels:
             rows: :class:`~clusterplug.attach.taps.Rows` of a feature (M, C): points, key points, voxels, or a
                 sparse tensor of any stride.
             inputs: what mmdet3d's preprocessor made: ``points`` (a list), and ``voxels`` where the detector uses them.
-            ignore_index: label of rows that take no part.
+            ignore_index: label of rows that are ignored.
 
         Raises:
             ValueError: rows that are none of these.

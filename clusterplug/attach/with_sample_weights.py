@@ -52,7 +52,7 @@ class SampleWeighting(nn.Module):
         return 0 if self.current is None else len(self.current)
 
     def weights_of_batch(self, count: int, name: str) -> Tensor | None:
-        """Weights (count,) for a head; None outside of a training step, or where the heads take no part in it."""
+        """Weights (count,) for a head; None outside of a training step, or where the heads are not used."""
         if self.current is None or self.mode != 'exact' or self.alone:
             return None
         if len(self.current) != count:

@@ -99,7 +99,7 @@ def varying(x: Tensor, name: str) -> tuple[Tensor, Tensor]:
         return x, kept
     if not bool(kept.any()):
         raise ValueError(f'{name} must hold a feature that varies, got {x.shape[1]} constant ones')
-    warnings.warn(f'{int((~kept).sum())} constant features of {name} take no part', stacklevel=3)
+    warnings.warn(f'{int((~kept).sum())} constant features of {name} are ignored', stacklevel=3)
     return x[:, kept], kept
 
 
@@ -108,7 +108,7 @@ def identity(x: Tensor) -> Tensor:
 
 
 def scatter(values: Tensor, kept: Tensor) -> Tensor:
-    """Rows of all features, 0 for those that take no part."""
+    """Rows of all features, 0 for those that are ignored."""
     found = values.new_zeros(len(kept), *values.shape[1:])
     found[kept] = values
     return found

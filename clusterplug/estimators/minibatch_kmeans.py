@@ -125,7 +125,7 @@ class MiniBatchKMeans(CenterClusterer):
         x, weights = points.tensor, read_weights(sample_weight, points)
         check_enough(len(x), self.n_clusters)
         generator = make_generator(self.random_state, x.device)
-        # samples without weight take no part
+        # samples without weight are ignored
         usable = torch.arange(len(x), device=x.device) if weights is None else weights.nonzero().flatten()
         state = self._first_state(x, weights, usable, generator)
         batch_size = min(int(self.batch_size), len(usable))

@@ -72,7 +72,7 @@ class SubspaceAligner(BaseEstimator):
         NotFittedError: A use before ``fit``.
 
     Warns:
-        UserWarning: Constant features (they take no part), fewer anchors than twice the features of both (over-fit),
+        UserWarning: Constant features (they are ignored), fewer anchors than twice the features of both (over-fit),
             no component that correlates on held-out anchors, repeated rows among the candidates.
 
     Source: Hadgi et al., "Escaping Plato's Cave: Towards the alignment of 3D and text latent spaces", CVPR 2025, arXiv

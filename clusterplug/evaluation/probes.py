@@ -241,7 +241,7 @@ class LinearProbe(_ProbeMetric):
         field (str): What is probed: ``'features'`` of the backbone (as published) or ``'embeddings'`` of the head.
         train_ratio (float): Share of the samples that are fitted, where they have no ``split``.
         max_rows (int): At most so many rows of each part (points of scans), drawn at random.
-        ignore_index (int, optional): Label that takes no part, besides negative ones.
+        ignore_index (int, optional): Label that is ignored, besides negative ones.
         seed (int): Of the draws.
         penalty (float): As of :func:`linear_probe`.
         collect_device (str): As in mmengine.

@@ -54,7 +54,7 @@ class ClusterRefreshHook(Hook):
     Raises:
         ValueError: Nothing to write to, a path that the model does not have, a table or prototypes of another size.
 
-    Samples whose embedding is not finite get label -1 and take no part; so do those that the estimator calls noise.
+    Samples whose embedding is not finite get label -1 and are ignored; so do those that the estimator calls noise.
 
     Source: DeepCluster-v2: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments",
     NeurIPS 2020, arXiv 2006.09882, appendix; official code facebookresearch/swav (CC BY-NC), written from the paper.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps with masks: normalised over their valid places, cut into regions, put together again."""
+"""Maps with masks: normalized over their valid places, cut into regions, put together again."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from clusterplug.core.numerics import no_autocast, working_dtype
 
 
 class MapNorm(nn.GroupNorm):
-    """GroupNorm with one group: each image normalised over all channels and valid places.
+    """GroupNorm with one group: each image normalized over all channels and valid places.
 
     Args:
         num_channels (int): C.

@@ -27,7 +27,7 @@ class IntraInterLoss(nn.Module):
     Shapes:
         ``slice_scores``: V tensors (B, S, K), one a view, or None; ``volume_scores``: V tensors (B, K'), or None;
         ``mask_loss``: 0-dim, of a :class:`~clusterplug.pretraining.MaskedSliceModel`, or None; ``mask`` (B, S) bool,
-        True = a slice, False = padding: those slices take no part.
+        True = a slice, False = padding: those slices are ignored.
 
     Returns of ``forward``:
         dict of ``loss_intra``, ``loss_inter``, ``loss_mask``, weighted: those whose input was given and whose weight is

@@ -25,7 +25,7 @@ def margin_pairs(
     label at distance ``cutoff`` or more; both in the order of rows, paired one by one.
 
     Args:
-        distances: (N, N). labels: (N,) int64, negative = takes no part.
+        distances: (N, N). labels: (N,) int64, negative = is ignored.
         groups: (N,) int64; pairs are within a group only; None: one group.
         cutoff: Least distance of a negative.
 
@@ -90,7 +90,7 @@ class MarginLoss(nn.Module):
         seed: Of the draws of ``'distance'``; they follow from it and the number of the step, which is a buffer.
 
     Returns a 0-dim tensor, 0 with zero gradients where there is no triple (one class, one row, no negative beyond the
-    cut-off). Rows of a negative label, and rows that are not finite, take no part.
+    cut-off). Rows of a negative label, and rows that are not finite, are ignored.
 
     Raises:
         ValueError: Embeddings that are not (N, D), labels of another length; an unknown option.

@@ -18,7 +18,7 @@ class SelfExpressionLoss(nn.Module):
 
     .. math:: L = \sum_l \| \tilde C H_l - H_l \|_F^2, \qquad \tilde C = C - \operatorname{diag}(C)
 
-    C (n, n) is a parameter that starts at 1e-8 everywhere; sample i is expressed by row i. The diagonal takes no part,
+    C (n, n) is a parameter that starts at 1e-8 everywhere; sample i is expressed by row i. The diagonal is ignored,
     so no sample expresses itself. After training, :meth:`affinity` gives
     :func:`~clusterplug.functional.top_coefficients`, and :meth:`structured_norm` is the second loss.
 

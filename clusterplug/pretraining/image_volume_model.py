@@ -32,7 +32,7 @@ class ImageVolumeModel(MultiViewModel):
         data_preprocessor, init_cfg: as in :class:`~clusterplug.pretraining.MultiViewModel`.
 
     Inputs are V views of B tensors (S, 3, H, W) (:class:`~clusterplug.datasets.transforms.SliceViews`); volumes of
-    fewer slices are padded, and padding takes no part, in the backbone's batch norm neither.
+    fewer slices are padded, and padding is ignored, also in the backbone's batch norm.
 
     ``'predict'`` gives ``features``, the mean over the mixed slices, ``embeddings``, of unit length, and
     ``slice_features``, the mean over the slices of what the backbone gives, each (1, C), of view 0.

@@ -45,7 +45,7 @@ class ClipEncoders(nn.Module, ABC):
         """Features of the segments of videos.
 
         Args:
-            frames: (B, T, 3, H, W) normalised.
+            frames: (B, T, 3, H, W) normalized.
             mask: (B, T) bool, True = a frame of the video.
 
         Returns:
@@ -57,7 +57,7 @@ class ClipEncoders(nn.Module, ABC):
         """Features of the patch tokens of videos; where clustering is on, of those it kept.
 
         Args:
-            frames: (B, T, 3, H, W) normalised.
+            frames: (B, T, 3, H, W) normalized.
             mask: (B, T) bool, True = a frame of the video.
 
         Returns:

@@ -24,7 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--neighbors', type=int, default=20, help='neighbors that vote (default: 20)')
     parser.add_argument('--penalty', type=float, default=1e-3, help='of the linear classifier (default: 0.001)')
     parser.add_argument('--train-ratio', type=float, default=0.5, help='share fitted without splits (default: 0.5)')
-    parser.add_argument('--ignore-index', type=int, help='label that takes no part (default: none)')
+    parser.add_argument('--ignore-index', type=int, help='label that is ignored (default: none)')
     parser.add_argument('--out', type=Path, help='write the numbers into this JSON file, too (default: none)')
     parser.add_argument('--work-dir', default='work_dirs/probe', help='folder for the log (default: work_dirs/probe)')
     parser.add_argument(

@@ -92,7 +92,7 @@ def sample_anchors(
     The whole batch counts as one set. About 35 launches, no host synchronization, O(N) work.
 
     Args:
-        labels: (N,) int64 from 0 to num_classes - 1, or -1 for rows that take no part. N >= 1.
+        labels: (N,) int64 from 0 to num_classes - 1, or -1 for rows that are ignored. N >= 1.
         predictions: (N,) int64 predicted classes, or None: all rows are easy.
         num_classes: C.
         num_anchors_per_class: V.

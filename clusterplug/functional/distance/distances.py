@@ -140,7 +140,7 @@ def _unit(x: Tensor) -> Tensor:
 class _SquaredEuclidean:
     """The product form about an origin amid most points, in a unit that keeps their squares in range.
 
-    Rows that leave the range nevertheless, NaN and inf among them, take no part in the product, and get their
+    Rows that leave the range nevertheless, NaN and inf among them, are ignored in the product, and get their
     distances from differences. (On accelerators, where nobody may look for them, these rows hold NaN or inf.)
     """
 

@@ -30,7 +30,7 @@ def lloyd_cpu(
 
     Args:
         points: (B, N, D) contiguous, near the origin.
-        weights: (B, N), zero = takes no part; None = 1.
+        weights: (B, N), zero = is ignored; None = 1.
         centers: (B, K, D) to start from.
         num_iters: Most iterations.
         tolerance: (B,) squared center movement, summed over clusters, at which a problem stops; it also stops when

@@ -33,7 +33,7 @@ def lloyd_device(
 
     Args:
         points: (B, N, D + 1) near the origin, with a last coordinate 1.
-        weights: (B, N), zero = takes no part; None = 1.
+        weights: (B, N), zero = is ignored; None = 1.
         centers: (B, K, D) to start from.
         num_iters: Most iterations.
         tolerance: (B,) squared center movement at which a problem stops, or None.

@@ -22,7 +22,7 @@ def coding_rate(z: Tensor, *, eps2: float, weights: Tensor | None = None) -> Ten
     Args:
         z: (..., n, d) floating; the rows are the points.
         eps2: Squared distortion, > 0, in squared units of ``z``.
-        weights: (..., n) non-negative; only their proportions matter. A point of weight 0 takes no part.
+        weights: (..., n) non-negative; only their proportions matter. A point of weight 0 is ignored.
 
     Returns:
         (...) in the type of ``z``. 0 where all weights are 0. A problem with NaN or inf in a point gives NaN, alone,

@@ -70,7 +70,7 @@ def cluster_tokens(
             mix; low: hard local k-means. The scale of tokens differs a thousandfold between models and layers, and a
             temperature far above it turns clusters into blurs: 0.2 * :func:`token_spread` fits all of them.
         window: Odd number of cells, at least 1.
-        mask: (B, H, W) bool, True = valid. Other tokens (padding; they may hold anything) take no part.
+        mask: (B, H, W) bool, True = valid. Other tokens (padding; they may hold anything) are ignored.
 
     Returns:
         TokenClusters. A cluster over no valid token is zero, has no mass and is False in ``cell_mask``; one whose

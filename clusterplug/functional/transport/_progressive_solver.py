@@ -33,9 +33,9 @@ def solve(
     """Iterate to the fixed point of the column scalings.
 
     Args:
-        logits: (B, N, K) scores / epsilon, -inf where a row or column takes no part.
+        logits: (B, N, K) scores / epsilon, -inf where a row or column is ignored.
         weight: (B, N) float64, 1 / (valid rows), 0 for the others.
-        log_target: (B, K) float64, log of mass x prior, -inf for columns that take no part.
+        log_target: (B, K) float64, log of mass x prior, -inf for columns that are ignored.
         mass: (B,) float64.
         power: penalty / (penalty + epsilon).
         start: (B, K) float64 log scalings to start from.
@@ -88,7 +88,7 @@ class _Kernel:
         self.blocked = logits.dtype == torch.float32 and logits.shape[1] > _FEW_ROWS
 
     def log_rows(self, scale: Tensor) -> Tensor:
-        """Return the log of the row sums (B, N) float64, less ``top``; -inf for rows that take no part."""
+        """Return the log of the row sums (B, N) float64, less ``top``; -inf for rows that are ignored."""
         return (self.values @ scale.to(self.values.dtype).unsqueeze(-1)).squeeze(-1).double().log()
 
     def column_sums(self, log_rows: Tensor, virtual: Tensor, weight: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def solve_log(problem: Problem, epsilon: float, num_iters: int) -> Tensor:
 def _padded_logits(problem: Problem, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits with row maxima 0, what was subtracted below the largest row maximum, and that maximum.
 
-    Rows and columns that take no part form a block of their own together with one added row and column: 0 inside
+    Rows and columns that are ignored form a block of their own together with one added row and column: 0 inside
     the block, -inf between the blocks. So the blocks never mix, every row and column has a finite entry, and the
     iteration itself needs no mask. Without mask and marginals nothing is added.
     """
@@ -84,7 +84,7 @@ def _logsumexp_over_ranks(values: Tensor, group) -> Tensor:
 
 
 def _log_masses(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
-    """Return log marginals shaped to be added to padded logits, 0 where a row or column takes no part."""
+    """Return log marginals shaped to be added to padded logits, 0 where a row or column is ignored."""
     log_rows, log_cols = None, None
     if problem.row_mass is not None:
         log_rows = F.pad(finite_log(problem.row_mass), (0, 1)).unsqueeze(-1)

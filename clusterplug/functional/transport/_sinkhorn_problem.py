@@ -44,7 +44,7 @@ def resolve_masks(scores: Tensor, rows: Tensor | None, cols: Tensor | None, grou
 
 
 def row_masses(problem: Problem) -> Tensor | float:
-    """Return the row marginal as (..., N, 1), zero for rows that take no part, or as one number for all rows."""
+    """Return the row marginal as (..., N, 1), zero for rows that are ignored, or as one number for all rows."""
     if problem.row_mass is not None:
         return problem.row_mass.unsqueeze(-1)
     if problem.rows is None:
@@ -54,7 +54,7 @@ def row_masses(problem: Problem) -> Tensor | float:
 
 
 def col_masses(problem: Problem) -> Tensor | float:
-    """Return the column marginal as (..., 1, K), zero for columns that take no part, or as one number for all."""
+    """Return the column marginal as (..., 1, K), zero for columns that are ignored, or as one number for all."""
     if problem.col_mass is not None:
         return problem.col_mass.unsqueeze(-2)
     if problem.cols is None:

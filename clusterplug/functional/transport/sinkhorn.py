@@ -118,7 +118,7 @@ def sinkhorn_log_plan(
     dimension is the cluster of a row without an exponential. Arguments, errors and cost are those of ``sinkhorn``.
 
     Returns:
-        (..., N, K) in the type of ``scores``; rows and columns that take no part are -inf.
+        (..., N, K) in the type of ``scores``; rows and columns that are ignored are -inf.
 
     Source: as ``sinkhorn``.
 
