@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clusterplug.core.files import whole_file
-from clusterplug.visualization._text import PLAIN, plain
+from clusterplug.visualization.class_maps import save_class_map
 
 
 def save_class_overlap(
@@ -34,23 +33,15 @@ def save_class_overlap(
         raise ValueError(f'overlap must be a square of finite numbers (K, K), got shape {overlap.shape}')
     if len(names) not in (0, count):
         raise ValueError(f'names must be one per class, got {len(names)} for {count} classes')
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    names = [plain(str(name)) for name in names] or [str(k) for k in range(count)]
+    names = list(names) or [str(k) for k in range(count)]
     pairs = (overlap + overlap.T) / 2
     np.fill_diagonal(pairs, np.nan)
     centered = np.nan_to_num(pairs - np.nanmean(pairs)) if count > 1 else np.zeros((1, 1))
     order = np.argsort(np.linalg.eigh(centered)[1][:, -1], kind='stable')
-    size = min(20.0, 2.5 + 0.28 * count)
-    figure = Figure(figsize=(size + 1, size), layout='constrained')
-    FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
-    image = axis.imshow(pairs[np.ix_(order, order)], cmap='viridis', vmin=0, interpolation='nearest')
-    if count <= 60:
-        axis.set_xticks(range(count), [names[k] for k in order], rotation=90, fontsize=8, **PLAIN)
-        axis.set_yticks(range(count), [names[k] for k in order], fontsize=8, **PLAIN)
-    figure.colorbar(image, ax=axis, label='mean squared cosine of the principal angles')
-    axis.set_title(plain(title or 'Overlap of class subspaces'), fontsize=10, **PLAIN)
-    with whole_file(path, 'wb') as file:
-        figure.savefig(file, format='png', dpi=110)
+    save_class_map(
+        path,
+        pairs[np.ix_(order, order)],
+        [names[k] for k in order],
+        title or 'Overlap of class subspaces',
+        'mean squared cosine of the principal angles',
+    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clusterplug.core.files import whole_file
+from clusterplug.visualization._figures import new_figure, save_figure
 from clusterplug.visualization._text import PLAIN, plain
 
 
@@ -34,11 +34,7 @@ def save_image_grid(
     for names, count, what in ((row_names, len(images), 'row_names'), (column_names, columns, 'column_names')):
         if len(names) not in (0, count):
             raise ValueError(f'{what} must be {count} names or none, got {len(names)}')
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.1 * columns + 0.8, 1.1 * len(images) + 0.4), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.1 * columns + 0.8, 1.1 * len(images) + 0.4, layout='constrained')
     axes = figure.subplots(len(images), columns, squeeze=False)
     for row, line in zip(axes, images):
         for axis, image in zip(row, line):
@@ -52,5 +48,4 @@ def save_image_grid(
         axis.set_ylabel(plain(name), fontsize=8, **PLAIN)
     for axis, name in zip(axes[0], column_names):
         axis.set_title(plain(name), fontsize=8, **PLAIN)
-    with whole_file(path, 'wb') as file:
-        figure.savefig(file, format='png', dpi=110)
+    save_figure(figure, path)

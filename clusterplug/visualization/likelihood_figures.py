@@ -3,11 +3,10 @@
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from clusterplug.core.files import whole_file
+from clusterplug.visualization._figures import new_figure, save_figure
 from clusterplug.visualization._text import PLAIN, plain
 
 
@@ -26,13 +25,14 @@ def save_likelihood_scatter(path: str | os.PathLike, embedding: np.ndarray, like
     if embedding.ndim != 2 or likelihood.shape != embedding.shape[:1]:
         raise ValueError(f'embedding must be (N, d) and likelihood (N,), got {embedding.shape} and {likelihood.shape}')
     plane = np.pad(embedding[:, :2], ((0, 0), (0, max(0, 2 - embedding.shape[1]))))
-    figure, axes = _figure(7, 6)
+    figure = new_figure(7, 6, dpi=100)
+    axes = figure.add_subplot()
     order = np.argsort(-likelihood, kind='stable')  # the rare ones on top
     drawn = axes.scatter(*plane[order].T, c=likelihood[order], s=12, cmap='viridis', vmin=0, vmax=1)
     figure.colorbar(drawn, ax=axes, label='likelihood')
     axes.set_xticks([])
     axes.set_yticks([])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_likelihood_bars(path: str | os.PathLike, likelihood: np.ndarray, weights: np.ndarray) -> None:
@@ -45,13 +45,14 @@ def save_likelihood_bars(path: str | os.PathLike, likelihood: np.ndarray, weight
     if likelihood.ndim != 1 or likelihood.shape != weights.shape:
         raise ValueError(f'likelihood and weights must be (N,), got {likelihood.shape} and {weights.shape}')
     order = np.argsort(likelihood, kind='stable')
-    figure, axes = _figure(8, 4)
+    figure = new_figure(8, 4, dpi=100)
+    axes = figure.add_subplot()
     axes.fill_between(np.arange(len(order)), likelihood[order], step='mid', color='#3b82f6', alpha=0.5)
     axes.plot(np.arange(len(order)), weights[order], color='#dc2626', lw=1.5)
     axes.set_xlabel('samples, the least likely first')
     axes.set_ylabel('likelihood (area), weight (line)')
     axes.set_ylim(0, max(1.0, float(weights.max())) * 1.05)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_contact_sheet(
@@ -80,16 +81,4 @@ def save_contact_sheet(
         axes.set_title(plain(title), fontsize=7, **PLAIN)
         axes.axis('off')
     figure.tight_layout()
-    _save(figure, path)
-
-
-def _figure(width: float, height: float):
-    import matplotlib.figure
-
-    figure = matplotlib.figure.Figure(figsize=(width, height), dpi=100)
-    return figure, figure.add_subplot()
-
-
-def _save(figure, path: str | os.PathLike) -> None:
-    with whole_file(Path(path), 'wb') as file:
-        figure.savefig(file, format='png')
+    save_figure(figure, path)

@@ -3,11 +3,10 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from clusterplug.core.files import whole_file
+from clusterplug.visualization._figures import new_figure, save_figure
 from clusterplug.visualization._text import PLAIN, label, plain, plain_legend
 from clusterplug.visualization.colors import SEMANTICKITTI, class_name
 
@@ -28,7 +27,8 @@ def save_sizes(
     """
     sizes, in_use = np.asarray(sizes, float), np.asarray(in_use, bool)
     names = _names(sizes, in_use, class_names)
-    figure, axes = new_figure(8, 1 + 0.32 * len(names))
+    figure = new_figure(8, 1 + 0.32 * len(names))
+    axes = figure.subplots()
     for row, (size, used) in enumerate(zip(sizes, in_use)):
         share = np.sort(size[used])[::-1] / max(size[used].sum(), 1e-12)
         left = 0.0
@@ -41,7 +41,7 @@ def save_sizes(
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel('share of the anchors of a class that each of its subclasses takes', fontsize=9)
-    save_figure(figure, path)
+    save_figure(figure, path, bbox_inches='tight')
 
 
 def save_center_map(
@@ -70,7 +70,8 @@ def save_center_map(
     plane, explained = principal_plane(centers[in_use])
     classes = np.broadcast_to(np.arange(len(names))[:, None], in_use.shape)[in_use]
     area = 20 + 180 * sizes[in_use] / max(sizes[in_use].max(initial=0), 1e-12)
-    figure, axes = new_figure(9, 7)
+    figure = new_figure(9, 7)
+    axes = figure.subplots()
     for c in np.unique(classes):
         mine = classes == c
         axes.scatter(
@@ -80,7 +81,7 @@ def save_center_map(
     axes.set_ylabel(f'second ({100 * explained[1]:.0f} %)', fontsize=9)
     if len(classes):
         plain_legend(axes.legend(fontsize=8, loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False))
-    save_figure(figure, path)
+    save_figure(figure, path, bbox_inches='tight')
 
 
 def save_curves(
@@ -100,7 +101,8 @@ def save_curves(
     """
     if not curves:
         raise ValueError('curves must hold at least one name: (steps, values)')
-    figure, axes = new_figure(8, 1.6 * len(curves) + 0.6, len(curves))
+    figure = new_figure(8, 1.6 * len(curves) + 0.6)
+    axes = figure.subplots(len(curves), sharex=True)
     for ax, (name, (steps, values)) in zip(np.atleast_1d(axes), curves.items()):
         if len(steps) != len(values):
             raise ValueError(f"curve '{name}' has {len(steps)} steps but {len(values)} values")
@@ -109,7 +111,7 @@ def save_curves(
         ax.tick_params(labelsize=7)
         ax.grid(alpha=0.3)
     np.atleast_1d(axes)[-1].set_xlabel(plain(xlabel), fontsize=9, **PLAIN)
-    save_figure(figure, path)
+    save_figure(figure, path, bbox_inches='tight')
 
 
 def principal_plane(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -137,19 +139,3 @@ def _names(sizes: np.ndarray, in_use: np.ndarray, names: Sequence[str] | None) -
 def _color(number: int, pale: int = 0) -> tuple:
     color = SEMANTICKITTI[number % len(SEMANTICKITTI)] / 255
     return tuple(color + 0.35 * pale * (1 - color))
-
-
-def new_figure(width: float, height: float, rows: int = 1):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # a Figure of its own and not pyplot: no window system, no global state
-    figure = Figure(figsize=(width, height), dpi=110)
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, sharex=True)
-
-
-def save_figure(figure, path: str | os.PathLike) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path, 'wb') as file:
-        figure.savefig(file, format='png', bbox_inches='tight')

@@ -3,11 +3,10 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from clusterplug.core.files import whole_file
+from clusterplug.visualization._figures import save_figure
 from clusterplug.visualization._text import PLAIN, label, plain, plain_legend
 from clusterplug.visualization.birds_eye import birds_eye
 
@@ -61,6 +60,4 @@ def save_panels(
         handles = [Patch(color=np.asarray(color) / 255, label=label(name)) for name, color in legend]
         plain_legend(figure.legend(handles=handles, loc='lower center', ncols=10, fontsize=9, frameon=False))
     figure.tight_layout(rect=(0, 0.9 / figure.get_figheight() if legend else 0, 1, 1))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path, 'wb') as file:
-        figure.savefig(file, format='png')
+    save_figure(figure, path)

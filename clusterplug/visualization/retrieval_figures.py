@@ -3,11 +3,10 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from clusterplug.core.files import whole_file
+from clusterplug.visualization._figures import save_figure
 from clusterplug.visualization._text import PLAIN, plain
 
 
@@ -57,7 +56,8 @@ def save_kept_tokens(
             axis.set_title(f'frame {index}: {int(kept[index].sum())} of {number}', fontsize=8)
         style = dict(transform=axes[row][0].transAxes, rotation=90, va='center', ha='right', fontsize=9)
         axes[row][0].text(-0.06, 0.5, f'segment {row}', **style)
-    _save(figure, path)
+    figure.tight_layout()
+    save_figure(figure, path)
 
 
 def save_segment_strip(
@@ -90,7 +90,8 @@ def save_segment_strip(
             axis.plot([-0.02, 1.02], [-0.08, -0.08], color=color, lw=6, transform=axis.transAxes, clip_on=False)
             axis.set_title(str(index), fontsize=7)
         axes[0][first].text(0, -0.2, f'segment {segment}', transform=axes[0][first].transAxes, fontsize=8, va='top')
-    _save(figure, path)
+    figure.tight_layout()
+    save_figure(figure, path)
 
 
 def save_contact_sheet(
@@ -135,7 +136,8 @@ def save_contact_sheet(
                 spine.set_color('limegreen' if hit else '0.7')
                 spine.set_linewidth(4 if hit else 0.8)
         axes[row][0].set_title(plain(query), fontsize=9, loc='left', pad=5, **PLAIN)
-    _save(figure, path)
+    figure.tight_layout()
+    save_figure(figure, path)
 
 
 def save_similarity_map(
@@ -170,7 +172,8 @@ def save_similarity_map(
         axes[0][1].set_xscale('log')
         hits = ', '.join(f'R@{k} {100 * (ranks <= k).mean():.1f}' for k in (1, 5, 10))
         axes[0][1].set(xlabel='rank of the right video', ylabel='texts', title=hits)
-    _save(figure, path)
+    figure.tight_layout()
+    save_figure(figure, path)
 
 
 def _darkened(frame: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -195,10 +198,3 @@ def _grid(rows: int, columns: int, width: float, height: float, title: str):
     if title:
         figure.suptitle(plain(title), fontsize=10, **PLAIN)
     return figure, axes
-
-
-def _save(figure, path: str | os.PathLike) -> None:
-    figure.tight_layout()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path, 'wb') as file:
-        figure.savefig(file, format='png')

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from clusterplug.core.files import whole_file
+from clusterplug.visualization._figures import new_figure, save_figure
 from clusterplug.visualization._text import PLAIN, plain, plain_legend
 
 
@@ -23,7 +23,7 @@ def save_match_curves(path: str | os.PathLike, curves: Mapping[str, tuple[np.nda
     """
     if not curves or any(np.ndim(each) != 1 for pair in curves.values() for each in pair):
         raise ValueError('curves must hold at least one layer, with two arrays (units,) each')
-    figure, add = _figure(len(curves), 3.4, 2.8)
+    figure, add = _grid(len(curves), 3.4, 2.8)
     for number, (name, (bipartite, semi)) in enumerate(curves.items()):
         axis = add(number)
         axis.plot(np.asarray(semi, float), label=f'semi, mean {np.mean(semi):.3f}')
@@ -33,7 +33,7 @@ def save_match_curves(path: str | os.PathLike, curves: Mapping[str, tuple[np.nda
         axis.set_ylabel('correlation', fontsize=8)
         axis.set_title(plain(name, 60), fontsize=9, **PLAIN)
         plain_legend(axis.legend(fontsize=7))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_unit_correlations(path: str | os.PathLike, corr: np.ndarray, partners: np.ndarray, title: str = '') -> None:
@@ -60,7 +60,7 @@ def save_unit_correlations(path: str | os.PathLike, corr: np.ndarray, partners: 
     taken = partners[rows]
     rows = np.concatenate([rows, np.flatnonzero(partners < 0)])
     columns = np.concatenate([taken, np.setdiff1d(np.arange(corr.shape[1]), taken)])
-    figure, add = _figure(2, 4.2, 4.0)
+    figure, add = _grid(2, 4.2, 4.0)
     for number, (values, name) in enumerate(((corr, 'as they came'), (corr[np.ix_(rows, columns)], 'matched'))):
         axis = add(number)
         image = axis.imshow(values, cmap='RdBu_r', vmin=-1, vmax=1, interpolation='nearest', aspect='auto')
@@ -68,7 +68,7 @@ def save_unit_correlations(path: str | os.PathLike, corr: np.ndarray, partners: 
         axis.set_xlabel('units of B', fontsize=8)
         axis.set_ylabel('units of A', fontsize=8)
     figure.colorbar(image, ax=figure.axes, label='correlation', shrink=0.8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_activation_pairs(path: str | os.PathLike, pairs: Sequence[tuple[str, object, object]]) -> None:
@@ -84,7 +84,7 @@ def save_activation_pairs(path: str | os.PathLike, pairs: Sequence[tuple[str, ob
     """
     if not pairs:
         raise ValueError('pairs must hold at least one (title, of A, of B)')
-    figure, add = _figure(2 * len(pairs), 2.3, 2.2, columns=4)
+    figure, add = _grid(2 * len(pairs), 2.3, 2.2, columns=4)
     for number, (title, *both) in enumerate(pairs):
         for side, activation in enumerate(both):
             axis = add(2 * number + side)
@@ -97,20 +97,11 @@ def save_activation_pairs(path: str | os.PathLike, pairs: Sequence[tuple[str, ob
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_title(plain(f'{"AB"[side]}: {title}', 40), fontsize=7, **PLAIN)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(number: int, width: float, height: float, columns: int = 3):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def _grid(number: int, width: float, height: float, columns: int = 3):
     columns = min(columns, number)
     rows = -(-number // columns)
-    figure = Figure(figsize=(columns * width, rows * height), layout='constrained', dpi=110)
-    FigureCanvasAgg(figure)
+    figure = new_figure(columns * width, rows * height, layout='constrained')
     return figure, lambda place: figure.add_subplot(rows, columns, place + 1)
-
-
-def _save(figure, path) -> None:
-    with whole_file(path, 'wb') as file:
-        figure.savefig(file, format='png')
