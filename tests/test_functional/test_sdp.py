@@ -9,7 +9,7 @@ import torch
 
 from clusterplug.functional import clustering_accuracy, kmeans, kmeans_sdp, likelihood_sdp, membership_labels
 from clusterplug.functional.kmeans import _sdp_admm
-from clusterplug.functional.kmeans.sdp import _means_energy, partition_value
+from clusterplug.functional.kmeans.membership import means_energy, partition_value
 
 
 def seeded(seed=0):
@@ -86,10 +86,10 @@ def test_bound_is_never_below_a_partition():
     result = kmeans_sdp(x, 3, tol=1e-4, num_iters=300)
     rounded = membership_labels(result.memberships, 3, generator=seeded())
     centered = x - x.mean(0)
-    bound = float(_means_energy(centered, rounded, 3) + result.gap)
+    bound = float(means_energy(centered, rounded, 3) + result.gap)
     for seed in range(50):
         labels = torch.randint(0, 3, (20,), generator=seeded(seed))
-        assert float(_means_energy(centered, labels, 3)) <= bound + 1e-9
+        assert float(means_energy(centered, labels, 3)) <= bound + 1e-9
     best = kmeans(x.expand(50, 20, 3).contiguous(), 3, generator=seeded()).inertia.min()
     assert float(centered.square().sum() - best) <= bound + 1e-9
     # whatever the multipliers are, the bound holds
@@ -103,7 +103,7 @@ def test_kmeans_program_finds_separated_clusters(solver):
     x = randn(60, 4) + 6 * torch.eye(4, dtype=torch.float64)[labels]
     result = kmeans_sdp(x, 3, solver=solver, tol=1e-5, generator=seeded())
     assert clustering_accuracy(labels, membership_labels(result.memberships, 3, generator=seeded())) == 1
-    energy = _means_energy(x, labels, 3)
+    energy = means_energy(x, labels, 3)
     torch.testing.assert_close(result.objective, energy, rtol=2e-4, atol=0)
     assert float(result.gap) < 1e-3 * float(energy)
 
@@ -113,7 +113,7 @@ def test_objective_moves_with_the_origin_and_the_unit_as_the_formula_says():
     x = randn(40, 3) + 8 * labels[:, None]
     plain = kmeans_sdp(x, 2)
     moved = kmeans_sdp(1000 * x + 500, 2)
-    torch.testing.assert_close(moved.objective, _means_energy(1000 * x + 500, labels, 2), rtol=1e-5, atol=0)
+    torch.testing.assert_close(moved.objective, means_energy(1000 * x + 500, labels, 2), rtol=1e-5, atol=0)
     torch.testing.assert_close(moved.memberships, plain.memberships, rtol=0, atol=1e-4)
 
 

@@ -1,28 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clustering as a semidefinite program: k-means, and the likelihood of Gaussians of different shapes."""
 
-import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from clusterplug.core.checks import (
-    check_choice,
-    check_count,
-    check_device,
-    check_finite,
-    check_num_clusters,
-    check_number,
-    check_points,
-)  # fmt: skip
+from clusterplug.core.checks import check_num_clusters
 from clusterplug.core.numerics import exact_products
 from clusterplug.functional.kmeans import _sdp_admm, _sdp_factorized
-from clusterplug.functional.kmeans.kmeans import kmeans
+from clusterplug.functional.kmeans._sdp_checks import (
+    check_covariances,
+    check_memory,
+    check_problem,
+    warn_unless_converged,
+)
+from clusterplug.functional.kmeans.membership import (
+    means_energy,
+    membership_labels,
+    partition_blocks,
+    partition_value,
+    round_to_labels,
+)
 
-__all__ = ['SDPResult', 'kmeans_sdp', 'likelihood_sdp', 'membership_labels']
+__all__ = ['SDPResult', 'kmeans_sdp', 'likelihood_sdp']
 
-_SOLVERS = ('admm', 'factorized')
 # Up to here a membership is also returned as (K, n, n) by the factorized solver; beyond, as its factors.
 _LARGEST_MEMBERSHIP = 1 << 28
 
@@ -88,7 +90,7 @@ def kmeans_sdp(
         >>> bool(gap < 1e-3), z.round(decimals=2)[0].abs()
         (True, tensor([0.5000, 0.5000, 0.0000, 0.0000]))
     """
-    values = _check(x, solver, tol, num_iters)
+    values = check_problem(x, solver, tol, num_iters)
     num_clusters = check_num_clusters(num_clusters, len(x) - 1)
     with exact_products(x):
         shift = values.mean(0)
@@ -96,12 +98,12 @@ def kmeans_sdp(
         offset = len(x) * shift.square().sum()  # the value moves by this, whatever the partition
 
         def value(labels: Tensor) -> Tensor:
-            return _means_energy(centered, labels, num_clusters)
+            return means_energy(centered, labels, num_clusters)
 
         if solver == 'admm':
-            _check_memory(len(x), 1)
+            check_memory(len(x), 1)
             solution = _sdp_admm.solve((centered @ centered.mT)[None], float(num_clusters), tol, num_iters)
-            _warn(solution.residual, tol, num_iters)
+            warn_unless_converged(solution.residual, tol, num_iters)
             membership = solution.blocks[0]
             objective, bound = (centered * (membership @ centered)).sum(), solution.bound
         else:
@@ -110,7 +112,7 @@ def kmeans_sdp(
             found = _sdp_factorized.solve(
                 lambda u: centered @ (centered.mT @ u), start, float(num_clusters), max(tol, 1e-5), num_iters
             )
-            _warn(found.infeasible, max(tol, 1e-5), num_iters)
+            warn_unless_converged(found.infeasible, max(tol, 1e-5), num_iters)
             factor = found.factors[0]
             objective = bound = (centered.mT @ factor).square().sum()
             membership = factor if len(x) ** 2 > _LARGEST_MEMBERSHIP else factor @ factor.mT
@@ -172,8 +174,8 @@ def likelihood_sdp(
         >>> result.memberships.sum(-1).argmax(0).bincount()
         tensor([2, 2])
     """
-    values = _check(x, solver, tol, num_iters)
-    factors, log_dets = _check_covariances(covariances, x)
+    values = check_problem(x, solver, tol, num_iters)
+    factors, log_dets = check_covariances(covariances, x)
     num_clusters, n = len(covariances), len(x)
     with exact_products(x):
         centered = values - values.mean(0)
@@ -184,26 +186,26 @@ def likelihood_sdp(
             return partition_value(white, log_dets, labels)
 
         if solver == 'admm':
-            _check_memory(n, num_clusters)
+            check_memory(n, num_clusters)
         start = None if init is None else _start_blocks(init, n, num_clusters, solver)
         if solver == 'admm':
             affinity = white @ white.mT - (lengths[:, :, None] + lengths[:, None]) / 2 - log_dets[:, None, None]
             solution = _sdp_admm.solve(affinity, 1.0, tol, num_iters, start)
-            _warn(solution.residual, tol, num_iters)
+            warn_unless_converged(solution.residual, tol, num_iters)
             memberships, bound = solution.blocks, solution.bound
             objective = (affinity * memberships).sum()
             near = 10 * max(tol, 1e-6) * (num_clusters * n) ** 0.5
         else:
             found = _factorized_likelihood(white, lengths, log_dets, max(tol, 1e-5), num_iters, init, generator)
-            _warn(found.infeasible, max(tol, 1e-5), num_iters)
+            warn_unless_converged(found.infeasible, max(tol, 1e-5), num_iters)
             memberships, near = found.factors, None
             objective = bound = (memberships * _times(white, lengths, log_dets)(memberships)).sum()
             if num_clusters * n**2 <= _LARGEST_MEMBERSHIP:
                 memberships = memberships @ memberships.mT
-        labels = _rounded(memberships, white, log_dets, generator)
+        labels = round_to_labels(memberships, white, log_dets, generator)
         rounded = value(labels)
         if near is not None:
-            partition = _partition_blocks(labels, num_clusters)
+            partition = partition_blocks(labels, num_clusters)
             # as likely to tol nats a coordinate, or no further than the solver is accurate
             if rounded >= objective - max(tol, 1e-6) * values.numel() or (memberships - partition).norm() <= near:
                 memberships, objective = partition, rounded
@@ -212,114 +214,6 @@ def likelihood_sdp(
 
 
 @torch.no_grad()
-def membership_labels(memberships: Tensor, num_clusters: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Round a relaxed membership to labels.
-
-    Args:
-        memberships: What :func:`likelihood_sdp` returns, (K, n, n) or (K, n, r): the cluster with the largest row sum;
-            where the blocks share their points (they do where covariances are equal), as the next, on their sum.
-            What :func:`kmeans_sdp` returns, (n, n) or (n, r): k-means of the rows of the leading eigenvectors.
-        num_clusters: K.
-        generator: Starts of that k-means.
-
-    Returns:
-        (n,) int64; of the k-means, numbered in the order of their first points.
-
-    Raises:
-        TypeError, ValueError: If it is none of those.
-
-    Example:
-        >>> membership_labels(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.0, 0.5, 0.5]]), 2).bincount().sort()[0]
-        tensor([1, 2])
-    """
-    check_points(memberships, 'memberships')
-    num_clusters = check_count(num_clusters, 'num_clusters', 1, memberships.shape[-2])
-    check_finite(memberships, 'memberships')
-    if memberships.dim() == 3:
-        if len(memberships) != num_clusters:
-            raise ValueError(f'memberships must hold {num_clusters} blocks, got {tuple(memberships.shape)}')
-        square = memberships.shape[-1] == memberships.shape[-2]
-        rows = memberships.sum(-1) if square else (memberships * memberships.sum(1, keepdim=True)).sum(-1)
-        if float(rows.amax(0).mean()) >= 0.75 * float(rows.sum(0).mean()) or num_clusters == 1:
-            return rows.argmax(0)
-        joined = memberships.sum(0) if square else memberships.transpose(0, 1).flatten(1)
-        parts = membership_labels(joined, num_clusters, generator=generator)
-        member = torch.nn.functional.one_hot(parts, num_clusters).to(rows.dtype)
-        return _matched(rows @ member)[parts]
-    if memberships.dim() != 2:
-        raise ValueError(f'memberships must be (n, n), (n, r) or (K, n, n), got {tuple(memberships.shape)}')
-    values = memberships.double()
-    if values.shape[0] == values.shape[1]:
-        eigenvalues, vectors = torch.linalg.eigh((values + values.mT) / 2)
-        rows = vectors[:, -num_clusters:] * eigenvalues[-num_clusters:].clamp_min(0).sqrt()
-    else:
-        rows = values
-    starts = rows.expand(8, *rows.shape).contiguous()
-    found = kmeans(starts, num_clusters, generator=generator, tol=1e-8)
-    labels = found.labels[int(found.inertia.argmin())]
-    # numbered by their first points, whatever signs the eigenvectors have
-    member = torch.nn.functional.one_hot(labels, num_clusters)
-    first = torch.where(member.sum(0) > 0, member.argmax(0), len(rows))
-    return first.argsort().argsort()[labels]
-
-
-def _matched(worth: Tensor) -> Tensor:
-    """Row for each column of worth (K, K): greedy, then swaps of two while one gains."""
-    count = len(worth)
-    values, of_column = worth.clone(), [0] * count
-    for _ in range(count):
-        row, column = divmod(int(values.argmax()), count)
-        of_column[column] = row
-        values[row], values[:, column] = -torch.inf, -torch.inf
-    table, gained = worth.tolist(), True
-    while gained:
-        gained = False
-        for a in range(count):
-            for b in range(a):
-                one, two = of_column[a], of_column[b]
-                if table[two][a] + table[one][b] > table[one][a] + table[two][b] + 1e-9 * abs(table[one][a]):
-                    of_column[a], of_column[b], gained = two, one, True
-    return torch.tensor(of_column, device=worth.device)
-
-
-def _rounded(memberships: Tensor, white: Tensor, log_dets: Tensor, generator) -> Tensor:
-    """Labels of the larger value: of the blocks, and of their sum with each part given the shape that suits it."""
-    num_clusters = len(white)
-    labels = membership_labels(memberships, num_clusters, generator=generator)
-    if memberships.shape[-1] != memberships.shape[-2] or num_clusters == 1:
-        return labels
-    parts = membership_labels(memberships.sum(0), num_clusters, generator=generator)
-    member = torch.nn.functional.one_hot(parts, num_clusters).to(white.dtype)
-    sizes = member.sum(0)
-    energy = torch.einsum('nc,knd->kc', member, white.square())
-    sums = torch.einsum('nc,knd->kcd', member, white).square().sum(-1)
-    other = _matched(sums / sizes.clamp_min(1) - energy - sizes * log_dets[:, None])[parts]
-    better = partition_value(white, log_dets, other) > partition_value(white, log_dets, labels)
-    return other if bool(better) else labels
-
-
-def partition_value(white: Tensor, log_dets: Tensor, labels: Tensor) -> Tensor:
-    """Sum of <A_k, Z_k> of a partition: minus squared distances to the means of the clusters, less n_k log det."""
-    num_clusters = len(white)
-    member = torch.nn.functional.one_hot(labels, num_clusters).to(white.dtype)
-    sizes = member.sum(0)
-    sums = torch.einsum('nk,knd->kd', member, white)
-    energy = torch.einsum('nk,knd->k', member, white.square())
-    spread = energy - sums.square().sum(-1) / sizes.clamp_min(1)
-    return -(spread + sizes * log_dets).sum()
-
-
-def _means_energy(x: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
-    """<X X', Z> of a partition: squared sums of the clusters over their sizes."""
-    member = torch.nn.functional.one_hot(labels, num_clusters).to(x.dtype)
-    return ((member.mT @ x).square().sum(1) / member.sum(0).clamp_min(1)).sum()
-
-
-def _partition_blocks(labels: Tensor, num_clusters: int) -> Tensor:
-    member = torch.nn.functional.one_hot(labels, num_clusters).double().mT  # (K, n)
-    return member[:, :, None] * member[:, None] / member.sum(1).clamp_min(1)[:, None, None]
-
-
 def _times(white: Tensor, lengths: Tensor, log_dets: Tensor):
     """U -> A_k U_k without A: the affinities have rank D + 2."""
 
@@ -365,54 +259,4 @@ def _start_blocks(init: Tensor, n: int, num_clusters: int, solver: str) -> Tenso
         return init.double()
     if init.shape != (n,) or init.is_floating_point() or bool(((init < 0) | (init >= num_clusters)).any()):
         raise ValueError(f'init must be (n,) = ({n},) labels in 0 .. {num_clusters - 1}, got {tuple(init.shape)}')
-    return _partition_blocks(init, num_clusters) if solver == 'admm' else None
-
-
-def _check(x: Tensor, solver: str, tol: float, num_iters: int) -> Tensor:
-    check_points(x)
-    if x.dim() != 2:
-        raise ValueError(f'x must have shape (n, D), got {tuple(x.shape)}; solve each problem by itself')
-    check_choice(solver, 'solver', _SOLVERS)
-    check_number(tol, 'tol', above=0)
-    check_count(num_iters, 'num_iters', 1)
-    check_finite(x)
-    return x.double()
-
-
-def _check_covariances(covariances: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Cholesky factors and log determinants."""
-    check_points(covariances, 'covariances')
-    check_device(covariances, x.device, 'covariances')
-    if covariances.dim() != 3 or covariances.shape[1:] != (x.shape[1], x.shape[1]):
-        raise ValueError(f'covariances must have shape (K, {x.shape[1]}, {x.shape[1]}), got {tuple(covariances.shape)}')
-    check_num_clusters(len(covariances), len(x) - 1)
-    check_finite(covariances, 'covariances')
-    values = covariances.double()
-    size = values.abs().amax((-2, -1))
-    least = torch.linalg.eigvalsh((values + values.mT) / 2)[:, 0]
-    uneven = (values - values.mT).abs().amax((-2, -1)) > 1e-4 * size
-    if bool((uneven | (least <= 1e-12 * size)).any()):
-        raise ValueError(
-            f'covariances must be symmetric and positive definite, got smallest eigenvalues {least.tolist()}; add a '
-            f'share of the mean variance to the diagonals'
-        )
-    factors = torch.linalg.cholesky((values + values.mT) / 2)
-    return factors, 2 * factors.diagonal(dim1=1, dim2=2).log().sum(1)
-
-
-def _check_memory(n: int, num_clusters: int) -> None:
-    needed = 10 * 8 * num_clusters * n * n  # matrices that ADMM holds at once
-    if needed > 8 << 30:
-        raise ValueError(
-            f"x must be smaller for solver='admm': {n} points and {num_clusters} blocks need {needed:,} bytes; use "
-            f"solver='factorized', or solve a sample and label the rest (LikelihoodSDP(sketch_size=...))"
-        )
-
-
-def _warn(residual: float, tol: float, num_iters: int) -> None:
-    if residual > 100 * tol:
-        warnings.warn(
-            f'the solver stopped after {num_iters} iterations at an accuracy of {residual:.1e}, tol is {tol:.1e}; '
-            f'raise num_iters or tol',
-            stacklevel=3,
-        )
+    return partition_blocks(init, num_clusters) if solver == 'admm' else None
