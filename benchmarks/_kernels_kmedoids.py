@@ -2,9 +2,10 @@
 """k-medoids against the dense form that CenterCLIP's code takes, FasterPAM, and the alternation of the same package."""
 
 import torch
-from _timing import Row, interleaved, optional, peak_bytes, rows
+from _timing import Row, interleaved, optional, rows
 
 from clusterplug.functional.kmedoids import kmedoids, kmedoids_swap
+from clusterplug.testing import peak_bytes
 
 
 def dense_kmedoids(x, num_clusters, num_iters=100, threshold=1e-6, chunk=4):

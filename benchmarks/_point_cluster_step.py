@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 from _point_cluster_measure import launches, machine, summary, verdict
-from _timing import peak_bytes
+
+from clusterplug.testing import peak_bytes
 
 
 def models_of(config: str) -> tuple[dict, dict]:

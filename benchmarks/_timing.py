@@ -31,28 +31,6 @@ def interleaved(candidates: dict[str, Callable], repeats: int = 7, warm_up: int 
     return times
 
 
-def peak_bytes(call: Callable, device: str = 'cpu') -> int:
-    """Peak of the bytes that tensors made in ``call`` hold at once.
-
-    On a CPU from the allocator's events in the profiler; what a library allocates by itself does not show.
-    """
-    if device == 'cuda':
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        call()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == '[memory]']
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
-
-
 def product_rate() -> Callable[[], None]:
     """Return a candidate that multiplies two 1024 x 1024 fp32 matrices: 2.147 GFLOP, the arithmetic roof."""
     a, b, out = torch.randn(1024, 1024), torch.randn(1024, 1024), torch.empty(1024, 1024)

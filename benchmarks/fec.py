@@ -12,7 +12,6 @@ the growth of the peak of a fresh process over that before the first step.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ import torch
 from _timing import Row, header, interleaved, optional, rows, table
 
 from clusterplug.backbones import FEC, load_fec, resolve_arch
+from clusterplug.testing import peak_of_process
 from clusterplug.testing.plain_fec import PlainFEC
 
 # timm models by the multiply-adds that FEC-small, -base and -large have at 224 pixels (1.3, 3.3 and 6.4 G with the
@@ -94,13 +94,13 @@ def peak(arch: str, batch: int, form: str, kind: str) -> None:
     # a first small step brings what a process needs only once
     train_step(model, x[:1, :, :32, :32])
     model.zero_grad(set_to_none=True)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_of_process()
     if kind == 'step':
         train_step(model, x)
     else:
         with torch.no_grad():
             model.eval()(x)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print((peak_of_process() - before) / 2**20)
 
 
 def models(batch: int, repeats: int, archs: list[str]) -> None:

@@ -25,8 +25,9 @@ from clusterplug.functional import multilabel_discrimination
 from clusterplug.heads import MultiLabelClusterHead
 
 MEMORY = """
-import resource, sys, time, torch
+import sys, time, torch
 from clusterplug.heads import MultiLabelClusterHead
+from clusterplug.testing import peak_of_process
 torch.set_num_threads(1)
 ours, sparse = sys.argv[1] != 'dense', sys.argv[1] == 'sparse'
 torch.manual_seed(0)
@@ -34,7 +35,7 @@ head = MultiLabelClusterHead(1_000_000, 128, 32.0, 0.3, 0.1, sparse=sparse, bloc
 x, labels = torch.randn(256, 128, requires_grad=True), torch.randint(0, 1_000_000, (256, 8))
 begin = time.process_time()
 head(x, labels).backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, time.process_time() - begin)
+print(peak_of_process() / 2**30, time.process_time() - begin)
 """
 
 

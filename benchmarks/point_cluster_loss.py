@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from _point_cluster_loop import LoopPointClusterLoss, contrast, transport
 from _point_cluster_measure import interleaved, launches, machine, machine_rates, synchronizations, verdict
-from _timing import peak_bytes
 
 from clusterplug.functional.contrast import bank_contrast_terms, subclass_contrast
 from clusterplug.functional.transport import assign_subclasses
 from clusterplug.losses import PointClusterLoss
+from clusterplug.testing import peak_bytes
 
 NUM_CLASSES, IN_CHANNELS = 19, 96
 DEMO = Path(__file__).parents[1] / 'configs/point_cluster/point-cluster_minkunet18_w8_spconv_1xb1-5e_lidar-city.py'

@@ -15,7 +15,7 @@ import warnings
 
 import numpy as np
 import torch
-from _timing import describe_machine, peak_bytes, publish
+from _timing import describe_machine, publish
 
 from clusterplug.estimators import DeepSubspaceClustering, KMeans, LikelihoodSDP, ManifoldClustering
 from clusterplug.functional import (
@@ -27,6 +27,7 @@ from clusterplug.functional import (
     rate_reduction,
     self_expression,
 )
+from clusterplug.testing import peak_bytes
 
 
 def seconds(call) -> float:

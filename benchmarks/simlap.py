@@ -13,12 +13,13 @@ import argparse
 
 import numpy as np
 import torch
-from _timing import describe_machine, interleaved, peak_bytes, publish
+from _timing import describe_machine, interleaved, publish
 from torch import nn
 
 from clusterplug.functional import gated_similarity
 from clusterplug.heads import ClassPairGate
 from clusterplug.losses import GatedContrastLoss
+from clusterplug.testing import peak_bytes
 
 VARIANTS = {
     'any two classes, gate': ('arbitrary', 'fuse'),

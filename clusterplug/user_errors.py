@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from pickle import UnpicklingError
 
+from clusterplug.core.distributed import leave_ranks
 from clusterplug.core.outputs import FolderInUse
 from clusterplug.dependencies import DEPENDENCIES
 
@@ -27,10 +28,13 @@ def run_tool(run: Callable[[], int], name: str) -> int:
     """Run a tool's main function; an error that its user can resolve becomes one sentence and exit code 1.
 
     These are errors before the first step: a config, a file, a folder, a package that is missing. An error in the
-    middle of a training keeps its traceback, and so does every error with ``CLUSTERPLUG_TRACEBACK=1``.
+    middle of a training keeps its traceback, and so does every error with ``CLUSTERPLUG_TRACEBACK=1``. A rank whose run
+    went well leaves its process group.
     """
     try:
-        return run()
+        code = run()
+        leave_ranks()
+        return code
     except Exception as error:
         if os.environ.get('CLUSTERPLUG_TRACEBACK') == '1' or not _before_the_first_step(error):
             raise

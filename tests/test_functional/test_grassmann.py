@@ -8,6 +8,7 @@ import torch
 
 from clusterplug.functional import class_overlap, grassmann_logits, grassmann_step, orthonormalize_bases
 from clusterplug.functional.subspace import grassmann
+from clusterplug.testing import peak_bytes
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -78,12 +79,6 @@ def test_gradients_and_the_blocks_of_dense_features(monkeypatch):
 
 
 def test_blocks_need_the_memory_of_the_logits():
-    import sys
-    from pathlib import Path
-
-    sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
-    from _timing import peak_bytes
-
     x, bases = randn(40_000, 16, dtype=torch.float32), frames(20, 16, 8, dtype=torch.float32).requires_grad_()
 
     def ours():

@@ -5,6 +5,7 @@ import os
 import sys
 
 import pytest
+import torch.distributed as dist
 
 pytest.importorskip('mmengine')
 
@@ -57,6 +58,19 @@ def test_exit_codes_and_tracebacks(monkeypatch):
     pytest.raises(SystemExit, run_tool, raises(SystemExit(2)), 'tool')
     monkeypatch.setenv('CLUSTERPLUG_TRACEBACK', '1')
     pytest.raises(ValueError, run_tool, raises(ValueError('x')), 'tool')
+
+
+def test_a_run_that_went_well_leaves_its_process_group(tmp_path):
+    """With the group open gloo's threads abort the process now and then, after all work is done."""
+    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        assert run_tool(raises(ValueError('x')), 'tool') == 1
+        assert dist.is_initialized()  # other ranks may wait in a collective: they must see the process end
+        assert run_tool(lambda: 3, 'tool') == 3
+        assert not dist.is_initialized()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def test_an_error_in_the_middle_of_a_training_keeps_its_traceback():
