@@ -40,7 +40,7 @@ WITH_INSTANCES = [
 SETTINGS = {
     'point': {},
     'cell': {'model.loss.regions': 'cell'},
-    'cell-1.6m': {'model.loss.regions': 'cell', 'model.loss.cell_size': 1.6},
+    'cell-1.6m': {'model.loss.regions': 'cell', 'model.loss.assigner': dict(cell_size=1.6)},
     'instance': {'model.loss.regions': 'instance', 'train_dataloader.dataset.pipeline': WITH_INSTANCES},
     'classifier': {'model.embedding': 'auto'},
     'clusters-4': {'model.loss.num_clusters': 4},

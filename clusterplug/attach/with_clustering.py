@@ -140,7 +140,8 @@ class ClusteringBranch(nn.Module):
                 f'the inputs do not tell where the {len(target)} {kind} labels lie, so that there are no cells; build '
                 f"the loss with regions='point'"
             )
-        cells = cell_regions(target, *found, self.loss.cell_size)
+        cell_size = self.loss.assigner.cell_size
+        cells = cell_regions(target, *found, cell_size)
         if self.loss.regions == 'cell':
             return cells
         instances = stacked_instances(samples, kind)
@@ -148,7 +149,7 @@ class ClusteringBranch(nn.Module):
             self.warned = True
             warnings.warn(
                 f'the {kind} labels have no instance ids (gt_pts_seg.pts_instance_mask: load and pack them with '
-                f"dict(type='clusterplug.LoadInstances')); cells of {self.loss.cell_size:g} m are used instead",
+                f"dict(type='clusterplug.LoadInstances')); cells of {cell_size:g} m are used instead",
                 stacklevel=2,
             )
         return instance_regions(cells, target, instances, found[1])
@@ -171,7 +172,7 @@ class ClusteringBranch(nn.Module):
             if found.grid not in (None, rows.grid):
                 classes = image_rows(rows, classes.view(len(masks), *found.grid))[0].flatten()
             predicted = classes if found.grid is not None else None
-        regions = None if self._by_point() else image_regions(labels, stride, self.loss.cell_size)
+        regions = None if self._by_point() else image_regions(labels, stride, self.loss.assigner.cell_size)
         return self._loss(rows.features, labels.flatten(), predicted, regions=regions)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clusterplug.core.checks import check_count
+from clusterplug.core.checks import check_count, check_number
 from clusterplug.estimators._arrays import Points, check_parameter, make_generator, read_points
 from clusterplug.estimators._base import Clusterer
 from clusterplug.losses.point_cluster import PointClusterLoss
@@ -167,12 +167,13 @@ class OnlineSubclassClusterer(Clusterer):
         most = clusters if isinstance(clusters, int) else max(clusters, default=1)
         if self.samples_per_class is not None:
             check_parameter(check_count, self.samples_per_class, 'samples_per_class', 1)
+        check_parameter(check_number, self.sinkhorn_eps, 'sinkhorn_eps', 1e-3, 1e4)
         with device:  # not on torch's default device, whatever that is
             return PointClusterLoss(
                 len(self.classes_), num_clusters=clusters, embed_dims=self.n_features_in_, momentum=self.momentum,
-                sinkhorn_eps=self.sinkhorn_eps, queue_len=1, enqueue_per_step=1, terms=('center',),
-                num_anchors_per_class=int(self.samples_per_class or max(256, 4 * most)), ignore_index=-1,
-                projector=nn.Identity(),
+                queue_len=1, assigner=dict(epsilon=self.sinkhorn_eps), sampler=dict(enqueue_per_step=1),
+                contrast=dict(terms=('center',)), ignore_index=-1, projector=nn.Identity(),
+                num_anchors_per_class=int(self.samples_per_class or max(256, 4 * most)),
             ).to(device)  # fmt: skip
 
     def _loss(self, device: torch.device) -> PointClusterLoss:

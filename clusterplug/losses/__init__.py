@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses: one a file, over :mod:`clusterplug.functional`."""
 
+from clusterplug.losses.anchor_sampler import AnchorSampler
+from clusterplug.losses.balanced_assigner import BalancedAssigner
 from clusterplug.losses.batch_enhanced import BatchEnhancedLoss
 from clusterplug.losses.deep_cluster import DeepClusterLoss
 from clusterplug.losses.denoising import DenoisingLoss
@@ -16,10 +18,13 @@ from clusterplug.losses.point_cluster import PointClusterLoss
 from clusterplug.losses.rate_reduction import RateReductionLoss
 from clusterplug.losses.self_distillation import DINOLoss, IBOTLoss, masked_tokens
 from clusterplug.losses.self_expression import SelfExpressionLoss
+from clusterplug.losses.subclass_contrast import SubclassContrast
 from clusterplug.losses.swav import SwAVLoss
 from clusterplug.losses.transport_pseudo_labels import TransportPseudoLabels
 
 __all__ = [
+    'AnchorSampler',
+    'BalancedAssigner',
     'BatchEnhancedLoss',
     'DINOLoss',
     'DeepClusterLoss',
@@ -38,6 +43,7 @@ __all__ = [
     'RateReductionLoss',
     'SelfExpressionLoss',
     'SimLAPLoss',
+    'SubclassContrast',
     'SwAVLoss',
     'TransportPseudoLabels',
     'margin_pairs',

@@ -9,32 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterplug.core.checks import whole_number
-from clusterplug.core.constants import arange, constant
-from clusterplug.core.distributed import gather_ranks, rank, world_size
+from clusterplug.core.constants import arange
+from clusterplug.core.distributed import gather_ranks, world_size
 from clusterplug.core.numerics import keep_fp32
-from clusterplug.functional.contrast import (
-    NEVER,
-    bank_contrast_terms,
-    check_temperature,
-    draw_anchors,
-    pair_contrast_terms,
-    region_means,
-)
-from clusterplug.functional.transport import split_subclasses
+from clusterplug.functional.contrast import check_temperature, region_means
 from clusterplug.heads import ProjectionHead
 from clusterplug.losses._inputs import check_inputs
+from clusterplug.losses._parts import build_part, move_options
+from clusterplug.losses.anchor_sampler import AnchorSampler
+from clusterplug.losses.balanced_assigner import BalancedAssigner
+from clusterplug.losses.subclass_contrast import TERMS as TERMS, SubclassContrast
 from clusterplug.memory import SubclassMemory
 from clusterplug.registry import MODELS
 
-TERMS = ('queue', 'point', 'center')
-
-
 REGIONS = ('point', 'cell', 'instance')
-# So that the cost does not grow with the square of the number of classes: anchors of all classes, and remembered
-# embeddings that each is compared with.
+# Anchors of all classes, so that the cost does not grow with the square of the number of classes.
 _MOST_ANCHORS = 2000
 _FEWEST_ANCHORS = 4
-_MOST_NEGATIVES = 40_000
 _LARGEST_FEATURE = 1e15
 
 
@@ -77,24 +68,23 @@ class PointClusterLoss(nn.Module):
         embed_dims: D.
         momentum: share of a center kept in a step.
         temperature: tau.
-        sinkhorn_eps: entropic regularization of the assignment.
-        sinkhorn_iters: None: solved to the limit (:func:`~clusterplug.functional.assign_subclasses`); a number: so many
-            Sinkhorn iterations, to compare with other code.
         num_anchors_per_class: V, default the smaller of 2 K and 2000 / C, at least 4.
-        max_anchors: bound on the anchors of all classes that are present, default none.
         queue_len: remembered embeddings per subclass.
-        enqueue_per_step: of which at most so many are new in a step.
-        ignore_index: label of ignored points; may be one of 0 .. C-1 (a model with an output for ignored points).
-        loss_weight: factor on each term. With 0 the memory still learns.
-        terms: which terms to compute, of ``('queue', 'point', 'center')``.
-        projector: module or config from (N, in_channels) to (N, embed_dims); default :class:`ProjectionHead`.
-        reference: follow the authors' code where it can be compared: an anchor counts among its own negatives, classes
-            absent from the batch give no negative centers.
         regions: what is assigned as one: ``'point'``: each anchor for itself (the paper). ``'cell'``: all points of one
             class in a cube of ``cell_size``, by the mean of their features. ``'instance'``: likewise all points of an
             object, where the labels or boxes name objects, else cells. Found by
             :func:`~clusterplug.attach.WithClustering`, or passed to ``forward``.
-        cell_size: edge of the cells, in the units of the coordinates (m); in images 16 times that many pixels.
+        loss_weight: factor on each term. With 0 the memory still learns.
+        ignore_index: label of ignored points; may be one of 0 .. C-1 (a model with an output for ignored points).
+        projector: module or config from (N, in_channels) to (N, embed_dims); default :class:`ProjectionHead`.
+        assigner: how anchors are split over the centers: module or config, default
+            :class:`~clusterplug.losses.BalancedAssigner` (``epsilon``, ``num_iters``, ``cell_size``).
+        sampler: which rows are anchors: module or config, default :class:`~clusterplug.losses.AnchorSampler`
+            (``max_anchors``, ``enqueue_per_step``).
+        contrast: what anchors are compared with: module or config, default
+            :class:`~clusterplug.losses.SubclassContrast` (``terms``, ``reference``, ``max_negatives``).
+        sinkhorn_eps, sinkhorn_iters, cell_size, max_anchors, enqueue_per_step, terms, reference: former names of
+            options of the three parts; they warn (DeprecationWarning) and name the new place.
 
     Shapes:
         ``features`` (N, in_channels) floating, ``labels`` (N,) integer, ``predictions`` (N,) integer classes, (N, C)
@@ -136,54 +126,62 @@ class PointClusterLoss(nn.Module):
         embed_dims: int = 64,
         momentum: float = 0.9999,
         temperature: float = 0.1,
-        sinkhorn_eps: float = 0.04,
-        sinkhorn_iters: int | None = None,
         num_anchors_per_class: int | None = None,
-        max_anchors: int | None = None,
         queue_len: int = 50,
-        enqueue_per_step: int = 10,
-        ignore_index: int = 255,
-        loss_weight: float = 0.5,
-        terms: Sequence[str] = TERMS,
-        projector: nn.Module | dict | None = None,
-        reference: bool = False,
         regions: str = 'point',
-        cell_size: float = 1.0,
+        loss_weight: float = 0.5,
+        ignore_index: int = 255,
+        projector: nn.Module | dict | None = None,
+        assigner: nn.Module | dict | None = None,
+        sampler: nn.Module | dict | None = None,
+        contrast: nn.Module | dict | None = None,
+        *,
+        sinkhorn_eps: float | None = None,
+        sinkhorn_iters: int | None = None,
+        cell_size: float | None = None,
+        max_anchors: int | None = None,
+        enqueue_per_step: int | None = None,
+        terms: Sequence[str] | None = None,
+        reference: bool | None = None,
     ):
         super().__init__()
         check_temperature(temperature)
         _check_fraction('momentum', momentum)
-        _check_fraction('sinkhorn_eps', sinkhorn_eps, 1e-3, 1e4)
         _check_fraction('loss_weight', loss_weight, 0.0, float('inf'))
-        if not terms or any(term not in TERMS for term in terms):
-            raise ValueError(f'terms must be some of {TERMS}, got {tuple(terms)}')
         num_classes = whole_number('num_classes', num_classes)
-        sinkhorn_iters = whole_number('sinkhorn_iters', sinkhorn_iters, optional=True)
         num_anchors_per_class = whole_number('num_anchors_per_class', num_anchors_per_class, optional=True)
-        max_anchors = whole_number('max_anchors', max_anchors, optional=True)
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral):
             raise ValueError(f'ignore_index must be an int, got {ignore_index!r}')
         if regions not in REGIONS:
             raise ValueError(f'regions must be one of {REGIONS}, got {regions!r}')
-        if not 0 < cell_size < float('inf'):
-            raise ValueError(f'cell_size must be a positive length, got {cell_size!r}')
         if projector is None and in_channels is None:
             raise ValueError('in_channels must be given where no model is wrapped: the width of the features')
-        self.memory = SubclassMemory(num_classes, num_clusters, embed_dims, queue_len, enqueue_per_step)
+        former = dict(
+            sinkhorn_eps=(sinkhorn_eps, 'assigner', 'epsilon'),
+            sinkhorn_iters=(sinkhorn_iters, 'assigner', 'num_iters'),
+            cell_size=(cell_size, 'assigner', 'cell_size'),
+            max_anchors=(max_anchors, 'sampler', 'max_anchors'),
+            enqueue_per_step=(enqueue_per_step, 'sampler', 'enqueue_per_step'),
+            terms=(terms, 'contrast', 'terms'),
+            reference=(reference, 'contrast', 'reference'),
+        )
+        parts = move_options(
+            'PointClusterLoss', dict(assigner=assigner, sampler=sampler, contrast=contrast), former, stacklevel=3
+        )
+        self.assigner = build_part('assigner', parts['assigner'], BalancedAssigner)
+        self.sampler = build_part('sampler', parts['sampler'], AnchorSampler)
+        self.contrast = build_part('contrast', parts['contrast'], SubclassContrast)
+        self.memory = SubclassMemory(num_classes, num_clusters, embed_dims, queue_len, self.sampler.enqueue_per_step)
         if projector is None:
             projector = ProjectionHead(in_channels, embed_dims)
         elif isinstance(projector, dict):
             projector = MODELS.build(projector)
         self.projector = projector
         self.num_classes, self.in_channels, self.ignore_index = num_classes, in_channels, int(ignore_index)
-        self.momentum, self.temperature = momentum, temperature
-        self.sinkhorn_eps, self.sinkhorn_iters = sinkhorn_eps, sinkhorn_iters
+        self.momentum, self.temperature, self.loss_weight = momentum, temperature, loss_weight
         few = max(_FEWEST_ANCHORS, _MOST_ANCHORS // num_classes)
         self.num_anchors_per_class = num_anchors_per_class or min(2 * self.memory.num_clusters, few)
-        self.num_negatives = max(1, _MOST_NEGATIVES // self.memory.center_store[..., 0].numel())
-        self.regions, self.cell_size = regions, cell_size
-        self.max_anchors, self.loss_weight = max_anchors, loss_weight
-        self.terms, self.reference = tuple(terms), reference
+        self.regions = regions
         self.weight_factor = 1.0  # what a schedule changes
         self.register_buffer('zero', torch.zeros(()), persistent=False)
 
@@ -203,7 +201,14 @@ class PointClusterLoss(nn.Module):
             self, features, labels, predictions, feature_rows, regions
         )
         with torch.autocast(features.device.type, enabled=False):
-            rows, valid = self._sample(labels, predictions)
+            rows, valid = self.sampler(
+                labels,
+                predictions,
+                num_classes=self.num_classes,
+                num_anchors_per_class=self.num_anchors_per_class,
+                num_slots=self.num_anchors_per_class + 1,  # the last stays empty, as the assigner needs it
+                generator=self.memory.generator(0),
+            )
             rows = rows.flatten()
             anchors, valid = self._embed(features[rows if feature_rows is None else feature_rows[rows]], valid)
             by_rank = gather_ranks(anchors)
@@ -214,19 +219,20 @@ class PointClusterLoss(nn.Module):
                 units, units_valid, unit_of = everyone, everyone_valid, None
                 if self.regions != 'point':
                     units, units_valid, unit_of = self._units(features, regions, rows, valid, feature_rows)
-                unit_ids, left_out, closest = self._assign(units, units_valid)
+                unit_ids, left_out, distance = self.assigner(units, units_valid, self.memory)
                 ids = unit_ids
                 if unit_of is not None:
                     ids = unit_ids.gather(1, unit_of).masked_fill_(~everyone_valid, self.memory.num_clusters)
                     left_out = ids == self.memory.num_clusters
             subclass = ids + self.memory.id_offset
-            losses = self._terms(anchors, by_rank, subclass, left_out)
+            names, values, has_positive = self.contrast(
+                anchors, by_rank, subclass, left_out, self.memory, self.temperature
+            )
+            losses = self._mean_over_ranks(values, has_positive)
             if self.training:
-                # 1 - cosine is half the squared distance; an anchor within 1e-6 of a center is a copy of it
-                distance = (1 - 1e-6) / self.sinkhorn_eps - closest
                 of_units = None if unit_of is None else (units, unit_ids)
                 self.memory.update(everyone, ids, distance, units_valid, self.momentum, of_units, subclass)
-        return losses
+        return {f'loss_cluster_{name}': loss for name, loss in zip(names, losses, strict=True)}
 
     def _units(
         self, features: Tensor, regions: Tensor, rows: Tensor, valid: Tensor, feature_rows: Tensor | None
@@ -247,17 +253,6 @@ class PointClusterLoss(nn.Module):
             _all_ranks(slot * slot.shape[0] + ranks),
         )
 
-    def _sample(self, labels: Tensor, predictions: Tensor | None) -> tuple[Tensor, Tensor]:
-        return draw_anchors(
-            labels,
-            predictions,
-            num_classes=self.num_classes,
-            num_anchors_per_class=self.num_anchors_per_class,
-            max_anchors=self.max_anchors,
-            num_slots=self.num_anchors_per_class + 1,  # the last stays empty, as assign_subclasses needs it
-            generator=self.memory.generator(0),
-        )
-
     def _embed(self, picked: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """(C, V + 1, D) unit rows of features (C (V + 1), in_channels), and which of them hold a finite one."""
         picked = picked.float()
@@ -268,64 +263,6 @@ class PointClusterLoss(nn.Module):
         usable = (torch.linalg.vector_norm(embedded.detach(), dim=1, keepdim=True) < torch.inf) & finite
         embedded = F.normalize(torch.where(usable, embedded, self.zero), dim=1)
         return embedded.view(*valid.shape, -1), valid & usable.view_as(valid)
-
-    def _assign(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return split_subclasses(
-            x,
-            self.memory.center_store,
-            valid=valid,
-            num_active=self.memory.num_seeded,
-            sizes=self.memory.sizes,
-            epsilon=self.sinkhorn_eps,
-            num_iters=self.sinkhorn_iters,
-            inactive=self.memory.unused,
-        )
-
-    def _terms(self, anchors: Tensor, by_rank: Tensor, ids: Tensor, left_out: Tensor) -> dict[str, Tensor]:
-        """The weighted terms for this rank's anchors (C, V + 1, D); ``ids`` (C, (V + 1) * R) are those of all ranks."""
-        memory, temperature = self.memory, self.temperature
-        x = anchors.flatten(0, 1)
-        unused = memory.unused if not self.reference else memory.unused | left_out.all(1, keepdim=True)
-        # (C, V R), in which ranks take turns, as (R, C, V)
-        ids, left_out = (each.unflatten(1, (anchors.shape[1], -1)).permute(2, 0, 1) for each in (ids, left_out))
-        own_ids, own_left_out = ids[rank()].flatten(), left_out[rank()].flatten()
-        pairs = {}
-        if 'queue' in self.terms:
-            empty = arange(memory.queue_len, ids.device) >= memory.num_enqueued[..., None]
-            bank = memory.queue_store.flatten(0, 1)
-            pairs['queue'] = bank_contrast_terms(
-                x, own_ids, bank, empty.flatten(0, 1), temperature=temperature, negatives=self._negatives()
-            )
-        if 'point' in self.terms:
-            # keys class by class, those of a rank behind those of another
-            by_class = (each.transpose(0, 1).flatten(1, 2) for each in (by_rank, ids, left_out))
-            found = pair_contrast_terms(
-                anchors,
-                ids[rank()],
-                *by_class,
-                temperature=temperature,
-                self_offset=rank() * anchors.shape[1],
-                count_self_as_negative=self.reference,
-            )
-            pairs['point'] = tuple(each.flatten() for each in found)
-        if 'center' in self.terms:
-            # exactly one positive: the contrast is a cross entropy over the centers in use
-            bias = self.zero.masked_fill(unused.flatten(), NEVER)
-            # cloned, as the centers move before backward
-            logits = torch.addmm(bias, x, memory.center_store.flatten(0, 1).clone().mT, alpha=1 / temperature)
-            one = constant(1, own_ids.dtype, own_ids.device)
-            pairs['center'] = F.cross_entropy(logits, own_ids, reduction='none'), one.expand_as(own_ids)
-        values, counts = zip(*pairs.values(), strict=True)
-        losses = self._mean_over_ranks(torch.stack(values), (torch.stack(counts) > 0) > own_left_out)
-        return {f'loss_cluster_{name}': loss for name, loss in zip(pairs, losses, strict=True)}
-
-    def _negatives(self) -> Tensor | None:
-        """Slots of every ring that are compared in this step; None: all of them."""
-        width = self.memory.queue_len
-        if self.num_negatives >= width:
-            return None
-        generator = self.memory.generator(2)
-        return torch.randperm(width, generator=generator, device=generator.device)[: self.num_negatives]
 
     def _mean_over_ranks(self, values: Tensor, has_positive: Tensor) -> Tensor:
         """Mean of each row of ``values`` (terms, A), weighted.

@@ -47,7 +47,7 @@ def test_image_cells():
 
 @pytest.mark.parametrize('regions', ['cell', 'instance'])
 def test_points_of_a_model_get_regions(regions):
-    model = _wrapped(loss=dict(regions=regions, cell_size=2.0)).train()
+    model = _wrapped(loss=dict(regions=regions, assigner=dict(cell_size=2.0))).train()
     points, samples = _data()
     inputs = SimpleInputs(points[:20], points[20:])
     for number, sample in enumerate(samples):

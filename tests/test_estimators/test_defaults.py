@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from clusterplug import estimators, functional
-from clusterplug.losses import PointClusterLoss
+from clusterplug.losses import BalancedAssigner, PointClusterLoss
 
 # function, estimator, other names of one idea in the manner of scikit-learn
 PAIRS = [
@@ -23,6 +23,7 @@ PAIRS = [
     (functional.linkage, estimators.AgglomerativeClustering, {'method': 'linkage'}),
     (functional.kmedoids_swap, estimators.KMedoids, {'num_passes': 'max_iter'}),
     (PointClusterLoss, estimators.OnlineSubclassClusterer, {'num_clusters': 'n_clusters'}),
+    (BalancedAssigner, estimators.OnlineSubclassClusterer, {'epsilon': 'sinkhorn_eps'}),
 ]
 
 # What may differ: scikit-learn's own defaults, on which its users rely, where the function has another use.
@@ -31,7 +32,12 @@ ALLOWED = {
     ('spectral_clustering', 'SpectralClustering'): {'num_neighbors': (None, 10)},  # None is 10
     ('linkage', 'AgglomerativeClustering'): {'method': ('average', 'ward')},
     # a network's features drift over many thousand steps, those of the estimator do not
-    ('PointClusterLoss', 'OnlineSubclassClusterer'): {'num_clusters': (40, 10), 'momentum': (0.9999, 0.9)},
+    # and sinkhorn_eps is a former name there, of what BalancedAssigner has
+    ('PointClusterLoss', 'OnlineSubclassClusterer'): {
+        'num_clusters': (40, 10),
+        'momentum': (0.9999, 0.9),
+        'sinkhorn_eps': (None, 0.04),
+    },
 }
 
 

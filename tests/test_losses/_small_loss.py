@@ -48,7 +48,7 @@ def assert_same(a, b):
 
 
 def assert_zero_with_a_path(losses, features, loss):
-    assert set(losses) == {f'loss_cluster_{term}' for term in loss.terms}
+    assert set(losses) == {f'loss_cluster_{term}' for term in loss.contrast.terms}
     for value in losses.values():
         assert value.dim() == 0
         assert value.item() == 0

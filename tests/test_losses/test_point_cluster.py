@@ -27,7 +27,7 @@ def test_point_to_center_with_one_cluster_is_cross_entropy_on_cosines():
 @pytest.mark.parametrize('reference', [False, True])
 def test_floor_of_the_point_term(reference):
     """Two classes that are one tight subclass each: 2.27e-4, or ln 2 where an anchor counts among its negatives."""
-    loss = make(2, 1, dims=2, projector=nn.Identity(), loss_weight=20.0, reference=reference)
+    loss = make(2, 1, dims=2, projector=nn.Identity(), loss_weight=20.0, contrast=dict(reference=reference))
     loss.memory.centers.copy_(torch.eye(2)[:, None])
     loss.num_anchors_per_class = 5
     features, labels = torch.eye(2).repeat_interleave(5, 0), torch.tensor([0] * 5 + [1] * 5)
@@ -58,11 +58,11 @@ def _expected(loss, x, labels, before):
     rows = [(c, k) for c in range(loss.num_classes) for k in range(int(memory.num_seeded[c]))]
     queue = [memory.queue[c, k, : memory.num_filled[c, k]] for c, k in rows]
     queue_ids = torch.cat([torch.full((len(q),), 1000 * c + k) for q, (c, k) in zip(queue, rows)])
-    if loss.reference:
+    if loss.contrast.reference:
         rows = [(c, k) for c, k in rows if (labels == c).any()]
     centers, center_ids = torch.stack([memory.centers[c, k] for c, k in rows]), [1000 * c + k for c, k in rows]
     option = dict(temperature=loss.temperature)
-    own = dict(exclude_self=True, count_self_as_negative=loss.reference)
+    own = dict(exclude_self=True, count_self_as_negative=loss.contrast.reference)
     raw = dict(
         queue=subclass_contrast(anchors, ids, torch.cat(queue).double(), queue_ids, **option),
         point=subclass_contrast(anchors, ids, anchors, ids, **own, **option),
@@ -79,7 +79,7 @@ def _expected(loss, x, labels, before):
     [(6, False), (25, False), (120, False), (25, True), (120, True)],
 )
 def test_terms_equal_a_loop_over_classes(num_points, num_clusters, reference):
-    loss = make(4, num_clusters, reference=reference, num_anchors_per_class=130, centers=not reference)
+    loss = make(4, num_clusters, contrast=dict(reference=reference), num_anchors_per_class=130, centers=not reference)
     for step in range(6):
         features, labels, _ = batch(num_points, 3 if step % 2 else 4, seed=step)
         before = copy.deepcopy(loss.memory)
@@ -115,7 +115,7 @@ def test_logits_and_their_classes_are_the_same():
 
 @pytest.mark.parametrize('terms', [('queue',), ('point',), ('center',), ('center', 'queue'), TERMS])
 def test_terms_can_be_chosen_and_do_not_change_each_other(terms):
-    everything, some = make(), make(terms=terms)
+    everything, some = make(), make(contrast=dict(terms=terms))
     for step in range(3):
         inputs = batch(seed=step)
         whole, part = everything(*inputs), some(*inputs)
@@ -164,15 +164,19 @@ def test_gradient_equals_finite_differences():
     """Centers, queue and assignment are held; each term on its own, in the direction of its gradient."""
     for term in TERMS:
         loss = make(
-            terms=(term,), num_anchors_per_class=300, projector=nn.Identity(), loss_weight=20.0, temperature=0.5
+            contrast=dict(terms=(term,)),
+            num_anchors_per_class=300,
+            projector=nn.Identity(),
+            loss_weight=20.0,
+            temperature=0.5,
         )
         loss(*batch())
         features, labels, predictions = batch(60, seed=2)
         loss.eval()
-        assigned = loss._assign
+        assigned = loss.assigner.forward
         held = []
-        loss._assign = lambda x, valid, held=held, assigned=assigned: (
-            held[0] if held else held.append(assigned(x, valid)) or held[0]
+        loss.assigner.forward = lambda *inputs, held=held, assigned=assigned: (
+            held[0] if held else held.append(assigned(*inputs)) or held[0]
         )
         leaf = features.clone().requires_grad_()
         total(loss(leaf, labels, predictions)).backward()

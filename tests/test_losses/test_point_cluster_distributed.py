@@ -11,7 +11,7 @@ from test_point_cluster import make, total
 from clusterplug.testing import run_gloo
 
 STEPS = 4
-OPTIONS = dict(num_anchors_per_class=90, enqueue_per_step=60, queue_len=300)
+OPTIONS = dict(num_anchors_per_class=90, sampler=dict(enqueue_per_step=60), queue_len=300)
 
 
 def _rank_batch(rank, step):
@@ -35,7 +35,7 @@ def _gradients(loss, features, losses):
 
 
 def _run(rank, size, terms=None):
-    loss = make(**OPTIONS, **({'terms': terms} if terms else {}))
+    loss = make(**OPTIONS, contrast=dict(terms=terms) if terms else None)
     results = []
     for step in range(STEPS):
         features, labels, predictions = _rank_batch(rank, step)
@@ -59,7 +59,7 @@ def _sorted_ring(memory):
 ])  # fmt: skip
 def test_ranks_with_uneven_data_equal_one_process(size, terms):
     ranks, seeded = zip(*run_gloo(_run, size, terms))
-    single = make(**OPTIONS, **({'terms': terms} if terms else {}))
+    single = make(**OPTIONS, contrast=dict(terms=terms) if terms else None)
     for step in range(STEPS):
         batches = [_rank_batch(rank, step) for rank in range(size)]
         features, labels, predictions = (torch.cat(parts) for parts in zip(*batches))
@@ -91,7 +91,7 @@ def test_ranks_with_uneven_data_equal_one_process(size, terms):
 
 def _full_rank(rank, size):
     """Every rank has more anchors of one subclass than may enter; those of rank r lie along axis r."""
-    loss = make(1, 1, projector=torch.nn.Identity(), num_anchors_per_class=20, enqueue_per_step=10)
+    loss = make(1, 1, projector=torch.nn.Identity(), num_anchors_per_class=20)
     loss(F.one_hot(torch.full((50,), rank), 8).float(), torch.zeros(50, dtype=torch.long))
     return loss.memory.queue[0, 0, :10].sum(0)
 

@@ -15,7 +15,7 @@ from clusterplug.losses.point_cluster import TERMS
 @pytest.mark.parametrize('num_points', [0, 1, 50])
 @pytest.mark.parametrize('terms', [TERMS, ('center',), ('queue',)])
 def test_no_valid_label_is_zero_and_leaves_the_memory(num_points, centers, terms):
-    loss = make(centers=centers, terms=terms)
+    loss = make(centers=centers, contrast=dict(terms=terms))
     if centers:
         loss(*batch())
     before = state(loss.memory)

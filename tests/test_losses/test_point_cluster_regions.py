@@ -66,7 +66,7 @@ def test_empty_batch_gradients_and_no_waits():
 
 
 def _run(rank, size):
-    loss = make(num_anchors_per_class=90, enqueue_per_step=60, queue_len=300, regions='cell')
+    loss = make(num_anchors_per_class=90, sampler=dict(enqueue_per_step=60), queue_len=300, regions='cell')
     for step in range(3):
         g = torch.Generator().manual_seed(10 * step + rank)
         labels = torch.randint(0, 3, ((40, 17)[rank],), generator=g)
@@ -79,7 +79,7 @@ def test_two_ranks_equal_one_process():
     ranks = run_gloo(_run, 2)
     for name, value in ranks[0].items():
         assert torch.equal(value, ranks[1][name]), name
-    loss = make(num_anchors_per_class=90, enqueue_per_step=60, queue_len=300, regions='cell')
+    loss = make(num_anchors_per_class=90, sampler=dict(enqueue_per_step=60), queue_len=300, regions='cell')
     for step in range(3):
         parts = []
         for rank in range(2):
