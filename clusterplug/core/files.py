@@ -98,8 +98,11 @@ def save_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray], header: 
     if objects:
         raise ValueError(f'arrays of numbers or strings can be saved, got objects in {objects}; convert them')
     text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-    with whole_file(path, 'wb') as file:
-        np.savez(file, **{_HEADER: text}, **arrays)
+    # np.savez takes names of arrays as arguments, and has arguments of its own: 'file', 'allow_pickle'
+    with whole_file(path, 'wb') as file, zipfile.ZipFile(file, 'w') as archive:
+        for name, array in {_HEADER: text, **arrays}.items():
+            with archive.open(f'{name}.npy', 'w', force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
 
 
 def load_arrays(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict]:

@@ -84,8 +84,7 @@ def exact_distances(rows: Tensor, others: Tensor) -> Tensor:
     """
     largest = torch.stack([finite(each.detach()).abs().amax() for each in (rows, others)]).amax()
     unit = power_of_two(largest.double())
-    scaled = [each.double() / unit for each in (rows, others)]
-    distances = torch.cdist(*scaled, compute_mode='donot_use_mm_for_euclid_dist')
+    distances = torch.cdist(rows.double() / unit, others.double() / unit, compute_mode='donot_use_mm_for_euclid_dist')
     return (distances * unit).to(rows.dtype)
 
 

@@ -112,7 +112,7 @@ def map_in_processes(
 
 
 def _map(function, left: deque, workers: int, attempts: int):
-    crew = []
+    crew: list[_Worker] = []
     try:
         while left or crew:
             while left and len(crew) < workers:

@@ -5,7 +5,9 @@ import io
 import math
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -55,7 +57,11 @@ class _Unpickler(pickle._Unpickler):
     The unpickler in Python: the memo of the other one grows to any index that the file names.
     """
 
-    dispatch = {
+    # what pickle._Unpickler sets when it starts to load, and its stubs do not name
+    read: Callable[[int], bytes]
+    append: Callable[[object], None]
+
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
         code: method
         for code, method in pickle._Unpickler.dispatch.items()
         if bytes([code]) not in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER)

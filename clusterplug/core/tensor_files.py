@@ -15,7 +15,9 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -124,7 +126,8 @@ class _Archive:
     """A zip that torch wrote: ``<root>/data.pkl``, ``<root>/data/<key>`` and, for TorchScript, ``<root>/code``."""
 
     def __init__(self, archive: zipfile.ZipFile, size: int):
-        self.archive, self.size, self.storages = archive, size, {}
+        self.archive, self.size = archive, size
+        self.storages: dict[str, bytearray] = {}
         roots = [name for name in archive.namelist() if name.count('/') == 1 and name.endswith('/data.pkl')]
         if len(roots) != 1:
             raise ValueError(f'a zip with {len(roots)} files */data.pkl, where torch writes one')
@@ -166,7 +169,7 @@ class _Archive:
                     found[prefix + name] = value
         return found
 
-    def kept_names(self, kind: type) -> set[str] | None:
+    def kept_names(self, kind: type['_Module']) -> set[str] | None:
         """Parameters and buffers of a class, read as text from its source; None where that does not say."""
         if 'kept' not in vars(kind):
             name = f'{self.root}code/{kind.module.replace(".", "/")}.py'
@@ -193,8 +196,10 @@ def _declared(archive: zipfile.ZipFile, file: str, size: int, name: str) -> set[
 class _Module:
     """Stands for a module of a TorchScript archive: its attributes, and none of its code."""
 
-    module = name = ''
-    state = {}
+    module: ClassVar[str] = ''
+    name: ClassVar[str] = ''
+    kept: ClassVar[set[str] | None]  # of each subclass its own, once it was asked for
+    state: dict[str, object] = {}
 
     def __setstate__(self, state) -> None:
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
@@ -205,7 +210,7 @@ class _Module:
 class _Options:
     """Stands for the options of a command line, which timm keeps in its checkpoints; it becomes a dict."""
 
-    values = {}
+    values: dict = {}
 
     def __setstate__(self, state) -> None:
         if not isinstance(state, dict):
@@ -228,13 +233,18 @@ class _Call:
         raise pickle.UnpicklingError('a change of a function')
 
 
+_load_build: Callable[..., None] = pickle._Unpickler.dispatch[pickle.BUILD[0]]
+
+
 class _Unpickler(pickle._Unpickler):
     """The unpickler in Python, whose memo does not grow to an index that the file names, for torch's own names alone.
 
     Instructions that torch does not write are unknown to it.
     """
 
-    dispatch = {
+    stack: list  # what pickle._Unpickler sets when it starts to load, and its stubs do not name
+
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
         code: method
         for code, method in pickle._Unpickler.dispatch.items()
         if bytes([code])
@@ -246,13 +256,14 @@ class _Unpickler(pickle._Unpickler):
 
     def __init__(self, file, archive: _Archive):
         super().__init__(file, encoding='utf-8')
-        self.archive, self.kinds = archive, {}
+        self.archive = archive
+        self.kinds: dict[tuple[str, str], type[_Module]] = {}
 
     def load_build(self) -> None:
         """Set attributes of modules and dicts alone: tensors and functions have states that reach further."""
         if not isinstance(self.stack[-2], _Module | _Options | OrderedDict):
             raise pickle.UnpicklingError(f'a state for {type(self.stack[-2]).__name__}')
-        super().load_build()
+        _load_build(self)
 
     dispatch[pickle.BUILD[0]] = load_build
 

@@ -144,6 +144,13 @@ def test_arrays_come_back_and_objects_are_refused(tmp_path):
         save_arrays(path, {'__header__': np.arange(3)}, {})
 
 
+@pytest.mark.parametrize('name', ['file', 'allow_pickle', 'args'])
+def test_arrays_may_be_named_as_the_arguments_of_numpy(tmp_path, name):
+    save_arrays(tmp_path / 'a.npz', {name: np.arange(1)}, {})
+    arrays, _ = load_arrays(tmp_path / 'a.npz')
+    np.testing.assert_array_equal(arrays[name], [0])
+
+
 @pytest.mark.parametrize('content', [b'', b'text', b'PK\x03\x04'])
 def test_foreign_arrays_are_refused_by_name(tmp_path, content):
     path = tmp_path / 'a.npz'
