@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels of points, key points and voxels of a detector from the ground-truth boxes that contain them."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
+from clusterplug.attach.regions import stacked_points
 from clusterplug.core.geometry import inside_boxes
 
 KINDS = ('boxes', 'boxes+background')
@@ -28,6 +31,8 @@ class BoxLabels:
     Attributes:
         num_classes: of the labels, with the background if it is one.
         regions: after a call, (M,) int64 number of the box that each row lies in, -1 for none.
+        place: after a call, a function without arguments that gives (M, 3) positions of the rows (voxels: their
+            centers) in the coordinates of the points, and (M,) int64 numbers of their scans.
 
     Raises:
         ValueError: the model does not tell its number of classes, or an unknown kind.
@@ -40,7 +45,7 @@ class BoxLabels:
         self.background = kind == 'boxes+background'
         self.num_classes = self.known_classes + self.background
         self.layer = getattr(getattr(model, 'data_preprocessor', None), 'voxel_layer', None)
-        self.truth = self.key_points = self.regions = None
+        self.truth = self.key_points = self.regions = self.place = None
         encoder = getattr(model, 'points_encoder', None)
         if encoder is not None:
             encoder.register_forward_hook(self._keep)
@@ -77,13 +82,17 @@ class BoxLabels:
         coords = voxels.get('coors') if isinstance(voxels, dict) else None
         if rows.indices is not None:
             codes = self._of_voxels(rows.indices, rows.spatial_shape, points, truth)
+            self.place = partial(self._centers, rows.indices, rows.spatial_shape)
         elif key_points is not None and count == key_points.shape[0]:
             scans = key_points[:, 1:4].unflatten(0, (len(truth), -1)).unbind(0)
             codes = self._of_points(scans, truth)
+            self.place = partial(stacked_points, scans)
         elif coords is not None and 'num_points' in voxels and count == coords.shape[0]:
             codes = self._of_voxels(coords, None, points, truth)
+            self.place = partial(self._centers, coords, None)
         elif count == sum(map(len, points)):
             codes = self._of_points(points, truth)
+            self.place = partial(stacked_points, points)
         else:
             have = dict(points=sum(map(len, points)), voxels=None if coords is None else coords.shape[0])
             have['key points'] = None if key_points is None else key_points.shape[0]
@@ -120,13 +129,11 @@ class BoxLabels:
         if self.layer is None:
             raise ValueError('the model has no data_preprocessor.voxel_layer, which tells where voxels lie')
         points = torch.cat(scans)
-        size, limits = (points.new_tensor(getattr(self.layer, n)) for n in ('voxel_size', 'point_cloud_range'))
-        full = ((limits[3:] - limits[:3]) / size).round().long()
-        place = ((points - limits[:3]) / size).floor().long()
+        size, low, full, grid, stride = self._grid(shape, points)
+        place = ((points - low) / size).floor().long()
         inside = ((place >= 0) & (place < full)).all(1)
-        grid = full if shape is None else points.new_tensor(shape[::-1]).long()
         # a strided sparse convolution puts i // stride among the cells that i reaches
-        place = place // (2 ** torch.log2(full / grid).round().clamp_min(0)).long()
+        place = place // stride
         inside &= (place < grid).all(1)
         batch = torch.cat([place.new_full((len(scan),), number) for number, scan in enumerate(scans)])
         keys, order = _key(coords.long(), grid).sort()
@@ -138,6 +145,22 @@ class BoxLabels:
             row = torch.where(inside & (keys[found] == wanted), order[found], len(coords))
             result.scatter_reduce_(0, row, codes, 'amax')
         return result[:-1]
+
+    def _grid(self, shape: tuple | None, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Along x, y, z: size of the finest voxels, low end, their number, that of a grid of ``shape``, its stride."""
+        size, limits = (
+            torch.tensor(getattr(self.layer, name), dtype=torch.float32, device=like.device)
+            for name in ('voxel_size', 'point_cloud_range')
+        )
+        full = ((limits[3:] - limits[:3]) / size).round().long()
+        grid = full if shape is None else torch.tensor(shape[::-1], device=like.device)
+        stride = (2 ** torch.log2(full / grid).round().clamp_min(0)).long()
+        return size, limits[:3], full, grid, stride
+
+    def _centers(self, coords: Tensor, shape: tuple | None) -> tuple[Tensor, Tensor]:
+        """Centers (M, 3) of voxels (batch, z, y, x) of a grid of ``shape``, and their scans."""
+        size, low, _, _, stride = self._grid(shape, coords)
+        return (coords[:, 1:].flip(1) + 0.5) * (size * stride) + low, coords[:, 0].long()
 
 
 def _key(coords: Tensor, grid: Tensor) -> Tensor:

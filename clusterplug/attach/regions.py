@@ -1,50 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regions of labels that are assigned as one: objects, or cells of space that hold one class."""
+"""Regions of labels that are assigned as one: objects, or connected cells that hold one class."""
 
 import torch
 from torch import Tensor
 
 from clusterplug.attach.taps import Rows
+from clusterplug.functional.graph import connected_cells
 
-# Cells, instances and scans share one int64: scans 2^10, classes 2^11, three axes of 2^13 cells (8 km of 1 m) each.
-_AXIS, _CLASSES = 1 << 13, 1 << 11
-# Cells of a grid whose axes are no lengths (Cylinder3D), and pixels of a cell for each unit of cell_size.
+# Classes and instances of all scans share one int64 with a bit that tells objects from cells.
+_CLASSES, _NO_GROUP, _OBJECT = 1 << 11, 1 << 21, 1 << 62
+# Cells of a grid whose axes are no lengths (Cylinder3D), for each unit of cell_size.
 _GRID_CELLS = 8
-PIXELS = 16
 
 
 def cell_regions(labels: Tensor, positions: Tensor, batch: Tensor, cell_size: float) -> Tensor:
-    """Number of the cell and class of each label. No host synchronization.
+    """Number of the connected cells of one class that each label lies in. No host synchronization.
+
+    Cells are cubes (squares in a plane) that hold a label of the class; those that share a side are connected, as far
+    as they go.
 
     Args:
-        labels: (N,) int64 classes, or any label that is ignored later.
+        labels: (N,) int64 classes; labels below 0 or above 2,047 have no region.
         positions: (N, 2 or 3) coordinates.
-        batch: (N,) int64 number of the scan or image.
+        batch: (N,) int64 number of the scan or image, up to 1,023.
         cell_size: edge of a cell in the units of ``positions``.
 
     Returns:
-        (N,) int64; equal where scan, class and cell are. Positions that are not finite are regions of their own (-1).
+        (N,) int64, equal where scan, class and connected part are; -1 where there is no region: positions that are not
+        finite, and labels that are no class.
 
     Example:
-        >>> positions = torch.tensor([[0.2, 0.1, 0.0], [0.9, 0.3, 0.2], [1.2, 0.0, 0.0]])
+        >>> positions = torch.tensor([[0.2, 0.1, 0.0], [1.9, 0.3, 0.2], [3.2, 0.0, 0.0]])
         >>> a, b, c = cell_regions(torch.zeros(3, dtype=torch.int64), positions, torch.zeros(3, dtype=torch.int64), 1.0)
         >>> bool(a == b), bool(a == c)
         (True, False)
     """
-    finite = positions.isfinite().all(1)
-    cells = (positions.masked_fill(~finite[:, None], 0) / cell_size).floor().long().remainder(_AXIS)
-    number = batch * _CLASSES + labels.remainder(_CLASSES)
-    for axis in cells.unbind(1):
-        number = number * _AXIS + axis
-    return torch.where(finite, number, -1)
+    known = positions.isfinite().all(1) & (labels >= 0) & (labels < _CLASSES)
+    cells = (positions.masked_fill(~known[:, None], 0) / cell_size).floor().long()
+    group = torch.where(known, batch * _CLASSES + labels, _NO_GROUP)
+    return torch.where(known, connected_cells(cells, group), -1)
 
 
 def instance_regions(cells: Tensor, labels: Tensor, instances: Tensor | None, batch: Tensor) -> Tensor:
-    """Number of the object of each label, of its cell where it belongs to none (instance 0 or below)."""
+    """Number of the object of each label, of its cells where it belongs to none (instance 0 or below)."""
     if instances is None:
         return cells
-    # a bit that no cell has keeps objects apart from cells
-    number = ((batch * _CLASSES + labels.remainder(_CLASSES)) << 32) + instances.long() + (1 << 62)
+    number = ((batch * _CLASSES + labels.remainder(_CLASSES)) << 32) + instances.long() + _OBJECT
     return torch.where(instances > 0, number, cells)
 
 
@@ -56,8 +57,7 @@ def label_positions(kind: str, count: int, inputs, coords: Tensor | None) -> tup
     """
     points = inputs.get('points') if isinstance(inputs, dict) else None
     if kind == 'point' and points is not None and sum(map(len, points)) == count:
-        scans = [points[0].new_full((len(scan),), number, dtype=torch.int64) for number, scan in enumerate(points)]
-        return torch.cat([scan[:, :3] for scan in points]).float(), torch.cat(scans)
+        return stacked_points(points)
     if coords is None or coords.shape[0] != count:
         return None
     voxels = inputs.get('voxels') if isinstance(inputs, dict) else None
@@ -67,6 +67,12 @@ def label_positions(kind: str, count: int, inputs, coords: Tensor | None) -> tup
     return coords[:, 1:].float() / _GRID_CELLS, coords[:, 0].long()
 
 
+def stacked_points(scans: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Coordinates (M, 3) of the points of all scans, and (M,) int64 number of the scan of each."""
+    batch = [scan.new_full((len(scan),), number, dtype=torch.int64) for number, scan in enumerate(scans)]
+    return torch.cat([scan[:, :3] for scan in scans]).float(), torch.cat(batch)
+
+
 def stacked_instances(samples: list, kind: str) -> Tensor | None:
     """Instance ids of all samples in one row, 0 for what is no object; None where a sample has none."""
     name = 'voxel_instance_mask' if kind == 'voxel' else 'pts_instance_mask'
@@ -74,17 +80,18 @@ def stacked_instances(samples: list, kind: str) -> Tensor | None:
     return torch.cat(masks) if masks and all(mask is not None for mask in masks) else None
 
 
-def image_regions(labels: Tensor, stride: float, cell_size: float) -> Tensor:
-    """Square cells of an image, (B, H, W) labels at ``stride`` pixels to (B H W,) numbers."""
-    batch, height, width = labels.shape
-    axes = (torch.arange(size, device=labels.device) for size in (batch, height, width))
-    b, y, x = (axis.flatten() for axis in torch.meshgrid(*axes, indexing='ij'))
-    positions = torch.stack([y, x], 1).float() * stride
-    return cell_regions(labels.flatten(), positions, b, PIXELS * cell_size)
+def image_regions(labels: Tensor) -> Tensor:
+    """Connected parts of one class, (B, H, W) labels to (B H W,) numbers; pixels that share a side are connected."""
+    axes = (torch.arange(size, device=labels.device) for size in labels.shape)
+    image, y, x = (axis.flatten() for axis in torch.meshgrid(*axes, indexing='ij'))
+    return cell_regions(labels.flatten(), torch.stack([y, x], 1).float(), image, 1.0)
 
 
-def image_rows(rows: Rows, labels: Tensor) -> tuple[Tensor, float]:
-    """(B, H, W) labels of the pixels of a feature map (B, H, W): those at the middle of each, and its stride."""
-    height, width = rows.grid
-    resized = torch.nn.functional.interpolate(labels[:, None].float(), size=(height, width), mode='nearest-exact')
-    return resized[:, 0].long(), labels.shape[1] / height
+def image_rows(rows: Rows, labels: Tensor) -> Tensor:
+    """(B, h, w) labels of the pixels of a feature map (B, h, w): those of (B, H, W) at the middle of each."""
+    # by indices: interpolation takes floats, which an ignore_index of 2^31 - 1 is none of
+    y, x = (
+        ((torch.arange(small, device=labels.device) + 0.5) * (large / small)).long().clamp_max_(large - 1)
+        for small, large in zip(rows.grid, labels.shape[1:], strict=True)
+    )
+    return labels[:, y[:, None], x].long()

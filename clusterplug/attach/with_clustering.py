@@ -100,7 +100,9 @@ class ClusteringBranch(nn.Module):
         if self.boxes is not None:
             predicted = None if self.predictions is None else self.predictions.take().features
             target = self.boxes(rows, inputs, self.loss.ignore_index)
-            regions = None if self._by_point() else self.boxes.regions
+            regions = None
+            if not self._by_point():
+                regions = self._regions(target, self.boxes.place(), self.boxes.regions + 1)
             return self._loss(rows.features, target, predicted, regions=regions)
         if rows.grid is not None:
             return self._image_terms(rows, samples)
@@ -120,7 +122,10 @@ class ClusteringBranch(nn.Module):
             # voxels that the coarse grid dropped have no feature
             target = torch.where(feature_rows >= 0, target, self.loss.ignore_index)
             feature_rows = feature_rows.clamp_min(0)
-        regions = None if self._by_point() else self._regions(kind, target, inputs, samples, coords)
+        regions = None
+        if not self._by_point():
+            place, instances = self._placed(kind, len(target), inputs, samples, coords)
+            regions = self._regions(target, place, instances)
         return self._loss(rows.features, target, predicted, feature_rows, regions)
 
     def _loss(self, features, target, predicted, feature_rows=None, regions=None) -> dict:
@@ -132,27 +137,29 @@ class ClusteringBranch(nn.Module):
     def _by_point(self) -> bool:
         return getattr(self.loss, 'regions', 'point') == 'point'
 
-    def _regions(self, kind: str, target, inputs, samples: list, coords):
+    def _regions(self, labels, place: tuple, instances):
         """Number of the region of each label, as the loss asks for it."""
-        found = label_positions(kind, len(target), inputs, coords)
-        if found is None:
+        cells = cell_regions(labels, *place, self.loss.assigner.cell_size)
+        return cells if self.loss.regions == 'cell' else instance_regions(cells, labels, instances, place[1])
+
+    def _placed(self, kind: str, count: int, inputs, samples: list, coords) -> tuple:
+        """Where the labels of a segmentor lie, (N, 3) and scan (N,), and what objects they belong to, if known."""
+        place = label_positions(kind, count, inputs, coords)
+        if place is None:
             raise ValueError(
-                f'the inputs do not tell where the {len(target)} {kind} labels lie, so that there are no cells; build '
+                f'the inputs do not tell where the {count} {kind} labels lie, so that there are no cells; build '
                 f"the loss with regions='point'"
             )
-        cell_size = self.loss.assigner.cell_size
-        cells = cell_regions(target, *found, cell_size)
-        if self.loss.regions == 'cell':
-            return cells
         instances = stacked_instances(samples, kind)
-        if instances is None and not self.warned:
+        if instances is None and self.loss.regions == 'instance' and not self.warned:
             self.warned = True
             warnings.warn(
                 f'the {kind} labels have no instance ids (gt_pts_seg.pts_instance_mask: load and pack them with '
-                f"dict(type='clusterplug.LoadInstances')); cells of {cell_size:g} m are used instead",
+                f"dict(type='clusterplug.LoadInstances')); connected cells of {self.loss.assigner.cell_size:g} m are "
+                f'used instead',
                 stacklevel=2,
             )
-        return instance_regions(cells, target, instances, found[1])
+        return place, instances
 
     def _image_terms(self, rows: Rows, samples: list) -> dict:
         """Terms of an image segmenter: its labels (B, H, W) at the pixels of the map."""
@@ -162,7 +169,7 @@ class ClusteringBranch(nn.Module):
                 f"the layer '{self.embedding.path}' gives a map {rows.grid}, which needs the labels of images: "
                 f'data_samples with gt_sem_seg (B samples of (1, H, W))'
             )
-        labels, stride = image_rows(rows, torch.stack([mask.reshape(mask.shape[-2:]) for mask in masks]))
+        labels = image_rows(rows, torch.stack([mask.reshape(mask.shape[-2:]) for mask in masks]))
         if labels.numel() != len(rows.features):
             raise ValueError(f'{len(masks)} label images for a map of {len(rows.features)} pixels {rows.grid} each')
         predicted = None
@@ -170,9 +177,9 @@ class ClusteringBranch(nn.Module):
             found = self.predictions.take()
             classes = found.features.detach().argmax(1)
             if found.grid not in (None, rows.grid):
-                classes = image_rows(rows, classes.view(len(masks), *found.grid))[0].flatten()
+                classes = image_rows(rows, classes.view(len(masks), *found.grid)).flatten()
             predicted = classes if found.grid is not None else None
-        regions = None if self._by_point() else image_regions(labels, stride, self.loss.assigner.cell_size)
+        regions = None if self._by_point() else image_regions(labels)
         return self._loss(rows.features, labels.flatten(), predicted, regions=regions)
 
 

@@ -19,9 +19,8 @@ class BalancedAssigner(nn.Module):
     Args:
         epsilon: entropic regularization.
         num_iters: None: solved to the limit; a number: so many Sinkhorn iterations, to compare with other code.
-        cell_size: with ``regions='cell'`` of the loss, and where ``'instance'`` finds no object: the cells of one
-            class that touch are one region up to about this length, in the units of the coordinates (m); in images 16
-            times that many pixels.
+        cell_size: with ``regions='cell'`` of the loss, and where ``'instance'`` finds no object: edge of the cells
+            that are connected to regions, in the units of the coordinates (m). Images have pixels instead.
 
     Source: Feng et al., ICCV 2023, online clustering (step 2 of the official code, FengZicai/Cluster3DSeg, MIT).
 

@@ -71,9 +71,9 @@ class PointClusterLoss(nn.Module):
         num_anchors_per_class: V, default the smaller of 2 K and 2000 / C, at least 4.
         queue_len: remembered embeddings per subclass.
         regions: what is assigned as one: ``'point'``: each anchor for itself (the paper). ``'cell'``: all points of one
-            class in a cube of ``cell_size``, by the mean of their features. ``'instance'``: likewise all points of an
-            object, where the labels or boxes name objects, else cells. Found by
-            :func:`~clusterplug.attach.WithClustering`, or passed to ``forward``.
+            class in connected cells (``cell_size`` of the assigner; in images connected pixels), by the mean of their
+            features. ``'instance'``: likewise all points of an object, where the labels or boxes name objects, else
+            cells. Found by :func:`~clusterplug.attach.WithClustering`, or passed to ``forward``.
         loss_weight: factor on each term. With 0 the memory still learns.
         ignore_index: label of ignored points; may be one of 0 .. C-1 (a model with an output for ignored points).
         projector: module or config from (N, in_channels) to (N, embed_dims); default :class:`ProjectionHead`.

@@ -161,6 +161,39 @@ def test_key_points():
     assert boxes.key_points is None
 
 
+@pytest.mark.parametrize('stride', [None, 1, 2])
+def test_where_voxels_lie(stride):
+    """Their centers, in the coordinates of the points: 0.5 x 0.5 x 1 m from (0, -4, -2), twice that at stride 2."""
+    points, samples = scenes()
+    keys = torch.tensor([[0, 0, 0, 0], [1, 1, 5, 3]])
+    if stride is None:  # voxels of the preprocessor
+        boxes = BoxLabels(detector())
+        label(boxes, Rows(torch.zeros(2, 1)), points, samples, coors=keys, num_points=keys)
+    else:
+        boxes = BoxLabels(detector())
+        label(boxes, Rows(torch.zeros(2, 1), keys.int(), tuple(s // stride for s in GRID)), points, samples)
+    positions, batch = boxes.place()
+    scale = stride or 1
+    expected = [[0.25 * scale, -4 + 0.25 * scale, -2 + 0.5 * scale]]
+    expected += [[3.5 * 0.5 * scale, -4 + 5.5 * 0.5 * scale, -2 + 1.5 * scale]]
+    torch.testing.assert_close(positions, torch.tensor(expected))
+    assert batch.tolist() == [0, 1]
+
+
+def test_where_points_and_key_points_lie():
+    points, samples = scenes()
+    boxes = BoxLabels(model := detector(key_points=True).train())
+    label(boxes, Rows(torch.zeros(800, 5)), points, samples)
+    positions, batch = boxes.place()
+    assert torch.equal(positions, torch.cat(points))
+    assert batch.tolist() == [0] * 400 + [1] * 400
+    model.points_encoder(torch.cat([torch.cat([torch.full((64, 1), n), p[:64]], 1) for n, p in enumerate(points)]))
+    label(boxes, Rows(torch.zeros(128, 5)), points, samples)
+    positions, batch = boxes.place()
+    assert torch.equal(positions, torch.cat([scan[:64] for scan in points]))
+    assert batch.tolist() == [0] * 64 + [1] * 64
+
+
 def test_no_boxes_and_boxes_without_points():
     points, _ = scenes()
     nothing = [sample([], []), sample([[100.0, 0, 0, 1, 1, 1, 0]], [1])]

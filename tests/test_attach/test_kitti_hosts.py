@@ -135,6 +135,26 @@ def test_background_as_a_class_with_its_own_number_of_clusters(tiny, tmp_path):
     seeded = model.clustering.loss.memory.num_seeded.tolist()
     assert seeded[3] > 0
     assert model.clustering.loss.memory.num_clusters == 9
+    check_regions(model, data)
+
+
+def check_regions(model, data):
+    """Objects are regions of their own or connected cells; the background is connected cells at any rate."""
+    seen = []
+    handle = model.clustering.loss.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    for regions in ('instance', 'cell'):
+        model.clustering.loss.regions = regions
+        model(**model.data_preprocessor(data, True), mode='loss')
+    handle.remove()
+    for _, labels, *_, regions in seen:
+        assert (regions >= 0).all()
+        assert (labels[regions.sort(stable=True).indices].diff()[regions.sort().values.diff() == 0] == 0).all()
+    labels, by_object, by_cell = seen[0][1], seen[0][4], seen[1][4]
+    assert torch.equal(by_object[labels == 3], by_cell[labels == 3])
+    assert len(by_cell[labels == 3].unique()) < (labels == 3).sum() / 2
+    boxes = sum(len(sample.gt_instances_3d.labels_3d) for sample in data['data_samples'])
+    assert 0 < len(by_object[labels < 3].unique()) <= boxes
+    assert len(by_cell[labels < 3].unique()) >= len(by_object[labels < 3].unique())
 
 
 def test_a_segmentation_label_source_on_a_detector_is_refused(tiny, tmp_path):

@@ -11,19 +11,43 @@ from test_with_clustering import TERMS, Segmentor, _data, _samples, _wrapped
 from torch import nn
 
 from clusterplug.attach import WithClustering
-from clusterplug.attach.regions import cell_regions, image_regions, instance_regions
+from clusterplug.attach.regions import cell_regions, image_regions, image_rows, instance_regions
+from clusterplug.attach.taps import Rows
+from clusterplug.testing import count_host_syncs
 
 
 def test_cells_by_hand():
     positions = torch.tensor([[0.1, 0.1, 0.1], [0.9, 0.9, 0.9], [-0.1, 0.1, 0.1], [0.5, 0.5, 0.5], [torch.nan, 0, 0]])
     labels, batch = torch.tensor([1, 1, 1, 2, 1]), torch.tensor([0, 0, 0, 0, 0])
     found = cell_regions(labels, positions, batch, 1.0)
-    assert found[0] == found[1]
-    assert len(found.unique()) == 4
-    assert found[4] == -1
-    other_scan = cell_regions(labels, positions, batch + 1, 1.0)
-    assert not set(other_scan[:4].tolist()) & set(found[:4].tolist())
-    assert cell_regions(labels, positions, batch, 4.0)[:2].unique().numel() == 1
+    # the third is in the next cell, which touches that of the first two; the fourth is of another class
+    assert found.tolist() == [0, 0, 0, 3, -1]
+
+
+def test_connected_cells_of_one_class_are_a_region():
+    """Two cars 1.9 m long that stand on the borders of cells, 1.2 m apart; a third of them is seen from afar."""
+    first, second = torch.tensor([[0.5, 0, 0], [1.4, 0, 0], [2.4, 0, 0]]), torch.tensor([[4.1, 0, 0], [5.9, 0, 0]])
+    diagonal = torch.tensor([[6.5, 1.5, 0.0]])  # its cell touches that at (5, 0) in no point, and (6, 0) is empty
+    positions = torch.cat([first, second, diagonal])
+    labels, batch = torch.zeros(6, dtype=torch.int64), torch.zeros(6, dtype=torch.int64)
+    assert cell_regions(labels, positions, batch, 1.0).tolist() == [0, 0, 0, 3, 3, 5]
+    # coarser cells bridge the gaps: cells 0 to 3 along x, 0 along y
+    assert cell_regions(labels, positions, batch, 2.0).tolist() == [0] * 6
+    # finer ones leave every point alone
+    assert cell_regions(labels, positions, batch, 0.4).tolist() == [0, 1, 2, 3, 4, 5]
+    # another class, and another scan, in the middle of the first car part it
+    assert cell_regions(torch.tensor([0, 1, 0, 0, 0, 0]), positions, batch, 1.0).tolist() == [0, 1, 2, 3, 3, 5]
+    assert cell_regions(labels, positions, torch.tensor([0, 1, 0, 0, 0, 0]), 1.0).tolist() == [0, 1, 2, 3, 3, 5]
+
+
+def test_what_is_no_class_has_no_region_and_connects_nothing():
+    positions = torch.tensor([[0.5, 0.0], [1.5, 0.0], [2.5, 0.0]])
+    batch = torch.zeros(3, dtype=torch.int64)
+    for ignored in (-100, -1, 2048, 2**31 - 1):
+        labels = torch.tensor([0, ignored, 0])
+        assert cell_regions(labels, positions, batch, 1.0).tolist() == [0, -1, 2]
+    positions[1] = torch.inf
+    assert cell_regions(torch.zeros(3, dtype=torch.int64), positions, batch, 1.0).tolist() == [0, -1, 2]
 
 
 def test_objects_win_over_cells_and_never_meet_them():
@@ -37,12 +61,29 @@ def test_objects_win_over_cells_and_never_meet_them():
     assert torch.equal(instance_regions(cells, labels, None, batch), cells)
 
 
-def test_image_cells():
-    labels = torch.zeros(2, 8, 8, dtype=torch.int64)
-    labels[:, :, 4:] = 1
-    found = image_regions(labels, stride=8.0, cell_size=2.0).view(2, 8, 8)  # cells of 32 pixels, 4 of the map
-    assert len(found.unique()) == 2 * 2 * 2
-    assert len(found[0, :4, :4].unique()) == 1
+def test_connected_parts_of_an_image():
+    image = torch.tensor(
+        [
+            [1, 1, 0, 1],
+            [0, 1, 0, 1],
+            [1, 0, 0, 0],
+        ]
+    )
+    found = image_regions(torch.stack([image, image])).view(2, 3, 4)
+    assert found[0].tolist() == [[0, 0, 2, 3], [4, 0, 2, 3], [8, 2, 2, 2]]
+    assert torch.equal(found[1], found[0] + 12)
+
+
+def test_regions_wait_for_nothing():
+    positions, batch = torch.rand(500, 3) * 20, torch.arange(500) // 250
+    labels = torch.randint(0, 4, (500,))
+
+    def step():
+        cells = cell_regions(labels, positions, batch, 1.0)
+        instance_regions(cells, labels, labels, batch)
+        image_regions(labels.view(2, 10, 25))
+
+    assert count_host_syncs(step).total() == 0
 
 
 @pytest.mark.parametrize('regions', ['cell', 'instance'])
@@ -92,6 +133,16 @@ def test_labels_without_positions_are_refused():
     points, samples = _data()
     with pytest.raises(ValueError, match=r"do not tell where the 60 point labels lie.*regions='point'"):
         model(points, samples, mode='loss')
+
+
+def test_labels_at_the_middle_of_the_pixels_of_a_map():
+    """As interpolation takes them ('nearest-exact'), for integers that a float does not hold as well."""
+    for size in ((4, 6), (8, 12), (5, 7), (32, 48), (33, 50)):
+        labels = torch.randint(0, 1000, (2, 32, 48))
+        expected = nn.functional.interpolate(labels[:, None].float(), size=size, mode='nearest-exact')[:, 0].long()
+        assert torch.equal(image_rows(Rows(torch.zeros(0), grid=size), labels), expected)
+    ignored = torch.full((1, 8, 8), 2**31 - 1)
+    assert (image_rows(Rows(torch.zeros(0), grid=(4, 4)), ignored) == 2**31 - 1).all()
 
 
 class ImageSegmentor(nn.Module):

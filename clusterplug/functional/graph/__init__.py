@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graphs of points: nearest neighbors, Laplacians, spectral clustering, linkage."""
 
+from clusterplug.functional.graph.connected_cells import connected_cells as connected_cells
 from clusterplug.functional.graph.degree_linkage import co_association, graph_degree_linkage
 from clusterplug.functional.graph.laplacian import (
     SpectralEmbedding,
