@@ -6,6 +6,7 @@ import math
 import numbers
 import operator
 from collections.abc import Iterable
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ def check_num_clusters(num_clusters: int, num_points: int | None = None) -> int:
     return number
 
 
-def check_count(value: int, name: str, least: int = 0, most: int | None = None) -> int:
+def check_count(value: Any, name: str, least: int = 0, most: int | None = None) -> int:
     """Return ``value``, an int or NumPy integer, as int; raise unless it lies in ``least`` .. ``most``."""
     try:
         number = operator.index(value)
@@ -147,7 +148,15 @@ def check_finite(x: Tensor, name: str = 'x', mask: Tensor | None = None) -> None
         )
 
 
-def whole_number(name: str, value: int | None, *, optional: bool = False) -> int | None:
+@overload
+def whole_number(name: str, value: Any, *, optional: Literal[False] = False) -> int: ...
+
+
+@overload
+def whole_number(name: str, value: Any, *, optional: Literal[True]) -> int | None: ...
+
+
+def whole_number(name: str, value: Any, *, optional: bool = False) -> int | None:
     """Return ``value`` as an int of at least 1, NumPy integers too; None where that is allowed.
 
     Raises:

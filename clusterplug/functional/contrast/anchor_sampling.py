@@ -176,7 +176,7 @@ def draw_anchors(
     candidates, starts = _candidates(group, counts, bounds, cap, generator)
 
     hard_count, easy_count = starts.diff().view(num_classes, 2, 1).unbind(1)
-    budget = num_anchors_per_class
+    budget: int | Tensor = num_anchors_per_class
     if max_anchors is not None:
         present = (hard_count + easy_count > 0).sum()
         budget = (max_anchors // present.clamp_min(1)).clamp(1, num_anchors_per_class)

@@ -129,16 +129,15 @@ class _NeighborContrast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, units, first, columns, values, sharpness, include_self, eps, block_size):
-        log_sums, shares = [], []
+        parts = []
         for start in range(0, len(units), block_size):
             scores = _scores(units, start, block_size, sharpness, include_self)
             log_sum = scores.logsumexp(-1)
             rows, cols, gamma = _block_edges(first, columns, values, start, len(scores))
             share = torch.zeros_like(log_sum)
             share.index_add_(0, rows, gamma * (scores[rows, cols] - log_sum[rows]).exp())
-            log_sums.append(log_sum)
-            shares.append(share)
-        log_sums, shares = torch.cat(log_sums), torch.cat(shares)
+            parts.append((log_sum, share))
+        log_sums, shares = (torch.cat(part) for part in zip(*parts))
         ctx.save_for_backward(units, first, columns, values, log_sums, shares)
         ctx.options = sharpness, include_self, eps, block_size
         return -(shares + eps).log()

@@ -107,6 +107,7 @@ class _PairContrast(torch.autograd.Function):
             to_anchors.append((slopes @ keys.flatten(0, 1)).view(part.shape) * share)
             weighted = (part * share).flatten(0, 1)
             to_keys = slopes.mT @ weighted if to_keys is None else to_keys.addmm_(slopes.mT, weighted)
+        assert to_keys is not None, 'there is a class'
         to_keys = to_keys.masked_fill_(problem.no_key[:, None], 0).view(keys.shape)
         return to_anchors[0] if len(to_anchors) == 1 else torch.cat(to_anchors), None, to_keys, None, None, None
 

@@ -2,6 +2,7 @@
 """Distances between all pairs of two sets of points: batched, in blocks, accurate far from the origin."""
 
 from collections.abc import Callable
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -148,7 +149,9 @@ class _SquaredEuclidean:
         other = x if y is None else y
         elements = torch.broadcast_shapes(x.shape[:-2], other.shape[:-2]).numel() * x.shape[-2] * other.shape[-2]
         self.direct = x.shape[-1] <= DIRECT_DIMENSIONS or elements * x.shape[-1] <= DIRECT_NUMBERS
-        self.left, self.right, self.unit, self.far = x, other, None, None
+        self.left, self.right = x, other
+        self.unit: Tensor | None = None
+        self.far: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # left, right, which rows of each are far
         rows = None
         if not self.direct:
             rows = typical_rows(x, y)
@@ -178,11 +181,10 @@ class _SquaredEuclidean:
     def _set_aside(self, left: Tensor, right: Tensor) -> None:
         far = too_large(self.left_squares), too_large(self.right_squares)
         if any(bool(each.any()) for each in far):
-            self.left, self.right = (
-                each.masked_fill(bad.unsqueeze(-1), 0.0) for each, bad in zip((self.left, self.right), far)
-            )
+            self.left = self.left.masked_fill(far[0].unsqueeze(-1), 0.0)
+            self.right = self.right.masked_fill(far[1].unsqueeze(-1), 0.0)
             self._square()
-            self.far = left, right, *far
+            self.far = left, right, far[0], far[1]
 
     def __call__(self, part: slice) -> Tensor:
         squared = self._squares(self.left[..., part, :], self.left_squares[..., part])
@@ -198,9 +200,10 @@ class _SquaredEuclidean:
         if left.shape[-1] > DIRECT_DIMENSIONS:
             return (left.unsqueeze(-2) - right.unsqueeze(-3)).square().sum(-1)
         columns = zip(left.unbind(-1), right.unbind(-1))
-        return sum((first.unsqueeze(-1) - second.unsqueeze(-2)).square() for first, second in columns)
+        return reduce(torch.add, ((first.unsqueeze(-1) - second.unsqueeze(-2)).square() for first, second in columns))
 
     def _with_far(self, values: Tensor, part: slice, of_distance: Callable[[Tensor], Tensor]) -> Tensor:
+        assert self.far is not None, 'called where some rows are far'
         lead, (left, right, far_left, far_right) = values.shape[:-2], self.far
         left, far_left = left[..., part, :], far_left[..., part]
         left, right = (each.expand(*lead, *each.shape[-2:]).reshape(-1, *each.shape[-2:]) for each in (left, right))
@@ -228,7 +231,7 @@ class _Euclidean(_SquaredEuclidean):
         return distances if self.far is None else self._with_far(distances, part, lambda distances: distances)
 
 
-_MEASURE = {
+_MEASURE: dict[str, type[_Difference | _Cosine | _SquaredEuclidean]] = {
     'euclidean': _Euclidean,
     'sqeuclidean': _SquaredEuclidean,
     'cosine': _Cosine,

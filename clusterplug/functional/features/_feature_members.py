@@ -81,7 +81,7 @@ def assign(
     batch, number, _ = x.shape
     most = number if chunk_size is None else max(1, chunk_size // max(1, batch * centers.shape[1]))
     dense = centers.shape[1] <= MOST_DENSE_CENTERS or exporting()
-    parts = []
+    parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
     for part in x.split(max(1, most), 1) if number else [x]:
         scores = directions @ part.mT
         if center_mask is not None:
@@ -89,8 +89,8 @@ def assign(
         parts.append(largest_members(scores) if dense else (*first_largest(scores), None))
     best, labels, members = parts[0]
     if len(parts) > 1:
-        best, labels = (torch.cat([part[place] for part in parts], 1) for place in (0, 1))
-        members = torch.cat([part[2] for part in parts], 2) if dense else None
+        best, labels = torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts], 1)
+        members = torch.cat([part[2] for part in parts if part[2] is not None], 2) if dense else None
     if center_mask is not None:
         best = torch.where(center_mask.any(1, keepdim=True), best, 0)  # -inf where no center may be joined
     return Chosen(labels, best / size, members, centers.shape[1])
@@ -105,7 +105,8 @@ def first_largest(scores: Tensor) -> tuple[Tensor, Tensor]:
     number = scores.shape[1]
     group = next((group for group in GROUPS if number % group == 0), None)
     if number < LEAST_GROUPED or group is None or scores.requires_grad or exporting():
-        return tuple(scores.max(1))
+        largest = scores.max(1)
+        return largest.values, largest.indices
     grouped = scores.unflatten(1, (number // group, group))
     best, place = grouped.amax(2).max(1)
     # rows of one matrix, as picking them is five times faster than gathering along a dimension

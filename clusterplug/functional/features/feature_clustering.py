@@ -271,7 +271,7 @@ def _flatten(x, values, centers, center_values, mask, center_mask) -> _Flat:
             each = each.reshape(number, *each.shape[-2:])
         # what is masked may be NaN, which no factor of 0 removes
         sets.append(each if valid is None else torch.where(valid[..., None], each, 0))
-    return _Flat(*sets, *masks, batch)
+    return _Flat._make((*sets, *masks, batch))
 
 
 def _chosen_cosine(flat: _Flat, labels: Tensor) -> Tensor:

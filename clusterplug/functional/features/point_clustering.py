@@ -97,9 +97,10 @@ def _most_similar(points: Tensor, directions: Tensor, cells: PointCells) -> Tens
     for near in cells.around[cells.home].unbind(1):
         score = (directions.index_select(0, near) * points).sum(-1)
         here = near[:, None].expand_as(score)
-        if labels is None:
+        if labels is None or best is None:
             labels, best = here, score
         else:
             better = score > best
             labels, best = torch.where(better, here, labels), torch.where(better, score, best)
+    assert labels is not None, 'a cell is around itself'
     return labels

@@ -29,7 +29,7 @@ def affinity_matrix(
     count = min(10, num_points) if num_neighbors is None else num_neighbors
     widest = min(_LOCAL_NEIGHBOR + 1, num_points)
     nearest = distances.topk(max(count, widest), -1, largest=False).values
-    if sigma == 'local':
+    if isinstance(sigma, str):  # 'local'
         rate = 1 / _local_width(nearest[..., :widest])
         scaled = distances * rate[..., :, None]
         # symmetric bit for bit: eigenvalues closer than the rounding of fp32 are told apart in float64 later
@@ -41,7 +41,7 @@ def affinity_matrix(
         weights = weights.masked_fill_(far & far.mT, 0)
     if mask is not None:
         weights = weights.masked_fill_(~pairs, 0)
-    if host_checks_allowed(weights) and sigma != 'local':
+    if host_checks_allowed(weights) and not isinstance(sigma, str):
         _warn_if_empty(weights, sigma)
     return weights
 

@@ -20,11 +20,11 @@ class DegreeMerges:
         self.label = list(labels)
         self.num_candidates = num_candidates
         count = max(self.label) + 1
-        self.members = [[] for _ in range(count)]
+        self.members: list[list[int]] = [[] for _ in range(count)]
         for point, cluster in enumerate(self.label):
             self.members[cluster].append(point)
-        self.forward = [{} for _ in range(count)]  # p
-        self.backward = [{} for _ in range(count)]  # q
+        self.forward: list[dict[int, float]] = [{} for _ in range(count)]  # p
+        self.backward: list[dict[int, float]] = [{} for _ in range(count)]  # q
         for point, (row, values) in enumerate(zip(indices, weights, strict=True)):
             forward = self.forward[self.label[point]]
             for other, weight in zip(row, values, strict=True):
@@ -32,9 +32,9 @@ class DegreeMerges:
                     forward[other] = forward.get(other, 0.0) + weight
                     backward = self.backward[self.label[other]]
                     backward[point] = backward.get(point, 0.0) + weight
-        self.sums = [{} for _ in range(count)]  # U of a cluster to others
-        self.into = [set() for _ in range(count)]  # clusters with a sum to this one
-        self.near = [{} for _ in range(count)]  # affinities
+        self.sums: list[dict[int, float]] = [{} for _ in range(count)]  # U of a cluster to others
+        self.into: list[set[int]] = [set() for _ in range(count)]  # clusters with a sum to this one
+        self.near: list[dict[int, float]] = [{} for _ in range(count)]  # affinities
         self.alive = set(range(count))
         for cluster in range(count):
             self._sum_up(cluster)
@@ -42,7 +42,7 @@ class DegreeMerges:
             for other in self._neighbors(cluster):
                 self.near[cluster][other] = self._affinity(cluster, other)
         self.version = [0] * count
-        self.queue = []
+        self.queue: list[tuple[float, int, int, int]] = []  # minus the score, cluster, its version, partner
         for cluster in range(count):
             self._score(cluster)
 
@@ -63,11 +63,11 @@ class DegreeMerges:
         return None
 
     def _merge(self, kept: int, gone: int) -> None:
-        for sums in (self.forward, self.backward):
-            small, large = sorted((sums[kept], sums[gone]), key=len)
+        for steps in (self.forward, self.backward):
+            small, large = sorted((steps[kept], steps[gone]), key=len)
             for point, value in small.items():
                 large[point] = large.get(point, 0.0) + value
-            sums[kept], sums[gone] = large, None
+            steps[kept], steps[gone] = large, {}
         touched = (self._neighbors(kept) | self._neighbors(gone)) - {kept, gone}
         for point in self.members[gone]:
             self.label[point] = kept
@@ -100,7 +100,7 @@ class DegreeMerges:
     def _sum_up(self, cluster: int) -> None:
         forward, backward = self.forward[cluster], self.backward[cluster]
         small, large = sorted((forward, backward), key=len)
-        sums = {}
+        sums: dict[int, float] = {}
         for point, value in small.items():
             other = self.label[point]
             if other != cluster and point in large:
@@ -147,5 +147,5 @@ def chain_labels(nearest: list) -> list:
     for point, other in enumerate(nearest):
         one, two = root(point), root(other)
         parent[max(one, two)] = min(one, two)
-    number = {}
+    number: dict[int, int] = {}
     return [number.setdefault(root(point), len(number)) for point in range(len(nearest))]

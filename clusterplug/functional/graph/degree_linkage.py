@@ -93,10 +93,10 @@ def graph_degree_linkage(
     starts = None if labels is None else _check_labels(labels, x).reshape(batch, num_points)
     found = torch.full((batch, num_points), -1, dtype=torch.int64, device='cpu')
     for number in range(batch):
-        valid = slice(None) if masks is None else masks[number]
+        valid: slice | Tensor = slice(None) if masks is None else masks[number]
         start = None if starts is None else starts[number][valid]
         part = _cluster(points[number][valid], num_clusters, num_neighbors, num_candidates, metric, start)
-        found[number, valid if masks is None else valid.cpu()] = part
+        found[number, valid.cpu() if isinstance(valid, Tensor) else valid] = part
     return found.to(x.device).reshape(x.shape[:-1])
 
 

@@ -124,7 +124,11 @@ class _Product:
     """W Z for Z (K, ..., N)."""
 
     def __init__(self, graph, dtype: torch.dtype, lead: tuple, concave: bool):
-        self.operator = self.local = self.shift = None
+        self.operator: GraphOperator | None = None
+        self.shift: Tensor | None = None
+        self.local: Tensor | None = None  # (m, ..., N), where there is no operator
+        self.weights: Tensor
+        self.rows: Tensor
         self.scale = 0.5 if concave else 1.0
         if not concave and isinstance(graph, tuple) and graph[0].shape[:-2] == lead and graph[0].shape[-1]:
             check_graph(graph)
@@ -154,6 +158,7 @@ class _Product:
 
     def select(self, rows: Tensor) -> '_Product':
         """Return the product of some problems of a batch of lists."""
+        assert self.local is not None, 'the graph is of lists'
         found = copy.copy(self)
         found._keep(self.local[:, rows], self.weights[:, rows])
         return found

@@ -104,7 +104,7 @@ def linkage(
                 pairs, heights = _merges(distances, method, part_mask)
                 chunks.append(_number(pairs, heights, mask.reshape(-1, num_points)[part]))
     parts = [torch.cat(values) for values in zip(*chunks)]
-    return LinkageTree(*(part.reshape((*batch_shape, *part.shape[1:])) for part in parts), mask)
+    return LinkageTree._make((*(part.reshape((*batch_shape, *part.shape[1:])) for part in parts), mask))
 
 
 def _merges(distances: Tensor, method: str, mask: Tensor | None) -> tuple[Tensor, Tensor]:

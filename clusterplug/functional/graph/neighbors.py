@@ -132,7 +132,7 @@ def affinity(x: Tensor, *, sigma: float | str = 'local', mask: Tensor | None = N
         distances = pairwise_distances(points)
         if mask is not None:
             distances = distances.masked_fill(~(mask.unsqueeze(-1) & mask.unsqueeze(-2)), math.inf)
-        if width == 'local':
+        if isinstance(width, str):  # 'local'
             place = min(_LOCAL_NEIGHBOR, x.shape[-2] - 1) + 1  # the point itself comes first
             local = distances.topk(place, -1, largest=False).values
             local = _floored(local.masked_fill(local.isinf(), 0.0).amax(-1))
@@ -194,12 +194,13 @@ def _weights(indices: Tensor, distances: Tensor, mode: str, width: float | str |
         weights = torch.ones_like(kept)
     elif mode == 'distance':
         weights = kept
-    elif width == 'local':
+    elif isinstance(width, str):  # 'local'
         local = distances[..., :_LOCAL_NEIGHBOR]
         local = _floored(local.masked_fill(local.isinf(), 0.0).amax(-1))
         of_neighbor = local.gather(-1, indices.flatten(1)).view(indices.shape)
         weights = (-(kept / local.unsqueeze(-1)) * (kept / of_neighbor)).exp()
     else:
+        assert width is not None, "mode is 'gaussian'"
         weights = (-0.5 * (kept / width).square()).exp()
     return weights.masked_fill(missing, 0.0)
 

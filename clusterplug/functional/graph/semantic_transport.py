@@ -2,6 +2,7 @@
 """Progressive transport in which neighbors in a graph pull each other to the same cluster."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,10 +98,10 @@ def semantic_transport(
     inner_iters = check_count(inner_iters, 'inner_iters', 1)
     if check_graph(graph) != scores.shape[-2]:
         raise ValueError(f'graph must be of the {scores.shape[-2]} rows of scores, got {check_graph(graph)} points')
-    options = {'epsilon': epsilon, 'mass': mass, 'penalty': penalty, 'prior': prior, 'mask': mask}
-    tight = {'tol': tol, 'max_iters': inner_iters if tol == 0 else _TIGHT_ITERS}
+    options: dict[str, Any] = {'epsilon': epsilon, 'mass': mass, 'penalty': penalty, 'prior': prior, 'mask': mask}
+    tight: dict[str, Any] = {'tol': tol, 'max_iters': inner_iters if tol == 0 else _TIGHT_ITERS}
     if strength == 0:
-        found = progressive_transport(scores, **options, init=init, full_output=True, **tight)
+        found = _progressive(scores, **options, init=init, **tight)
         return found if full_output else found.plan
     dtype = working_dtype(scores.dtype)
     if scores.device.type == 'cpu' and scores.numel() <= _WIDE_ENTRIES:
@@ -115,6 +116,12 @@ def semantic_transport(
     return found if full_output else found.plan
 
 
+def _progressive(scores: Tensor, **options) -> ProgressivePlan:
+    found = progressive_transport(scores, **options, full_output=True)
+    assert isinstance(found, ProgressivePlan)
+    return found
+
+
 def _iterate(scores, pull, strength, options, tight, tol, max_iters, inner_iters, init):
     """Return the last inner result, with all outer iterations counted, and F after every iteration."""
     num_rows, num_cols = scores.shape[-2:]
@@ -125,10 +132,10 @@ def _iterate(scores, pull, strength, options, tight, tol, max_iters, inner_iters
     plan = (scores.new_ones(scores.shape) * (share / (count * num_cols))).to(scores.dtype)
     if mask is not None:
         plan = plan * mask.unsqueeze(-1)
-    pulled, history, found, steps = pull(plan), [], None, {'tol': tol, 'max_iters': inner_iters}
+    pulled, history, steps = pull(plan), [], {'tol': tol, 'max_iters': inner_iters}
     still = torch.zeros(scores.shape[:-2], dtype=torch.bool, device=scores.device)
     for number in range(max_iters):
-        found = progressive_transport(scores + strength * pulled, **options, init=init, full_output=True, **steps)
+        found = _progressive(scores + strength * pulled, **options, init=init, **steps)
         moved = (found.plan - plan * count).abs().amax((-2, -1)) if tol > 0 else None
         plan, init = (found.plan / count).to(scores.dtype), found.potentials
         pulled = pull(plan)

@@ -66,8 +66,9 @@ class CpuAssigner:
             self.parts = list(blocks(points.shape[1], bytes_per_point, points.device))
         self.keeps = len(self.parts) == 1 and points.shape[1] * dim >= KEPT_COORDINATES
         self.half_norms = center_norms(self.centers).mul_(0.5).unsqueeze(-1)
-        self.stale = None  # ascending rows (R,) of all B * K centers whose kept scores are out of date; None = all
-        self.buffers = {}
+        # ascending rows (R,) of all B * K centers whose kept scores are out of date; None = all
+        self.stale: Tensor | None = None
+        self.buffers: dict[int, tuple[Tensor, ...]] = {}
 
     def move(self, values: Tensor, rows: Tensor | None = None) -> None:
         """Put ``values`` (B, K, D) in place of all centers, or ``values`` (R, D) in place of the ``rows`` (R,)."""

@@ -41,7 +41,7 @@ def lloyd_cpu(
     sums = SmallSums(points, weights, centers) if is_small(points, centers) else _Sums(points, weights, centers)
     batch = points.shape[0]
     fixed = tolerance is None
-    limits = [0.0] * batch if fixed else tolerance.tolist()
+    limits = [0.0] * batch if tolerance is None else tolerance.tolist()
     active, outdated, used = [True] * batch, [False] * batch, [0] * batch
     for step in range(num_iters):
         changed, relocating = sums.update(), not fixed or step % RELOCATE_EVERY == 0
@@ -76,7 +76,8 @@ class _Sums:
         self.offset = (
             None if batch == 1 else torch.arange(batch, device=points.device).unsqueeze(-1) * self.num_clusters
         )
-        self.labels, self.next = None, torch.empty(batch, num_points, dtype=torch.int64, device=points.device)
+        self.labels: Tensor | None = None  # of the last update
+        self.next = torch.empty(batch, num_points, dtype=torch.int64, device=points.device)
         # many short fp32 sums, one for each block, are added in float64; a single block needs no second sum
         several = len(self.assign.parts) > 1
         self.total = points.new_zeros(
@@ -86,7 +87,8 @@ class _Sums:
         # what share of the labels the next iteration will change
         self.expected, self.age = 0.5 if several else 0.0, 0
         # for each problem, whether a cluster was empty when the centers were last moved
-        self.empty, self.touched = [False] * batch, None
+        self.empty = [False] * batch
+        self.touched: Tensor | None = None  # (B * K,) clusters whose points changed in the last update
 
     @property
     def centers(self) -> Tensor:
@@ -98,8 +100,13 @@ class _Sums:
 
     def final_labels(self, outdated: bool) -> Tensor:
         """Return labels (B, N), of the last update or (``outdated``) of the centers as they are now."""
+        labels = self._last_labels()
         if outdated:
-            self.assign(self.labels)
+            self.assign(labels)
+        return labels
+
+    def _last_labels(self) -> Tensor:
+        assert self.labels is not None, 'update comes first'
         return self.labels
 
     def update(self) -> list[bool]:
@@ -107,7 +114,7 @@ class _Sums:
         if self.labels is None:
             self.assign(self.next, self._add_all)
             self.labels, self.next = self.next, torch.empty_like(self.next)
-            return [True] * len(self.labels)
+            return [True] * len(self.next)
         # moving weights in and out would leave rounding in the mass of a cluster that became empty
         renew = self.weights is not None or self.age >= REFRESH_EVERY or self.expected > REFRESH_SHARE
         if renew:
@@ -153,7 +160,7 @@ class _Sums:
     def _mass(self) -> Tensor:
         """Return the sum of weights of each cluster (B * K,) in the type of the points."""
         weights = None if self.weights is None else self.weights.reshape(-1).double()
-        return torch.bincount(self._flat(self.labels), weights, len(self.total)).to(self.points.dtype)
+        return torch.bincount(self._flat(self._last_labels()), weights, len(self.total)).to(self.points.dtype)
 
     def move_centers(self, moving: list[bool], relocating: bool, measure: bool) -> list[float]:
         """Move the centers of some problems to their averages; return each problem's squared movement.
@@ -194,8 +201,9 @@ class _Sums:
         if not relocating:
             return torch.where(mass.unsqueeze(-1) > 0, sums / mass.unsqueeze(-1), centers)
         plain = sums.masked_fill((mass <= 0).unsqueeze(-1), 0.0)  # rounding of points that went away
-        distances = squared_distances_to(self.points, centers, self.labels)
-        distances = beyond_rounding(distances, self.points, self.labels, self.num_clusters)
+        labels = self._last_labels()
+        distances = squared_distances_to(self.points, centers, labels)
+        distances = beyond_rounding(distances, self.points, labels, self.num_clusters)
         if self.weights is not None:  # a point without weight is no position for a center
             distances = torch.where(self.weights > 0, distances, 0.0)
-        return averages(*relocate(plain, mass, self.points, self.weights, self.labels, distances))
+        return averages(*relocate(plain, mass, self.points, self.weights, labels, distances))

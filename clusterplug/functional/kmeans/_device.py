@@ -66,7 +66,7 @@ def _labelled(state: '_Problem', centers: Tensor, used: Tensor) -> tuple[Tensor,
 
 
 class _Problem:
-    """What stays the same from iteration to iteration, and the labels of the last one."""
+    """What stays the same from iteration to iteration."""
 
     def __init__(self, points: Tensor, weights: Tensor | None, num_clusters: int) -> None:
         self.plain = points[..., :-1]
@@ -81,7 +81,6 @@ class _Problem:
         self.ranks = torch.arange(num_clusters, device=points.device)
         score_bytes = points.shape[0] * num_clusters * points.element_size()
         self.parts = list(blocks(points.shape[1], score_bytes, points.device))
-        self.labels = None
 
     def step(self, table: Tensor, *, relocating: bool | None) -> Tensor:
         """Return the centers (B, K, D + 1), last coordinate 1, that follow; ``relocating`` None = if need be."""
@@ -94,17 +93,17 @@ class _Problem:
             sums = torch.baddbmm(sums, chosen.mT, self.weighted[:, part], beta=kept)
             labels.append(best.indices)
             lowest.append(best.values)
-        self.labels = labels[0] if len(labels) == 1 else torch.cat(labels, 1)
+        joined = labels[0] if len(labels) == 1 else torch.cat(labels, 1)
         if relocating is None:
             relocating = bool((sums[..., -1] <= KEPT_SHARE).any())
         if not relocating:
             return sums / sums[..., -1:]
         distances = self.norms + (lowest[0] if len(lowest) == 1 else torch.cat(lowest, 1))
-        return self._relocated(sums, distances)
+        return self._relocated(sums, joined, distances)
 
-    def _relocated(self, sums: Tensor, distances: Tensor) -> Tensor:
+    def _relocated(self, sums: Tensor, labels: Tensor, distances: Tensor) -> Tensor:
         distances = torch.where(distances > self.least, distances, 0.0)
         mass = torch.where(sums[..., -1] > KEPT_SHARE, sums[..., -1], 0.0)
         plain = torch.where(mass.unsqueeze(-1) > 0, sums[..., :-1], 0.0)
-        plain, mass = relocate(plain, mass, self.plain, self.weights, self.labels, distances)
+        plain, mass = relocate(plain, mass, self.plain, self.weights, labels, distances)
         return torch.nn.functional.pad(averages(plain, mass), (0, 1), value=1.0)

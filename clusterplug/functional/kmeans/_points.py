@@ -35,15 +35,15 @@ def centered(x: Tensor, valid: Tensor | None, centers: Tensor | None = None) -> 
     if not host_checks_allowed(x):
         return _on_device(kept, valid, centers)
     kept = kept.contiguous()
-    given = (kept,) if centers is None else (kept, centers.to(dtype))
-    if any(is_extreme(each) for each in given):
+    wide_centers = None if centers is None else centers.to(dtype)
+    if is_extreme(kept) or (wide_centers is not None and is_extreme(wide_centers)):
         check_finite(x, 'x', valid)
         if centers is not None:
             check_finite(centers, 'centers')
         if dtype == torch.float32:  # every square of fp32 fits into float64
             return centered(kept.double(), valid, None if centers is None else centers.double())
         return _scaled(kept, valid, centers)
-    rows = typical_rows(kept, None if centers is None else given[1], valid)
+    rows = typical_rows(kept, wide_centers, valid)
     origin = typical_origin(rows)
     near = origin.abs().amax(-1, keepdim=True) <= typical_size(rows, origin)
     count = _count(kept, valid)

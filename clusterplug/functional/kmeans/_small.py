@@ -38,7 +38,8 @@ class SmallSums:
         shape = batch, self.num_clusters, num_points
         self.scores, self.chosen, self.before = (points.new_empty(shape) for _ in range(3))
         self.highest = points.new_empty(batch, 1, num_points)
-        self.sums, self.empty = None, [False] * batch
+        self.sums: Tensor | None = None  # of the last update
+        self.empty = [False] * batch
 
     @property
     def labels(self) -> Tensor:
@@ -62,10 +63,11 @@ class SmallSums:
         self._score()
         torch.amax(self.scores, 1, keepdim=True, out=self.highest)
         torch.eq(self.scores, self.highest, out=self.chosen)
-        first, self.sums = self.sums is None, torch.bmm(self.chosen, self.table)
-        if self.sums[..., -1].sum().item() != self.highest.numel():
+        first, sums = self.sums is None, torch.bmm(self.chosen, self.table)
+        if sums[..., -1].sum().item() != self.highest.numel():
             self.chosen.zero_().scatter_(1, self.scores.max(1, keepdim=True).indices, 1.0)
-            self.sums = torch.bmm(self.chosen, self.table)
+            sums = torch.bmm(self.chosen, self.table)
+        self.sums = sums
         batch = len(self.chosen)
         if first or batch == 1:
             return [first or not torch.equal(self.chosen, self.before)] * batch
@@ -73,6 +75,7 @@ class SmallSums:
 
     def move_centers(self, moving: list[bool], relocating: bool, measure: bool) -> list[float]:
         """Move the centers of some problems to their averages; return each problem's squared movement, as ``_Sums``."""
+        assert self.sums is not None, 'update comes first'
         sums, mass, before = self.sums[..., :-2], self.sums[..., -2], self.centers
         some_empty = mass.amin().item() <= 0
         self.empty = (mass <= 0).any(-1).tolist() if some_empty else [False] * len(moving)

@@ -121,12 +121,12 @@ def kmeans(
         labels, used = x.new_empty(shapes[0], dtype=torch.int64), x.new_empty(lead, dtype=torch.int64)
         return KMeansResult(labels, x.new_empty(shapes[1]), x.new_empty(lead, dtype=wide), used)
     groups = problem_groups(flat, num_clusters) if host_checks_allowed(x) else [slice(0, batch)]
-    options = (num_clusters, init, num_iters, 0.0 if all_iters else float(tol))
+    options = (num_clusters, init, num_iters, float(tol or 0.0))
     with torch.no_grad(), exact_products(x):
         parts = []
         for group in groups:
-            given = (flat, valid, weight, draws, start, known)
-            parts.append(_solve(*(None if each is None else each[group] for each in given), options))
+            given = [None if each is None else each[group] for each in (flat, valid, weight, draws, start, known)]
+            parts.append(_solve(given, options))
     labels, centers, inertia, used = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts))
     return KMeansResult(
         labels.view(*lead, num_points),
@@ -165,9 +165,10 @@ def nearest_center(x: Tensor, centers: Tensor, *, mask: Tensor | None = None) ->
     lead, (num_points, dim) = x.shape[:-2], x.shape[-2:]
     try:
         centers = centers.detach().expand(*lead, *centers.shape[-2:])
+        fits = centers.shape[-1] == dim
     except RuntimeError:
-        centers = None
-    if centers is None or centers.shape[-1] != dim:
+        fits = False
+    if not fits:
         raise ValueError(f'centers must have shape (K, {dim}) or {(*lead, "K", dim)}; check the last dimension')
     flat = x.detach().reshape(-1, num_points, dim)
     valid = None if mask is None else mask.reshape(-1, num_points)
@@ -183,8 +184,9 @@ def nearest_center(x: Tensor, centers: Tensor, *, mask: Tensor | None = None) ->
     return labels.view(*lead, num_points), distances.view(*lead, num_points)
 
 
-def _solve(x, valid, weights, draws, start, known, options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _solve(given: list, options: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return labels, centers, inertia and iterations of the problems x (B, N, D), all in one group."""
+    x, valid, weights, draws, start, known = given
     num_clusters, init, num_iters, tol = options
     frame = centered(x, valid)
     points = frame.points
@@ -200,14 +202,14 @@ def _solve(x, valid, weights, draws, start, known, options) -> tuple[Tensor, Ten
         centers = points.gather(1, index.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
     tolerance = tol * frame.variance if tol > 0 else None
     lloyd = lloyd_cpu if frame.extended is None else lloyd_device
-    given = points if frame.extended is None else frame.extended
 
     def as_returned(values: Tensor) -> Tensor:
         if frame.is_plain and x.dtype == points.dtype:
             return values
         return to_centered(from_centered(values, frame).to(x.dtype), frame)
 
-    labels, centers, used = lloyd(given, weights, centers, num_iters, tolerance, as_returned)
+    table = points if frame.extended is None else frame.extended
+    labels, centers, used = lloyd(table, weights, centers, num_iters, tolerance, as_returned)
     distances = squared_distances_to(points, centers, labels)
     if not frame.is_plain:
         distances = distances / frame.scale.square().squeeze(-1)

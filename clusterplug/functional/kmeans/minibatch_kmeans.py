@@ -223,9 +223,11 @@ def _host_sums(points: Tensor, weights: Tensor | None, labels: Tensor, num_clust
     batch, num_points, dim = points.shape
     rows = labels if batch == 1 else labels + num_clusters * torch.arange(batch, device=points.device).unsqueeze(-1)
     table = torch.empty(batch * num_points, dim + 1, dtype=torch.float64, device=points.device)
-    rows_of_points, weights = points.reshape(-1, dim), 1.0 if weights is None else weights.reshape(-1, 1)
-    table[:, :dim] = rows_of_points if isinstance(weights, float) else rows_of_points * weights
-    table[:, dim:] = weights
+    rows_of_points = points.reshape(-1, dim)
+    if weights is None:
+        table[:, :dim], table[:, dim:] = rows_of_points, 1.0
+    else:
+        table[:, :dim], table[:, dim:] = rows_of_points * weights.reshape(-1, 1), weights.reshape(-1, 1)
     both = table.new_zeros(batch * num_clusters, dim + 1).index_add_(0, rows.reshape(-1), table)
     both = both.view(batch, num_clusters, dim + 1)
     return both[..., :-1], both[..., -1]

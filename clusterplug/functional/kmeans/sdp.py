@@ -246,7 +246,7 @@ def _factorized_likelihood(white, lengths, log_dets, tol, num_iters, init, gener
             start = member + 0.05 * start
         found = _sdp_factorized.solve(times, start, 1.0, tol, num_iters)
         worth = partition_value(white, log_dets, membership_labels(found.factors, num_clusters))
-        if best is None or worth > best_value:
+        if best_value is None or worth > best_value:
             best, best_value = found, worth
     return best
 

@@ -87,7 +87,7 @@ def assign(distances: Tensor, medoids: Tensor, mask: Tensor | None, filled: Tens
         to_medoids.masked_fill_(~filled[..., None], torch.inf)
     nearest, labels = to_medoids.min(-2)
     own = torch.arange(num_clusters, device=labels.device).expand_as(medoids)
-    if filled is None:
+    if mask is None or filled is None:  # given together
         return nearest, labels.scatter(-1, medoids, own)
     # Surplus medoids point anywhere, even at a true one: they write K, which the smallest label beats.
     own = own.masked_fill(~filled, num_clusters)

@@ -151,7 +151,7 @@ def _best_swap(
     change = (held @ one_hot).sub_(nearest[:, None] @ one_hot)
     change += torch.sub(to_candidates, nearest[:, None], out=held).clamp_max_(0).sum(-1, keepdim=True)
     excluded = torch.zeros_like(nearest, dtype=torch.bool).scatter_(-1, medoids, True)
-    if mask is not None:
+    if mask is not None and filled is not None:  # given together
         excluded |= ~mask
         change = change.masked_fill(~filled[:, None], torch.inf)
     change = change.masked_fill(excluded[:, start:stop, None], torch.inf)

@@ -2,6 +2,7 @@
 """Agreement of two labelings of the same points: accuracy under the best matching, NMI, adjusted Rand index."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from clusterplug.functional.metrics.assignment import best_assignment
 
 __all__ = ['adjusted_rand_index', 'clustering_accuracy', 'normalized_mutual_info']
 
-_MEANS = {
+_MEANS: dict[str, Callable[[float, float], float]] = {
     'arithmetic': lambda a, b: (a + b) / 2,
     'geometric': lambda a, b: math.sqrt(a * b),
     'min': min,

@@ -133,7 +133,7 @@ def _pair_rows(p: Tensor, raters: Tensor, first: int, chunk_size: int) -> tuple[
     with no_autocast(p):
         rows = slice(first, first + chunk_size)
         num_rows, num_points = p[:, rows].shape[1], p.shape[1]
-        together, rated = 0, 0
+        together, rated = p.new_zeros(()), p.new_zeros(())
         for labels in raters.unbind(1):  # of raters there are a few
             valid = labels >= 0
             both = valid[:, rows, None] & valid[:, None]

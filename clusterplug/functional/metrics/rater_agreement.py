@@ -108,7 +108,7 @@ def group_kappa(candidate: Tensor, raters: Tensor | Sequence[Tensor], *, chunk_s
     sums = torch.zeros(5, dtype=torch.float64, device='cpu')  # pairs, p, x, p x, max(p, 1 - p)
     for first in range(0, len(rows), chunk_size):
         part = rows[first : first + chunk_size]
-        shared, rated = 0, 0
+        shared = rated = torch.zeros((), dtype=torch.float64, device=rows.device)
         for column in range(1, rows.shape[1]):
             both = (part[:, None, column] >= 0) & (rows[:, column] >= 0)
             shared = shared + (both & (part[:, None, column] == rows[:, column])).double()
@@ -121,8 +121,8 @@ def group_kappa(candidate: Tensor, raters: Tensor | Sequence[Tensor], *, chunk_s
         sums += torch.stack([(pairs * each).sum() for each in (torch.ones_like(p), p, x, p * x, p.maximum(1 - p))])
     if sums[0] == 0:
         return math.nan
-    p, x, both, best = (float(each) for each in sums[1:] / sums[0])
-    reached, chance = 1 - p - x + 2 * both, p * x + (1 - p) * (1 - x)
+    share, own, both_share, best = (sums[1:] / sums[0]).tolist()
+    reached, chance = 1 - share - own + 2 * both_share, share * own + (1 - share) * (1 - own)
     if best - chance <= 1e-12:
         return 1.0 if best - reached <= 1e-12 else math.nan
     return (reached - chance) / (best - chance)
@@ -161,7 +161,7 @@ def point_agreement(raters: Tensor, *, chunk_size: int = 1024) -> Tensor:
     columns = torch.arange(num_points, device=raters.device)
     for first in range(0, max(num_points, 1), chunk_size):
         rows = slice(first, first + chunk_size)
-        shared, rated = 0, 0
+        shared = rated = torch.zeros((), device=raters.device)
         for labels in raters.unbind(-2):
             both = (labels[..., rows, None] >= 0) & (labels[..., None, :] >= 0)
             shared = shared + (both & (labels[..., rows, None] == labels[..., None, :])).float()
@@ -182,26 +182,27 @@ def _index(a: Tensor, b: Tensor) -> float:
 
 def _ordered(candidate: Tensor, raters: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the clustering (N,) and the raters (R, N) as int64 on the CPU."""
-    if isinstance(candidate, list | tuple) or (isinstance(candidate, Tensor) and candidate.dim() == 2):
-        candidate, raters = raters, candidate
+    one: Tensor | Sequence[Tensor] = candidate
+    if isinstance(one, list | tuple) or (isinstance(one, Tensor) and one.dim() == 2):
+        one, raters = raters, one
     if isinstance(raters, list | tuple):
         for number, each in enumerate(raters):
             _check_labels(each, f'raters[{number}]')
         if len({tuple(each.shape) for each in raters}) > 1:
             raise ValueError(f'raters must label the same points, got shapes {[tuple(each.shape) for each in raters]}')
         raters = torch.stack(list(raters)) if len(raters) else torch.zeros(0, 0, dtype=torch.int64, device='cpu')
-    _check_labels(candidate, 'candidate')
-    _check_labels(raters, 'raters')
-    if candidate.dim() != 1 or raters.dim() != 2 or raters.shape[-1] != len(candidate) or 0 in raters.shape:
+    one, raters = _check_labels(one, 'candidate'), _check_labels(raters, 'raters')
+    if one.dim() != 1 or raters.dim() != 2 or raters.shape[-1] != len(one) or 0 in raters.shape:
         raise ValueError(
-            f'candidate must have shape (N,) and raters (R, N) with R, N >= 1, got {tuple(candidate.shape)} and '
+            f'candidate must have shape (N,) and raters (R, N) with R, N >= 1, got {tuple(one.shape)} and '
             f'{tuple(raters.shape)}; score each plot by itself'
         )
-    return candidate.cpu().long(), raters.cpu().long()
+    return one.cpu().long(), raters.cpu().long()
 
 
-def _check_labels(labels: Tensor, name: str) -> None:
+def _check_labels(labels: object, name: str) -> Tensor:
     if not isinstance(labels, Tensor):
         raise TypeError(f'{name} must be a torch.Tensor, got {type(labels).__name__}; convert it with torch.as_tensor')
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f'{name} must have an integer dtype, got {labels.dtype}; convert it with {name}.long()')
+    return labels

@@ -46,8 +46,9 @@ class _Work:
         self.z, self.membership, self.ratio, self.recorded = z, membership, ratio, recorded
         self.value = z.new_zeros(())
         self.member_gradient = torch.zeros_like(membership) if recorded else None
-        self.gram_rows = None  # (n, n): the gradient by points is 2 ratio gram_rows @ z
-        self.outer = self.moments = None  # (n, d (d + 1) / 2): z z^T, and sum_j of Gamma_ij M_j^-1
+        self.gram_rows: Tensor | None = None  # (n, n): the gradient by points is 2 ratio gram_rows @ z
+        self.moments: Tensor | None = None  # (n, d (d + 1) / 2): sum_j of Gamma_ij M_j^-1
+        self.square: Tensor  # (d, d): where these lie in the matrix
 
     def add_sparse(self, size: int, mass: float) -> None:
         """Columns that few entries fill on their Gram matrix, the others in full."""
@@ -68,31 +69,31 @@ class _Work:
         row, col = torch.triu_indices(d, d, device=self.z.device)
         square = torch.empty(d, d, dtype=torch.long, device=self.z.device)
         square[row, col] = square[col, row] = torch.arange(len(row), device=self.z.device)
-        self.outer = self.z[:, row] * self.z[:, col]
+        outer = self.z[:, row] * self.z[:, col]  # z z^T
         twice = torch.where(row == col, 1.0, 2.0).to(self.z.dtype)
         eye = torch.eye(d, dtype=self.z.dtype, device=self.z.device)
-        if self.recorded:
-            self.moments = torch.zeros_like(self.outer)
-            self.square = square
+        moments = torch.zeros_like(outer) if self.recorded else None
+        self.moments, self.square = moments, square
         step = max(1, _BLOCK // (d * d))
         for first in range(0, len(columns), step):
             part = members[:, first : first + step]
             total, scale = self._scale(part)
-            packed = (part.mT @ self.outer) * scale[:, None]
+            packed = (part.mT @ outer) * scale[:, None]
             value, factor = log_det(packed[:, square.view(-1)].view(-1, d, d) + eye)
             del packed
             self.value = self.value + (total * value).sum()
-            if self.recorded:
+            if moments is not None:
                 inverse = torch.cholesky_inverse(factor)[:, row, col]
-                self.moments.addmm_(part, inverse)
-                energy = self.outer @ (inverse * twice).mT
+                moments.addmm_(part, inverse)
+                energy = outer @ (inverse * twice).mT
                 self._members(columns[first : first + step], None, self._slope(part, energy, scale, value))
 
     def add_gram(self, members: Tensor, rows: Tensor, columns) -> None:
         """s x s matrices of the columns, entries ``members`` (s, c) at points ``rows`` (s, c) or (s, 1)."""
         n, size = len(self.z), len(members)
-        if self.recorded and self.gram_rows is None:
-            self.gram_rows = self.z.new_zeros(n * n)
+        gram_rows = self.gram_rows
+        if self.recorded and gram_rows is None:
+            gram_rows = self.gram_rows = self.z.new_zeros(n * n)
         eye = torch.eye(size, dtype=self.z.dtype, device=self.z.device)
         step = max(1, _BLOCK // (size * max(size, self.z.shape[1] if rows.shape[1] > 1 else 1)))
         for first in range(0, len(columns), step):
@@ -105,7 +106,7 @@ class _Work:
             scaled = root.unsqueeze(-1) * gram  # D^1/2 G
             value, factor = log_det(eye + scale[:, None, None] * scaled * root.unsqueeze(-2))
             self.value = self.value + (total * value).sum()
-            if not self.recorded:
+            if gram_rows is None:
                 continue
             half = torch.linalg.solve_triangular(factor, scaled, upper=False)
             energy = (gram.diagonal(dim1=-2, dim2=-1) - scale[:, None] * half.square().sum(-2)).clamp_min(0).mT
@@ -114,7 +115,7 @@ class _Work:
             inside = torch.cholesky_solve(scaled, factor).mT * root.unsqueeze(-2)  # G D^1/2 N^-1 D^1/2
             rows_of_z = part.mT.unsqueeze(-1) * (eye - scale[:, None, None] * inside)
             cells = (where.unsqueeze(-1) * n + where.unsqueeze(-2)).expand_as(rows_of_z)
-            self.gram_rows.index_add_(0, cells.reshape(-1), rows_of_z.reshape(-1))
+            gram_rows.index_add_(0, cells.reshape(-1), rows_of_z.reshape(-1))
 
     def z_gradient(self) -> Tensor:
         """Gradient by the points, divided by n."""
@@ -128,7 +129,8 @@ class _Work:
             for first in range(0, n, step):
                 square = self.moments[first : first + step][:, self.square.view(-1)].view(-1, d, d)
                 result[first : first + step] += (square @ self.z[first : first + step].unsqueeze(-1)).squeeze(-1)
-        self.member_gradient /= n
+        if self.member_gradient is not None:
+            self.member_gradient /= n
         return factor * result
 
     def _scale(self, part: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,6 +143,7 @@ class _Work:
         return torch.where(scale > 0, slope, 0.0)  # a part without a member has no slope
 
     def _members(self, columns, rows: Tensor | None, slope: Tensor) -> None:
+        assert self.member_gradient is not None, 'gradients are recorded'
         if isinstance(columns, range):
             columns = slice(columns.start, columns.stop)
         if rows is None or len(rows) == 1:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products of Householder reflections in compact form, and the reflectors of a given frame."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -173,7 +174,7 @@ def _recorded_product(v: Tensor, rank: int) -> Tensor:
     """As :func:`_product`, of operations with gradients."""
     length = torch.linalg.vector_norm(v, dim=-2, keepdim=True)
     unit = v / torch.where(length > 0, length, 1.0)
-    options = {'dtype': v.dtype, 'device': v.device}
-    inverse = torch.triu(unit.mT @ unit, 1) + torch.eye(v.shape[-1], **options) / 2
+    eye = partial(torch.eye, dtype=v.dtype, device=v.device)
+    inverse = torch.triu(unit.mT @ unit, 1) + eye(v.shape[-1]) / 2
     weights = torch.linalg.solve_triangular(inverse, unit[..., :rank, :].mT, upper=True)
-    return torch.eye(v.shape[-2], rank, **options) - unit @ weights
+    return eye(v.shape[-2], rank) - unit @ weights

@@ -94,8 +94,8 @@ def jacobian_svd(
         if share >= 1:
             raise ValueError(f'rank must be a whole number, or a share of the norm below 1, got {rank!r}')
     else:
-        rank = check_count(rank, 'rank', 1)
-        if rank > jacobian.least:
+        count = check_count(rank, 'rank', 1)
+        if count > jacobian.least:
             raise ValueError(
                 f'rank must be at most {jacobian.least}, the smaller side of the Jacobian {jacobian.sides}, got {rank}'
             )
@@ -103,12 +103,12 @@ def jacobian_svd(
         generator = torch.Generator(x.device).manual_seed(0)
     if share is not None:
         u, s, v = _adaptive(jacobian, share, method, num_iters, tol, generator)
-    elif method == 'full' or (method == 'auto' and jacobian.least <= 2 * (rank + _OVERSAMPLE) * num_iters):
+    elif method == 'full' or (method == 'auto' and jacobian.least <= 2 * (count + _OVERSAMPLE) * num_iters):
         u, s, v = jacobian.full()
     else:
-        u, s, v = _power(jacobian, rank, num_iters, tol, generator)
+        u, s, v = _power(jacobian, count, num_iters, tol, generator)
     if share is None:
-        u, s, v = u[:, :rank], s[:rank], v[:, :rank]
+        u, s, v = u[:, :count], s[:count], v[:, :count]
     largest = v.gather(0, v.abs().argmax(0, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0).to(v)
     return JacobianSVD(*(each.to(x.dtype) for each in (u * sign, s, v * sign)))

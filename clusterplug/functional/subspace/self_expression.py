@@ -50,7 +50,9 @@ def self_expression(layers: Tensor | Sequence[Tensor], *, ridge: float) -> Tenso
     first = layers[0]
     with exact_products(first):
         values = [layer.double() for layer in layers]
-        gram = sum(value @ value.mT for value in values)
+        gram = values[0] @ values[0].mT
+        for value in values[1:]:
+            gram = gram + value @ value.mT
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         # rounding of a large Gram matrix next to a small ridge must not make it indefinite
         floor = gram.detach().diagonal(dim1=-2, dim2=-1).mean(-1) * 1e-13

@@ -2,6 +2,7 @@
 """Checks at the door of token clustering."""
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ def check_map(x: Tensor, name: str = 'x') -> None:
         )
 
 
-def check_grid(grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+def check_grid(grid: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
     """Return ``grid`` as a tuple; raise unless it is two ints, each from 1 to that of ``size``."""
     if not isinstance(grid, (tuple, list)) or len(grid) != 2:
         raise TypeError(f'grid must be (height, width) in cells, got {grid!r}')
@@ -30,7 +31,8 @@ def check_grid(grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
             f'grid must lie between (1, 1) and the size of the map, {tuple(size)}, got {tuple(grid)}; clustering only '
             f'reduces tokens: ask for fewer cells or pass a larger image'
         )
-    return tuple(grid)
+    height, width = grid
+    return height, width
 
 
 def check_settings(

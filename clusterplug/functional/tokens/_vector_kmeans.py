@@ -33,15 +33,16 @@ def assign(
         step = max(1, _GROUP_BYTES // (length * (dim + size) * values.element_size()))
     parts = []
     for first in range(0, batch, step):
-        given = (values, valid, limits, start, draws)
-        parts.append(_solve(*(None if x is None else x[first : first + step] for x in given), size, num_iters))
+        given = [None if x is None else x[first : first + step] for x in (values, valid, limits, start, draws)]
+        parts.append(_solve(given, size, num_iters))
     if not parts:
         return torch.zeros(batch, length, dtype=torch.int64, device=values.device)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _solve(values, valid, limits, start, draws, size: int, num_iters: int) -> Tensor:
+def _solve(given: list, size: int, num_iters: int) -> Tensor:
     """Return the labels of one group of sequences."""
+    values, valid, limits, start, draws = given
     rows = typical_rows(values, mask=valid)
     origin = typical_origin(rows)
     # an origin nearer than most points gains no digits

@@ -75,12 +75,13 @@ def chamfer_similarity(
             for start in range(0, num_queries, queries):
                 part = slice(start, start + queries)
                 scores = _scores(q[part], None if q_mask is None else q_mask[part], some, recorded)
-                if recorded:
+                if found is None:
                     rows.append(scores)
                 else:
                     found[part, chosen] = scores
-            columns.append(torch.cat(rows) if rows else None)
-        return torch.cat(columns, 1) if recorded else found
+            if rows:
+                columns.append(torch.cat(rows))
+        return torch.cat(columns, 1) if found is None else found
 
 
 class _Documents(NamedTuple):

@@ -156,7 +156,8 @@ def nearby_scores(clusters: TokenClusters, window: int) -> tuple[Tensor, Tensor]
     """Return scores (B, N, L) as :func:`center_scores`, -inf outside the window, and cells (1, N, L) they belong to."""
     dtype = working_dtype(clusters.tokens.dtype)
     batch, height, width, channels = clusters.tokens.shape
-    plan = tiles((height, width), tuple(clusters.centers.shape[1:3]), window, clusters.tokens.device)
+    grid = clusters.centers.shape[1], clusters.centers.shape[2]
+    plan = tiles((height, width), grid, window, clusters.tokens.device)
     num_tiles, num_candidates, num_slots = plan.shape
     tokens = clusters.tokens.detach().to(dtype).contiguous().flatten(1, 2)
     if clusters.mask is not None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Merging many tokens at once, and attention that knows how many tokens each one stands for."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -136,5 +138,5 @@ def size_biased_attention(
     query, key = torch.cat([query, one], -1), torch.cat([key, bias], -1)
     depth = value.shape[-1]
     value = F.pad(value, (0, key.shape[-1] - depth))
-    options = dict(enable_gqa=True) if enable_gqa else {}
+    options: dict[str, Any] = dict(enable_gqa=True) if enable_gqa else {}
     return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, scale=scale, **options)[..., :depth]

@@ -69,7 +69,7 @@ def token_neighbors(
     check_settings(num_neighbors=num_neighbors, norm=norm, window=window, temperature=temperature)
     state = state._replace(temperature=temperature)
     batch, height, width, _ = state.tokens.shape
-    grid = tuple(state.centers.shape[1:3])
+    grid = state.centers.shape[1], state.centers.shape[2]
     count = min(num_neighbors, grid[0] * grid[1])
     with torch.no_grad(), exact_products(state.tokens):
         if batch == 0:

@@ -47,7 +47,8 @@ def solve(
     """
     host = host_checks_allowed(logits) or stop > 0
     columns = torch.isfinite(log_target)
-    scaling, virtual = torch.where(columns, start, 0.0), None
+    scaling = torch.where(columns, start, 0.0)
+    virtual: Tensor | None = None
     taken, kernel = scaling, _Kernel(logits, scaling, columns)
     accelerate = _Anderson(scaling)
     active = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
@@ -72,6 +73,7 @@ def solve(
                 break
         if number + 1 < max_iters:
             scaling = torch.where(active.unsqueeze(-1), accelerate(scaling, target), scaling)
+    assert virtual is not None, 'max_iters is at least 1'
     return scaling, virtual, used, ~active
 
 
@@ -113,7 +115,8 @@ class _Anderson:
         batch, count = like.shape
         self.steps = like.new_zeros(batch, count, _MEMORY)
         self.changes = like.new_zeros(batch, count, _MEMORY)
-        self.last, self.number = None, 0
+        self.last: tuple[Tensor, Tensor] | None = None
+        self.number = 0
 
     def __call__(self, point: Tensor, target: Tensor) -> Tensor:
         change = target - point

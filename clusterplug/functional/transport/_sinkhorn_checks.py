@@ -50,7 +50,7 @@ def check_equal_mass(row_mass: Tensor, col_mass: Tensor) -> None:
     rows, cols = row_mass.sum(-1), col_mass.sum(-1)
     unequal = (rows - cols).abs() > MASS_TOLERANCE * torch.maximum(rows, cols)
     if unequal.any():
-        where = unequal.reshape(-1).nonzero()[0].item()
+        where = int(unequal.reshape(-1).nonzero()[0])
         raise ValueError(
             f'row_marginals and col_marginals must have equal sums, got {rows.reshape(-1)[where].item():.6g} and '
             f'{cols.reshape(-1)[where].item():.6g} in problem {where}; divide each by its sum, or use '

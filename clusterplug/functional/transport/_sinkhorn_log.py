@@ -45,7 +45,7 @@ def _padded_logits(problem: Problem, epsilon: float) -> tuple[Tensor, Tensor, Te
     """
     bound = largest_score(epsilon)
     scores = problem.scores.clamp(-bound, bound)
-    if problem.rows is not None:
+    if problem.rows is not None and problem.cols is not None:  # given together
         rows, cols = F.pad(problem.rows, (0, 1)).unsqueeze(-1), F.pad(problem.cols, (0, 1)).unsqueeze(-2)
         # where, not arithmetic: what lies in masked rows may be NaN
         scores = torch.where(rows & cols, F.pad(scores, (0, 1, 0, 1)), -bound)

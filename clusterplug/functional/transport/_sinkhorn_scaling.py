@@ -48,7 +48,7 @@ def solve_scaling(problem: Problem, epsilon: float, num_iters: int) -> Tensor:
     row_mass, col_mass = row_masses(problem), col_masses(problem)
     bound = largest_score(epsilon)
     scores = problem.scores.clamp(-bound, bound)
-    if problem.rows is not None:
+    if problem.rows is not None and problem.cols is not None:  # given together
         scores = torch.where(problem.rows.unsqueeze(-1) & problem.cols.unsqueeze(-2), scores, -bound)
     maxima = scores.detach().amax(-1, keepdim=True)
     peak = F.pad(maxima, (0, 0, 0, 1), value=-bound).amax(-2, keepdim=True)

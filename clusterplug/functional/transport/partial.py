@@ -162,7 +162,7 @@ def _logits_and_masses(scores, epsilon, row_marginals, col_marginals, mask):
 def _masses(marginals: Tensor | None, shape: tuple, scores: Tensor, name: str, mask: Tensor | None) -> Tensor:
     """Return the masses of rows or columns in the working type: as given, or uniform over the members."""
     given = expand_marginals(marginals, shape, scores, name)
-    if given is not None and marginals.dtype != torch.bool:
+    if given is not None and marginals is not None and marginals.dtype != torch.bool:
         return given if mask is None else torch.where(mask, given, 0.0)
     members = scores.new_ones(shape, dtype=working_dtype(scores.dtype)) if given is None else given
     members = members if mask is None else members * mask
