@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deep subspace clustering: samples that express each other in the input and in every layer of an encoder."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,8 @@ class DeepSubspaceClustering(DeepClusterer):
         embed_dims: Width of the embedding.
         pretrain_epochs: Epochs of the autoencoder at most.
         epochs: Epochs of self-expression at most, for ``'gradient'``.
-        stop_tol: A phase ends when its loss falls by a smaller share than this in an epoch, on average of the last ten.
+        stop_tol: A phase ends when its loss falls by a smaller share than this in an epoch, on average of the last
+            ten; the autoencoder not before half of its epochs.
         batch_size: Samples of a step of the autoencoder; self-expression takes all at once.
         lr: Learning rate of Adam.
         device, random_state, verbose, checkpoint, checkpoint_every: see :class:`DeepClusterer`.
@@ -168,9 +170,13 @@ class DeepSubspaceClustering(DeepClusterer):
         def others() -> list[nn.Parameter]:
             return [value for name, value in self.network_.named_parameters() if not name.startswith('expression')]
 
+        def trained(losses: list[float]) -> bool:
+            # a few steps an epoch leave the loss where it starts for a while, which is no rest
+            return 2 * len(losses) >= self.pretrain_epochs and self._settled(losses)
+
         phases = [
             Phase('autoencoder', self.pretrain_epochs, reconstruct, lr=self.lr, batch_size=self.batch_size,
-                  parameters=others, settled=self._settled),
+                  parameters=others, settled=trained),
         ]  # fmt: skip
         if self.solver == 'gradient':
             phases.append(Phase('self-expression', self.epochs, express, lr=self.lr,
@@ -198,13 +204,23 @@ class DeepSubspaceClustering(DeepClusterer):
     def _solve(self, x: Tensor) -> None:
         """Coefficients in closed form, of layers of equal energy."""
         self.network_.eval()
-        layers = self._layers(self._rows(x, slice(None)))
         scaled = []
-        for layer in layers:
+        for layer in self._layers(self._rows(x, slice(None))):
             energy = layer.double().square().sum() / len(layer)
             scaled.append(layer.double() / torch.where(energy > 0, energy, 1.0).sqrt())
         c = self_expression(scaled, ridge=float(self.ridge) * len(scaled))
         self.network_.expression.coefficients.copy_(c)
+
+    @torch.no_grad()
+    def _warn_of_dead_layers(self, x: Tensor) -> None:
+        layers = self._layers(self._rows(x, slice(None)))[1:]
+        dead = [number for number, layer in enumerate(layers, 1) if not bool(layer.any())]
+        if dead and bool((x != x[:1]).any()):
+            warnings.warn(
+                f'layers {dead} of the encoder are 0 for every sample (dead ReLU) and say nothing about any; lower lr '
+                f'or widen them',
+                stacklevel=4,
+            )
 
     def _cut(self) -> Tensor:
         coefficients = self.network_.expression.coef.detach()
@@ -217,6 +233,7 @@ class DeepSubspaceClustering(DeepClusterer):
             labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
             coefficients = affinity = x.new_zeros(len(x), len(x), dtype=torch.float32)
         else:
+            self._warn_of_dead_layers(x)
             if self.solver == 'closed_form':
                 self._solve(x)
             coefficients = self.network_.expression.coef.detach().to(x.device)
