@@ -35,7 +35,9 @@ class LikelihoodSDP(Clusterer):
         ridge: Share of the mean variance that is added to the diagonal.
         max_eigenvalue_ratio: Largest to smallest eigenvalue of all covariances; smaller ones are raised.
         max_iter: Rounds at most.
-        init: ``'kmeans_sdp'``, ``'kmeans'`` or labels (N,).
+        init: ``'kmeans_sdp'``, ``'kmeans'`` or labels (N,), of the first start.
+        n_init: Starts; the second and further ones begin at random labels. The rounds of the start with the largest
+            regularized likelihood are kept. With ``covariances`` known one start is enough, and used.
         solver: ``'admm'`` (dense, with a certificate), ``'factorized'`` (no N x N matrix) or ``'auto'``: dense for at
             most 300 samples.
         tol: Accuracy of each program.
@@ -49,7 +51,7 @@ class LikelihoodSDP(Clusterer):
         objective_: twice the log-likelihood of the partition plus N D log 2 pi, at ``covariances_``.
         duality_gap_: the bound of the last program less its rounded value; 0 to rounding certifies that no labels are
             more likely at these covariances (dense solver; see :func:`~clusterplug.functional.likelihood_sdp`).
-        n_iter_: rounds done. converged_: whether the labels came to rest. n_features_in_: D.
+        n_iter_: rounds of the start that was kept. converged_: whether the labels came to rest. n_features_in_: D.
 
     Source: Zhuang, Chen and Yang, "Likelihood adjusted semidefinite programs for clustering heterogeneous data", ICML
     2023, arXiv 2209.15097; no official code; sketch as Zhuang, Chen and Yang, "Sketch-and-lift", AISTATS 2022.
@@ -74,6 +76,7 @@ class LikelihoodSDP(Clusterer):
         max_eigenvalue_ratio: float = 100.0,
         max_iter: int = 20,
         init: Any = 'kmeans_sdp',
+        n_init: int = 1,
         solver: str = 'auto',
         tol: float = 1e-3,
         solver_iter: int = 200,
@@ -88,6 +91,7 @@ class LikelihoodSDP(Clusterer):
         self.max_eigenvalue_ratio = max_eigenvalue_ratio
         self.max_iter = max_iter
         self.init = init
+        self.n_init = n_init
         self.solver = solver
         self.tol = tol
         self.solver_iter = solver_iter
@@ -111,8 +115,8 @@ class LikelihoodSDP(Clusterer):
             raise ValueError(f'covariances must be ({self.n_clusters}, {x.shape[1]}, {x.shape[1]}), got {known.shape}')
         sample, rows = x, None
         if self.sketch_size is not None and self.sketch_size < n:
-            device = x.device if generator is None else generator.device
-            rows = torch.randperm(n, generator=generator, device=device)[: self.sketch_size].to(x.device)
+            drawn = torch.randperm(n, generator=generator, device=_device(generator, x))
+            rows = drawn[: self.sketch_size].to(x.device)
             sample = x[rows]
         center, unit = sample.mean(0), _unit(sample)
         scaled = (sample - center) / unit  # far from the origin, or in odd units, sums of squares lose digits
@@ -137,11 +141,29 @@ class LikelihoodSDP(Clusterer):
         return points.like(log_densities(x, *values).argmax(1))
 
     def _iterate(self, x: Tensor, known: Tensor | None, rows: Tensor | None, generator) -> tuple[Tensor, tuple]:
-        """Rounds of covariances and programs; labels, and means, covariances and shares of the best round."""
+        """Labels, and means, covariances and shares of the best round of the best start."""
         solver = self.solver
         if solver == 'auto':
             solver = 'admm' if len(x) <= _DENSE_SAMPLES else 'factorized'
-        labels = self._start(x, solver, rows, generator)
+        starts = [self._start(x, solver, rows, generator)]
+        if known is None and self.n_clusters > 1:
+            drawn = (
+                torch.randperm(len(x), generator=generator, device=_device(generator, x))
+                for _ in range(self.n_init - 1)
+            )
+            starts += [each.to(x.device) % int(self.n_clusters) for each in drawn]
+        results = []
+        for labels in starts:
+            found = self._iterate_from(x, labels, known, solver, generator)
+            results.append((self.objective_, self.duality_gap_, self.n_iter_, self.converged_, found))
+        best = max(results, key=lambda each: each[0])
+        self.objective_, self.duality_gap_, self.n_iter_, self.converged_, found = best
+        return found
+
+    def _iterate_from(
+        self, x: Tensor, labels: Tensor, known: Tensor | None, solver: str, generator
+    ) -> tuple[Tensor, tuple]:
+        """Rounds of covariances and programs, of one start."""
         options = {'solver': solver, 'tol': self.tol, 'num_iters': self._iterations(solver), 'generator': generator}
         best, relaxed = None, labels
         self.converged_, self.n_iter_, self.duality_gap_ = self.n_clusters == 1, 0, 0.0
@@ -196,7 +218,7 @@ class LikelihoodSDP(Clusterer):
         return means, covariances if known is None else known, weights
 
     def _check_parameters(self) -> None:
-        for name in ('n_clusters', 'max_iter', 'solver_iter'):
+        for name in ('n_clusters', 'max_iter', 'solver_iter', 'n_init'):
             check_parameter(check_count, getattr(self, name), name, 1)
         if self.sketch_size is not None:
             check_parameter(check_count, self.sketch_size, 'sketch_size', int(self.n_clusters) + 1)
@@ -207,6 +229,10 @@ class LikelihoodSDP(Clusterer):
         check_parameter(check_number, self.ridge, 'ridge', 0)
         check_parameter(check_number, self.max_eigenvalue_ratio, 'max_eigenvalue_ratio', 1)
         check_parameter(check_number, self.tol, 'tol', 1e-12)
+
+
+def _device(generator: torch.Generator | None, x: Tensor) -> torch.device:
+    return x.device if generator is None else generator.device
 
 
 def _unit(x: Tensor) -> Tensor:

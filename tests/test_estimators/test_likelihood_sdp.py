@@ -165,10 +165,23 @@ def test_one_cluster_and_duplicates():
         assert accuracy(np.repeat([0, 1], 6), LikelihoodSDP(2, random_state=0).fit_predict(X)) == 1
 
 
+def test_further_starts_leave_a_poor_one():
+    X, y = two_lines()
+    crossed = (X[:, 0] > np.median(X[:, 0])).astype(int)  # cuts both lines in the middle
+    one = LikelihoodSDP(2, init=crossed, max_iter=1, random_state=0).fit(X)
+    more = LikelihoodSDP(2, init=crossed, n_init=3, random_state=0).fit(X)
+    assert more.objective_ >= one.objective_
+    assert accuracy(y, more.labels_) == 1
+    again = LikelihoodSDP(2, init=crossed, n_init=3, random_state=0).fit(X)
+    assert np.array_equal(again.labels_, more.labels_)
+    assert again.objective_ == more.objective_
+
+
 @pytest.mark.parametrize(
     ('options', 'match'),
     [
         ({'n_clusters': 0}, 'n_clusters must be'),
+        ({'n_init': 0}, 'n_init must be'),
         ({'n_clusters': 12}, 'n_samples=12 should be > n_clusters=12'),
         ({'covariance_type': 'round'}, 'covariance_type must be one of'),
         ({'solver': 'sdpnal'}, 'solver must be one of'),
