@@ -5,10 +5,10 @@
     OMP_NUM_THREADS=1 python tools/train_perceptual_clusterer.py OUT.npz             # the shipped weights
     python tools/train_perceptual_clusterer.py OUT.npz --kind pointnet --steps 2000
 
-Plots of blobs, moons, circles, curves and many blobs (clusterplug.datasets.scatterplots), turned and mirrored at
-random, 32 to 64 points each. Loss: matched cross entropy (or --loss pairs), and the squared error of the agreement of
-four generated raters. The header of OUT.npz holds the settings, the CPU time and the test figures. The same command
-gives the same weights on the same machine.
+Plots of the families of clusterplug.datasets.scatterplots, turned and mirrored at random, 32 to 128 points each. Loss:
+matched cross entropy (or --loss pairs), and the squared error of the agreement of four generated raters. The header of
+OUT.npz holds the settings, the CPU time and the test figures. The same command gives the same weights on the same
+machine.
 """
 
 import argparse
@@ -27,7 +27,8 @@ from clusterplug.datasets.scatterplots import make_scatterplot
 from clusterplug.functional import adjusted_rand_index, matched_cross_entropy, pair_loss, point_agreement
 
 # family -> share of the training plots
-SHARES = dict(blobs=0.35, moons=0.15, circles=0.15, curves=0.15, many=0.2)
+SHARES = dict(blobs=0.2, moons=0.1, circles=0.1, curves=0.1, many=0.15, touching=0.15, shapes=0.2)
+POINTS = 128
 
 
 def parse_arguments(arguments=None):
@@ -40,10 +41,11 @@ def parse_arguments(arguments=None):
         '--loss', choices=('matched', 'pairs'), default='matched', help='what is minimized (default: matched)'
     )
     parser.add_argument('--num-clusters', type=int, default=8, help='columns of the network (default: 8)')
-    parser.add_argument('--embed-dims', type=int, default=32, help='width (default: 32)')
-    parser.add_argument('--steps', type=int, default=4000, help='training steps (default: 4000)')
+    parser.add_argument('--embed-dims', type=int, default=48, help='width (default: 48)')
+    parser.add_argument('--depth', type=int, default=4, help='attention layers (default: 4)')
+    parser.add_argument('--steps', type=int, default=9000, help='training steps (default: 9000)')
     parser.add_argument('--batch-size', type=int, default=16, help='plots of a step (default: 16)')
-    parser.add_argument('--plots', type=int, default=4000, help='generated plots (default: 4000)')
+    parser.add_argument('--plots', type=int, default=20000, help='generated plots (default: 20000)')
     parser.add_argument('--lr', type=float, default=3e-3, help='peak of the one-cycle schedule (default: 0.003)')
     parser.add_argument('--test-plots', type=int, default=50, help='for each family (default: 50)')
     parser.add_argument('--seed', type=int, default=0, help='of plots and weights (default: 0)')
@@ -51,10 +53,10 @@ def parse_arguments(arguments=None):
 
 
 def generate(number, seed):
-    """Points (P, 64, 2), labels (P, 64), agreement (P, 64) of training plots."""
+    """Points (P, 128, 2), labels (P, 128), agreement (P, 128) of training plots."""
     rng = np.random.default_rng(seed)
     families = rng.choice(list(SHARES), number, p=list(SHARES.values()))
-    plots = [make_scatterplot(family, 64, 4, rng) for family in families]
+    plots = [make_scatterplot(family, POINTS, 4, rng) for family in families]
     points, labels, raters = (torch.from_numpy(np.stack(each)) for each in zip(*plots))
     return points.float(), labels, point_agreement(raters)
 
@@ -63,8 +65,8 @@ def batches(points, labels, agreement, steps, batch_size, generator):
     """Yield turned, mirrored and thinned plots."""
     for _ in range(steps):
         picked = torch.randint(len(points), (batch_size,), generator=generator)
-        count = 8 * int(torch.randint(4, 9, (), generator=generator))
-        kept = torch.rand(64, generator=generator).argsort()[:count]
+        count = 8 * int(torch.randint(4, POINTS // 8 + 1, (), generator=generator))
+        kept = torch.rand(POINTS, generator=generator).argsort()[:count]
         angle = 2 * torch.pi * torch.rand(batch_size, generator=generator)
         side = 2.0 * torch.randint(2, (batch_size,), generator=generator) - 1
         turn = torch.stack([angle.cos(), -angle.sin() * side, angle.sin(), angle.cos() * side], 1).view(-1, 2, 2)
@@ -118,8 +120,8 @@ def main(arguments=None):
     args = parse_arguments(arguments)
     begin = time.process_time()
     options = dict(
-        num_clusters=args.num_clusters, in_channels=2, kind=args.kind, embed_dims=args.embed_dims, noise=False,
-        agreement=True, dropout=0.1,
+        num_clusters=args.num_clusters, in_channels=2, kind=args.kind, embed_dims=args.embed_dims, depth=args.depth,
+        noise=False, agreement=True, dropout=0.1,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # weights and dropout draw from the global generator
         torch.manual_seed(args.seed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generated scatterplots of blobs, moons and rings, with raters who disagree about clusters that nearly touch."""
+"""Generated scatterplots of blobs, curves and shapes that may touch, with raters who disagree where they do."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from clusterplug.core.checks import check_choice, check_count
 
 __all__ = ['FAMILIES', 'Scatterplot', 'make_scatterplot']
 
-FAMILIES = ('blobs', 'moons', 'circles', 'curves', 'many')
+FAMILIES = ('blobs', 'moons', 'circles', 'curves', 'many', 'touching', 'shapes')
 
 
 class Scatterplot(NamedTuple):
@@ -29,10 +29,14 @@ def make_scatterplot(
         family: ``'blobs'``: 1 to 5 Gaussians of different shape (centers more than 0.32 apart, deviations 0.02 to
             0.07). ``'moons'``: two half rings that reach into each other (noise 0.05). ``'circles'``: a disc in a ring
             (radius 0.15 to 0.35 of the ring's, noise 0.05). ``'curves'``: 1 to 3 arcs and lines, side by side.
-            ``'many'``: 5 to 8 blobs.
+            ``'many'``: 5 to 8 blobs. ``'touching'``: 2 to 6 long or round blobs of very different density, each 1.6 to
+            3.5 joint deviations from its nearest, so tails overlap. ``'shapes'``: 1 to 6 discs, bars, lines, arcs,
+            rings and blobs of any size with 0.04 to 0.2 of the plot between them, in every second plot with up to 8 %
+            of points in between, which are labeled as their nearest shape.
         num_points: N, at least 8.
-        num_raters: R raters. Each joins blobs whose gap, in deviations, is below a threshold of its own (1.5 to 4.5),
-            sees one cluster in moons, circles and curves with probability 0.05, and moves one point in fifty at random.
+        num_raters: R raters. Each joins blobs whose gap, in deviations, is below a threshold of its own (1.5 to 4.5;
+            of touching blobs 1.2 to 2.2), sees one cluster in the other families with probability 0.05, and moves one
+            point in fifty at random.
         rng: Generator or seed.
 
     Raises:
@@ -45,15 +49,18 @@ def make_scatterplot(
     check_choice(family, 'family', FAMILIES)
     num_points, num_raters = check_count(num_points, 'num_points', 8), check_count(num_raters, 'num_raters')
     rng = np.random.default_rng(rng)
-    gaps = None
+    gaps, joining = None, (1.5, 4.5)
     if family in ('blobs', 'many'):
         points, labels, gaps = _blobs(rng, num_points, *((1, 5) if family == 'blobs' else (5, 8)))
+    elif family == 'touching':
+        (points, labels, gaps), joining = _touching(rng, num_points), (1.2, 2.2)
     else:
-        points, labels = {'moons': _moons, 'circles': _circles, 'curves': _curves}[family](rng, num_points)
+        draw = {'moons': _moons, 'circles': _circles, 'curves': _curves, 'shapes': _shapes}[family]
+        points, labels = draw(rng, num_points)
     angle, order = rng.uniform(0, 2 * np.pi), rng.permutation(num_points)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     labels = labels[order]
-    raters = [_rate(rng, labels, gaps) for _ in range(num_raters)]
+    raters = [_rate(rng, labels, gaps, joining) for _ in range(num_raters)]
     return Scatterplot(points[order] @ turn.T, labels, np.array(raters, dtype=np.int64).reshape(num_raters, num_points))
 
 
@@ -86,6 +93,74 @@ def _blobs(rng, num_points, least, most):
     return np.concatenate(points), np.array(labels), distances / (mean[:, None] + mean[None])
 
 
+def _touching(rng, num_points):
+    """Gaussians that grow from each other: distances in deviations along the line between two centers."""
+    number, means, factors = int(rng.integers(2, 7)), [np.zeros(2)], []
+    for _ in range(number):
+        angle, size, long = rng.uniform(0, np.pi), rng.uniform(0.5, 1.5), rng.uniform(1, 4)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        factors.append(turn * (size * np.array([np.sqrt(long), 1 / np.sqrt(long)])))
+    for label in range(1, number):
+        for _ in range(64):
+            other, angle = int(rng.integers(label)), rng.uniform(0, 2 * np.pi)
+            way = np.array([np.cos(angle), np.sin(angle)])
+            reach = sum(np.linalg.norm(way @ factors[each]) for each in (label, other))
+            means.append(means[other] + way * reach * rng.uniform(1.6, 3.5))
+            if all(_gap(means, factors, label, each) >= 1.6 for each in range(label)):
+                break
+            means.pop()
+        else:  # no room: the ones there are
+            factors = factors[:label]
+            break
+    number, points, labels = len(means), [], []
+    for label, count in enumerate(_sizes(rng, num_points, number)):
+        points.append(means[label] + rng.standard_normal((count, 2)) @ factors[label].T)
+        labels += [label] * count
+    gaps = np.array([[_gap(means, factors, one, other) for other in range(number)] for one in range(number)])
+    return np.concatenate(points), np.array(labels), gaps
+
+
+def _gap(means, factors, one, other):
+    way = means[one] - means[other]
+    distance = np.linalg.norm(way)
+    if distance == 0:
+        return 0.0
+    return distance / sum(np.linalg.norm(way / distance @ factors[each]) for each in (one, other))
+
+
+def _shapes(rng, num_points):
+    number, strays = int(rng.integers(1, 7)), int(num_points * rng.choice([0, rng.uniform(0, 0.08)]))
+    gap, points, labels = rng.uniform(0.04, 0.2), np.empty((0, 2)), []
+    for label, count in enumerate(_sizes(rng, num_points - strays, number)):
+        for trial in range(64):  # farther out with every trial
+            shape = _shape(rng, count) + rng.uniform(-0.5, 0.5, 2) * (1 + trial / 16)
+            distances = np.linalg.norm(shape[:, None] - points[None], axis=-1)
+            if not len(points) or distances.min() >= gap:
+                break
+        else:
+            shape = shape + np.array([points[:, 0].max() - shape[:, 0].min() + gap, 0])
+        points, labels = np.concatenate([points, shape]), labels + [label] * count
+    if strays:
+        between = rng.uniform(points.min(0), points.max(0), (strays, 2))
+        nearest = np.linalg.norm(between[:, None] - points[None], axis=-1).argmin(1)
+        points, labels = np.concatenate([points, between]), labels + np.array(labels)[nearest].tolist()
+    return points, np.array(labels)
+
+
+def _shape(rng, count):
+    kind = rng.choice(['blob', 'disc', 'bar', 'line', 'arc', 'ring'])
+    size, angle = rng.uniform(0.08, 0.35), rng.uniform(0, 2 * np.pi)
+    if kind == 'blob':
+        points = rng.standard_normal((count, 2)) * rng.uniform(0.15, 0.5, 2)
+    elif kind in ('disc', 'arc', 'ring'):
+        turn = rng.uniform(0, 2 * np.pi if kind != 'arc' else rng.uniform(1.5, 4.5), count)
+        radius = np.sqrt(rng.uniform(0, 1, count)) if kind == 'disc' else 1 + 0.05 * rng.standard_normal(count)
+        points = radius[:, None] * np.stack([np.cos(turn), np.sin(turn)], 1)
+    else:
+        points = rng.uniform(-1, 1, (count, 2)) * [1, rng.uniform(0.3, 1) if kind == 'bar' else 0.05]
+    return size * points @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
 def _moons(rng, num_points):
     first = num_points // 2
     angles = np.pi * np.concatenate([rng.uniform(0, 1, first), rng.uniform(0, 1, num_points - first)])
@@ -114,13 +189,13 @@ def _curves(rng, num_points):
     return np.concatenate(points), np.array(labels)
 
 
-def _rate(rng, labels, gaps):
+def _rate(rng, labels, gaps, joining):
     number = int(labels.max()) + 1
     parent = np.arange(number)
     if gaps is None:
         parent = np.zeros(number, int) if rng.random() < 0.05 else parent
     else:
-        near = gaps < rng.uniform(1.5, 4.5)
+        near = gaps < rng.uniform(*joining)
         for _ in range(number):  # the least label spreads over all that are joined
             parent = np.where(near, parent[None], number).min(1)
     rated = parent[labels]
