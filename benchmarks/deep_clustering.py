@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deep clustering estimators on real data next to k-means, spectral and agglomerative: one table.
+"""Every estimator of deep clustering on real data, next to k-means, spectral and agglomerative: one table.
 
-    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/deep_clustering.py --data FOLDER              # some minutes
-    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/deep_clustering.py --data FOLDER --only digits --seeds 1
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/deep_clustering.py --data FOLDER --page docs/benchmarks.md
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/deep_clustering.py --only digits --seeds 1
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/deep_clustering.py --data FOLDER --minutes 10     # and again
 
-FOLDER holds features/planetoid_cora.npz and features/coil100_20obj_4views.npz (without it: digits alone). Labels are
-used for the scores alone: no epoch is chosen by them. Seconds are process time of one thread.
+FOLDER holds features/ and images/ (without it: the sets that need no file). Every fit runs in a process of its own and
+is written to --store, so a run that was stopped, or ended after --minutes, goes on where it was; `--minutes 0 --page`
+writes the page from what is there. Labels of the data give K and the scores alone: no epoch and no setting is chosen
+by them. Seconds are process time of one thread; MB is the growth of the peak of the process over that of the data.
 """
 
 import argparse
+import json
+import multiprocessing
 import statistics
 import time
 import warnings
@@ -17,12 +21,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _deep_data import SETS
+from _deep_methods import methods_of
 from _timing import describe_machine, one_thread_each, publish
 
-from clusterplug import estimators
+from clusterplug.core.files import write_json
 from clusterplug.functional import adjusted_rand_index, clustering_accuracy, normalized_mutual_info
+from clusterplug.testing import peak_of_process
 
-SHORT = dict(pretrain_epochs=40, head_epochs=10, epochs=40, batch_size=128)  # of DEPICT, for a CPU
+NEEDS_NO_FILE = ('digits', 'complementary', 'noisy_views')
+SCORES = ('ACC', 'NMI', 'ARI')
 
 
 def scores(labels, truth):
@@ -31,110 +39,91 @@ def scores(labels, truth):
     return [float(kind(labels, truth)) for kind in kinds]
 
 
-def digits(_):
-    from sklearn.datasets import load_digits
-
-    x, truth = load_digits(return_X_y=True)
-    images = x.reshape(-1, 1, 8, 8)
-    yield 'digits', 'k-means', truth, lambda seed: estimators.KMeans(10, n_init=10, random_state=seed).fit_predict(x)
-    yield 'digits', 'spectral', truth, lambda seed: estimators.SpectralClustering(10).fit_predict(x)
-    yield 'digits', 'Ward', truth, lambda seed: estimators.AgglomerativeClustering(10).fit_predict(x)
-    yield 'digits', 'graph degree linkage', truth, lambda seed: estimators.GraphDegreeLinkage(10).fit_predict(x)
-    for objective in ('idec', 'dec'):
-        yield (
-            'digits', objective.upper(), truth,
-            lambda seed, o=objective: estimators.DeepEmbeddedClustering(10, objective=o, random_state=seed)
-            .fit_predict(x),
-        )  # fmt: skip
-    for target in ('dec', 'sqrt', 'none'):
-        yield (
-            'digits', f'DEPICT, target {target}', truth,
-            lambda seed, t=target: estimators.DEPICT(10, target=t, random_state=seed, **SHORT).fit_predict(images),
-        )  # fmt: skip
+def fit(data, method, seed, connection):
+    """Send scores, seconds and megabytes of one fit; the process ends afterwards."""
+    before, begin = peak_of_process(), time.process_time()
+    labels = method.label(data, seed)
+    seconds, peak = time.process_time() - begin, peak_of_process()
+    connection.send([*scores(labels, data.truth), seconds, (peak - before) / 1e6])
 
 
-def views(folder):
-    bank = np.load(folder / 'features' / 'coil100_20obj_4views.npz')
-    names = [name for name in bank.files if name != 'y' and bank[name].ndim == 2]
-    truth = bank['y'].astype(np.int64)
-    x = {name: bank[name] for name in names}
-    for name in names:
-        rows = torch.nn.functional.normalize(torch.from_numpy(bank[name].astype(np.float32)), dim=1)
-        yield (
-            'COIL-100, 20 objects', f'Ward, {name}', truth,
-            lambda seed, r=rows: estimators.AgglomerativeClustering(20).fit_predict(r),
-        )  # fmt: skip
-        yield (
-            'COIL-100, 20 objects', f'graph degree linkage, {name}', truth,
-            lambda seed, r=rows: estimators.GraphDegreeLinkage(20).fit_predict(r),
-        )  # fmt: skip
-    for base in ('agglomerative', 'gdl'):
-        yield (
-            'COIL-100, 20 objects', f'CoAssociation, {base}', truth,
-            lambda seed, b=base: estimators.CoAssociation(20, base=b).fit_predict(x),
-        )  # fmt: skip
-    yield (
-        'COIL-100, 20 objects', 'MultiViewClustering, jule', truth,
-        lambda seed: estimators.MultiViewClustering(20, random_state=seed).fit_predict(x),
-    )  # fmt: skip
+def measure(data, method, seed):
+    """Return what :func:`fit` sends, or None where it failed."""
+    context = multiprocessing.get_context('fork')
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=fit, args=(data, method, seed, sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return None
+    finally:
+        process.join()
 
 
-def cora(folder):
-    from scipy.sparse import csr_matrix
-
-    file = np.load(folder / 'features' / 'planetoid_cora.npz')
-    matrix = csr_matrix((file['x_data'], file['x_indices'], file['x_indptr']), shape=tuple(file['x_shape']))
-    x, truth, edges = matrix.toarray(), file['y'], file['edges'].T
-    yield 'Cora', 'k-means of the features', truth, lambda seed: estimators.KMeans(7, random_state=seed).fit_predict(x)
-    for name, options in (
-        ('SCGC*', {}),
-        ('SCGC* without the warm-up', dict(warmup_epochs=0, epochs=60)),
-        ('SCGC', dict(cumulative=False, reconstruction=True)),
-    ):
-        yield (
-            'Cora', name, truth,
-            lambda seed, o=options: estimators.GraphContrastClustering(7, random_state=seed, **o).fit_predict(x, edges),
-        )  # fmt: skip
-
-
-PARTS = {'digits': digits, 'views': views, 'cora': cora}
-FIXED = ('spectral', 'Ward', 'graph degree', 'CoAssociation')  # the seed plays no part
+def run(names, folder, seeds, store, minutes):
+    """Fill the store until all is there or the time is over; return whether all is."""
+    found = json.loads(store.read_text()) if store.is_file() else {}
+    ends = None if minutes is None else time.monotonic() + 60 * minutes
+    data = {name: SETS[name](folder) for name in names}
+    for seed in range(seeds):  # so that every method has a figure before one has several
+        for each in data.values():
+            for method in methods_of(each):
+                key = f'{each.name} | {method.name} | {seed}'
+                if key in found or seed >= (method.seeds or seeds):
+                    continue
+                if ends is not None and time.monotonic() > ends:
+                    return found, False
+                found[key] = measure(each, method, seed)
+                print(key, found[key] and [round(value, 3) for value in found[key]], flush=True)
+                write_json(store, found)
+    return found, True
 
 
-def measure(part, folder, seeds):
-    for data, method, truth, fit in PARTS[part](folder):
-        rows, seconds = [], []
-        for seed in range(1 if method.startswith(FIXED) else seeds):
-            begin = time.process_time()
-            labels = fit(seed)
-            seconds.append(time.process_time() - begin)
-            rows.append(scores(labels, truth))
+def table(found):
+    """Lines of the table: mean and spread over the seeds."""
+    lines = ['| Data | Method | ' + ' | '.join(SCORES) + ' | Seconds | MB | Seeds |', '|---' * 8 + '|']
+    groups = {}
+    for key, values in found.items():
+        data, method, _ = key.split(' | ')
+        groups.setdefault((data, method), []).append(values)
+    for (data, method), rows in groups.items():
+        good = [row for row in rows if row is not None]
+        if not good:
+            lines.append(f'| {data} | {method} | failed | | | | | {len(rows)} |')
+            continue
         columns = []
-        for values in zip(*rows, strict=True):
+        for values in list(zip(*good, strict=True))[:3]:
             spread = f' ± {statistics.stdev(values):.3f}' if len(values) > 1 else ''
             columns.append(f'{statistics.mean(values):.3f}{spread}')
-        line = f'| {data} | {method} | {" | ".join(columns)} | {statistics.mean(seconds):.1f} | {len(rows)} |'
-        print(line, flush=True)
-        yield line
+        seconds, memory = (statistics.mean(row[number] for row in good) for number in (3, 4))
+        lines.append(f'| {data} | {method} | {" | ".join(columns)} | {seconds:.1f} | {memory:.0f} | {len(good)} |')
+    return lines
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', type=Path, help='folder of the real data (default: digits alone)')
-    parser.add_argument('--only', choices=PARTS, nargs='+', help='parts (default: all that have data)')
-    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--data', type=Path, help='folder of the real data (default: the sets that need no file)')
+    parser.add_argument('--only', choices=SETS, nargs='+', help='data sets (default: all that have data)')
+    parser.add_argument('--seeds', type=int, default=5, help='of each method that draws (default: 5)')
+    parser.add_argument('--store', type=Path, default=Path('work_dirs/deep_clustering.json'), help='file of the fits')
+    parser.add_argument('--minutes', type=float, help='begin no fit after so many minutes (default: no limit)')
     parser.add_argument('--page', help='page whose part between the marks "deep clustering" is replaced')
     options = parser.parse_args()
-    parts = options.only or (list(PARTS) if options.data else ['digits'])
+    names = options.only or (list(SETS) if options.data else NEEDS_NO_FILE)
     torch.set_num_threads(1)
     warnings.simplefilter('ignore')
-    head = ['| Data | Method | ACC | NMI | ARI | Seconds | Seeds |', '|---|---|---|---|---|---|---|']
-    print('\n'.join(head))
+    options.store.parent.mkdir(parents=True, exist_ok=True)
     with one_thread_each():
-        lines = [line for part in parts for line in measure(part, options.data, options.seeds)]
+        found, complete = run(names, options.data, options.seeds, options.store, options.minutes)
+    lines = table(found)
+    print('\n'.join(lines))
     if options.page:
         machine = describe_machine(('scikit-learn', 'scipy', 'numpy'))
-        publish(options.page, 'deep clustering', ['', *(f'{line}<br>' for line in machine), '', *head, *lines, ''])
+        publish(options.page, 'deep clustering', ['', *(f'{line}<br>' for line in machine), '', *lines, ''])
+    elif not complete:
+        print('not complete: run it again')
 
 
 if __name__ == '__main__':

@@ -3,15 +3,17 @@
 
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/rates_and_sdp.py                     # all, some minutes
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/rates_and_sdp.py --only rate mixture
-    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/rates_and_sdp.py --page docs/benchmarks.md
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/rates_and_sdp.py --data FOLDER --page docs/benchmarks.md
 
-Times are process times of one thread. The digits are those of scikit-learn.
+Times are process times of one thread. The digits are those of scikit-learn; FOLDER holds scatter/scatter.npz. Values
+over seeds or draws: mean (lowest .. highest).
 """
 
 import argparse
 import statistics
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,13 +21,19 @@ from _timing import describe_machine, publish
 
 from clusterplug.estimators import DeepSubspaceClustering, KMeans, LikelihoodSDP, ManifoldClustering
 from clusterplug.functional import (
+    adjusted_rand_index,
     clustering_accuracy,
     coding_rate,
+    graph_degree_linkage,
     kmeans_sdp,
+    knn_graph,
     likelihood_sdp,
+    membership_labels,
+    neighbor_contrast,
     normalized_mutual_info,
     rate_reduction,
     self_expression,
+    spectral_embedding,
 )
 from clusterplug.testing import peak_bytes
 
@@ -76,11 +84,61 @@ def expression(seeds: int) -> list[tuple[str, str]]:
 
 
 def program(seeds: int) -> list[tuple[str, str]]:
+    lines = []
+    for count in (2000, 20_000):
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(count) % 3
+        x = torch.randn(count, 5, generator=generator) + 5 * torch.eye(5)[labels]
+        began = time.process_time()
+        result = kmeans_sdp(x, 3, solver='factorized', tol=1e-4, generator=generator)
+        took = time.process_time() - began
+        found = membership_labels(result.memberships, 3, generator=generator)
+        figure = f'{took:.1f} s, ACC {clustering_accuracy(labels, found):.3f}'
+        lines.append((f'k-means program, factorized, {count:,} points', figure))
+    return lines
+
+
+def linkage(seeds: int) -> list[tuple[str, str]]:
+    """Graph degree linkage, and the spectral embedding of a sparse graph, of 7,200 points."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(2000) % 3
-    x = torch.randn(2000, 5, generator=generator) + 5 * torch.eye(5)[labels]
-    call = lambda: kmeans_sdp(x, 3, solver='factorized', tol=1e-4, generator=generator)  # noqa: E731
-    return [('k-means program, factorized, 2,000 points', f'{seconds(call):.2f} s')]
+    truth = torch.arange(7200) % 100
+    x = torch.randn(100, 128, generator=generator)[truth] + 0.7 * torch.randn(7200, 128, generator=generator)
+    began = time.process_time()
+    found = graph_degree_linkage(x, 100)
+    took = time.process_time() - began
+    neighbors = knn_graph(x, 10)
+    rows = torch.arange(7200).repeat_interleave(10)
+    indices = torch.stack([rows, neighbors.indices.flatten()])
+    graph = torch.sparse_coo_tensor(indices, torch.ones(72_000), (7200, 7200))
+    graph = (graph + graph.mT).coalesce()
+    return [
+        (
+            'graph degree linkage, 7,200 x 128 into 100',
+            f'{took:.1f} s, ACC {clustering_accuracy(truth, found):.3f}',
+        ),
+        (
+            'spectral embedding of a sparse graph, 7,200 nodes, 100 vectors (a dense matrix: 415 MB)',
+            f'{seconds(lambda: spectral_embedding(graph, 100)):.1f} s, '
+            f'{peak_bytes(lambda: spectral_embedding(graph, 100)) / 1e6:.0f} MB of tensors',
+        ),
+    ]
+
+
+def contrast(seeds: int) -> list[tuple[str, str]]:
+    """Memory of the loss and its gradient, by the number of nodes; blocks of 1,024 rows."""
+    lines = []
+    for count in (2708, 10_000, 20_000):
+        generator = torch.Generator().manual_seed(0)
+        z = torch.randn(count, 10, generator=generator).requires_grad_()
+        edges = torch.randint(0, count, (2, 4 * count), generator=generator)
+        graph = torch.sparse_coo_tensor(edges, torch.ones(4 * count), (count, count)).coalesce()
+
+        def step(z=z, graph=graph):
+            neighbor_contrast(z, graph, temperature=2.0, block_size=1024).backward()
+
+        line = f'{peak_bytes(step) / 1e6:.0f} MB, {seconds(step):.2f} s; one dense matrix: {4e-6 * count**2:,.0f} MB'
+        lines.append((f'contrast with neighbors, {count:,} nodes, value and gradient', line))
+    return lines
 
 
 def dense(seeds: int) -> list[tuple[str, str]]:
@@ -113,17 +171,48 @@ def mixture(seeds: int) -> list[tuple[str, str]]:
     from sklearn.mixture import GaussianMixture
 
     found: dict[str, list[float]] = {}
-    for seed in range(seeds):
+    for seed in range(2 * seeds):
         X, covariances, truth = mixture_of(seed, 75)
         for name, model in {
             'k-means': KMeans(3, random_state=0),
             'Gaussian mixture (EM from k-means)': GaussianMixture(3, random_state=0),
             'LikelihoodSDP': LikelihoodSDP(3, random_state=0),
+            'LikelihoodSDP, three starts': LikelihoodSDP(3, n_init=3, random_state=0),
             'LikelihoodSDP, known covariances': LikelihoodSDP(3, covariances=covariances, random_state=0),
         }.items():
             labels = torch.as_tensor(np.asarray(model.fit_predict(X)))
             found.setdefault(name, []).append(clustering_accuracy(truth, labels.long()))
-    return [(f'heterogeneous mixture, {seeds} draws, accuracy: {name}', spread(each)) for name, each in found.items()]
+    return [
+        (f'heterogeneous mixture, {2 * seeds} draws, accuracy: {name}', spread(each)) for name, each in found.items()
+    ]
+
+
+def scatter(seeds: int) -> list[tuple[str, str]]:
+    """Plane sets with one or several labelings; number of clusters of the first, noise points of it left out."""
+    from sklearn.mixture import GaussianMixture
+
+    file, lines = np.load(FOLDER / 'scatter' / 'scatter.npz'), []
+    for name in ('dense', 'x2', 'fuzzyx'):
+        labelings = file[f'L_{name}'].astype(np.int64)
+        kept = labelings[0] > 0
+        X, labelings = file[f'X_{name}'][kept].astype(np.float64), labelings[:, kept]
+        count = int(labelings[0].max())
+        for method, model in {
+            'k-means': KMeans(count, n_init=10, random_state=0),
+            'Gaussian mixture': GaussianMixture(count, n_init=10, random_state=0),
+            'LikelihoodSDP': LikelihoodSDP(count, random_state=0),
+            'LikelihoodSDP, three starts': LikelihoodSDP(count, n_init=3, random_state=0),
+        }.items():
+            found = torch.as_tensor(np.asarray(model.fit_predict(X))).long()
+            values = [
+                adjusted_rand_index(torch.from_numpy(each[each > 0]), found[torch.from_numpy(each > 0)])
+                for each in labelings
+            ]
+            lines.append((
+                f'{name}, {len(X)} points, {count} clusters, {len(values)} labelings, ARI: {method}',
+                f'{values[0]:.3f} (first), mean {np.mean(values):.3f}, best {max(values):.3f}',
+            ))  # fmt: skip
+    return lines
 
 
 def subspaces(seeds: int) -> list[tuple[str, str]]:
@@ -169,16 +258,23 @@ def digits_subspaces(seeds: int) -> list[tuple[str, str]]:
 
 
 PARTS = {
-    each.__name__: each for each in (rate, expression, program, dense, mixture, subspaces, digits_subspaces, digits)
-}
+    each.__name__: each
+    for each in (
+        rate, expression, linkage, contrast, program, dense, mixture, scatter, subspaces, digits_subspaces, digits,
+    )
+}  # fmt: skip
+FOLDER = None  # of the real data
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', choices=PARTS, nargs='+', default=list(PARTS))
-    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--only', choices=PARTS, nargs='+', help='parts (default: all that have data)')
+    parser.add_argument('--seeds', type=int, default=5)
+    parser.add_argument('--data', type=Path, help='folder of the real data, for the part scatter')
     parser.add_argument('--page', help='page whose part between the marks "rates_and_sdp" is replaced')
     options = parser.parse_args()
+    global FOLDER
+    FOLDER = options.data
     torch.set_num_threads(1)
     warnings.simplefilter('ignore')
     lines = [
@@ -187,7 +283,7 @@ def main():
         '| What | Figure |',
         '|---|---|',
     ]
-    for part in options.only:
+    for part in options.only or [each for each in PARTS if each != 'scatter' or options.data]:
         for what, figure in PARTS[part](options.seeds):
             lines.append(f'| {what} | {figure} |')
             print(lines[-1], flush=True)
