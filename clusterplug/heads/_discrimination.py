@@ -16,7 +16,7 @@ class Draw(NamedTuple):
     """Classes that are scored.
 
     Attributes:
-        rows: (S,) ascending rows of the centers, or None: ``count`` rows from ``offset``.
+        rows: (S,) ascending rows of the centers, or None: ``number`` rows from ``offset``.
         used: (S,) bool, or None: all.
         position: (N, l) which of the S each label is; S for labels that are not here.
     """
@@ -25,7 +25,7 @@ class Draw(NamedTuple):
     used: Tensor | None
     position: Tensor
     offset: int
-    count: int
+    number: int
 
 
 def discriminate(
@@ -48,7 +48,7 @@ class _Discriminate(torch.autograd.Function):
             higher = torch.maximum(peak, logits.amax(1))
             total = total * (peak - higher).exp() + (logits - higher[:, None]).exp().sum(1)
             peak = higher
-        here = draw.position < draw.count
+        here = draw.position < draw.number
         pulls = torch.where(here, -scale * (cosine_margin(own, margin) if margin else own), -torch.inf)
         pull_peak = pulls.amax(1).clamp(min=0)
         peaks = torch.stack([peak, pull_peak])
@@ -64,7 +64,7 @@ class _Discriminate(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, own, sums = ctx.saved_tensors
         draw, scale, margin, block, sparse = ctx.options
-        here = draw.position < draw.count
+        here = draw.position < draw.number
         with torch.enable_grad():
             cosine = own.detach().requires_grad_()
             moved = cosine_margin(cosine, margin) if margin else cosine * 1
@@ -72,7 +72,7 @@ class _Discriminate(torch.autograd.Function):
         pulls = (-scale * moved.detach() - sums[1][:, None]).exp() * (-scale * slope) * grad[:, None]
         pulls = torch.where(here, pulls, 0.0)
         grad_x = torch.zeros_like(x)
-        values = weight.new_empty(draw.count, weight.shape[1])
+        values = weight.new_empty(draw.number, weight.shape[1])
         for start, rows, unit in _blocks(weight, draw, block):
             column, inside = _columns(draw.position, start, len(unit) - 1)
             logits = _negatives(x @ unit.mT, column, draw, start, scale)
@@ -87,14 +87,14 @@ class _Discriminate(torch.autograd.Function):
         if sparse:
             rows = draw.rows
             if rows is None:
-                rows = torch.arange(draw.offset, draw.offset + draw.count, device=x.device)
+                rows = torch.arange(draw.offset, draw.offset + draw.number, device=x.device)
             grad_weight = torch.sparse_coo_tensor(
                 rows[None], values, weight.shape, is_coalesced=True, check_invariants=False
             )
         else:
             grad_weight = torch.zeros_like(weight)
             if draw.rows is None:
-                grad_weight[draw.offset : draw.offset + draw.count] = values
+                grad_weight[draw.offset : draw.offset + draw.number] = values
             else:
                 grad_weight.index_copy_(0, draw.rows, values)
         return grad_x, grad_weight, None, None, None, None, None, None
@@ -102,8 +102,8 @@ class _Discriminate(torch.autograd.Function):
 
 def _blocks(weight: Tensor, draw: Draw, block: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield the start, the drawn centers, and the same with length 1 and one row of zeros after the last."""
-    for start in range(0, draw.count, block):
-        stop = min(start + block, draw.count)
+    for start in range(0, draw.number, block):
+        stop = min(start + block, draw.number)
         if draw.rows is None:
             rows = weight[draw.offset + start : draw.offset + stop]
         else:

@@ -47,6 +47,8 @@ class ClassPairGate(nn.Module):
         True
     """
 
+    ones: Tensor
+
     def __init__(
         self,
         num_classes: int,

@@ -3,6 +3,7 @@
 
 import math
 import warnings
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ class GrassmannHead(nn.Module):
         """Draw the bases anew; called by mmengine after the initialization of the host, which knows no subspaces."""
         self.fc.reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Any:
         if hasattr(x, 'replace_feature'):  # a sparse tensor of spconv
             return x.replace_feature(self._logits(x.features))
         if not self.channels_first:
@@ -140,6 +141,9 @@ class GrassmannHead(nn.Module):
         )
 
 
+_SomeBases = TypeVar('_SomeBases', bound='_Bases')
+
+
 class _Bases(nn.Module):
     """The weight (K n, D). No ``nn.Linear``, which the initializations of hosts would find and overwrite."""
 
@@ -162,7 +166,7 @@ class _Bases(nn.Module):
             nn.init.normal_(self.weight)
             self._orthonormalize(self.weight)
 
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self: _SomeBases, mode: bool = True) -> _SomeBases:
         self.checked = False  # what an optimizer or an average made of it is looked at once
         return super().train(mode)
 

@@ -2,7 +2,7 @@
 """Prototypes over prefixes of one feature: coarse clusters from few channels, fine ones from all."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +159,7 @@ class MatryoshkaHead(nn.Module):
             )
         rows = x.reshape(-1, self.in_channels)
         parts = [rows if self.mode == 'project' else rows[:, :width] for width in self.widths]
-        z = torch.cat([level.embed(part) for level, part in zip(self.levels, parts, strict=True)], 1)
+        z = torch.cat([level.embed(part) for level, part in zip(self._heads(), parts, strict=True)], 1)
         return z.reshape(*x.shape[:-1], z.shape[1])
 
     def score(self, z: Tensor) -> list[Tensor] | list[PrototypeScores]:
@@ -168,13 +168,16 @@ class MatryoshkaHead(nn.Module):
         return levels if self.lazy else [each.dense() for each in levels]
 
     def _levels(self, z: Tensor) -> list[PrototypeScores]:
-        parts = z.split([level.embed_dims for level in self.levels], dim=1)
+        parts = z.split([level.embed_dims for level in self._heads()], dim=1)
         return [PrototypeScores(part, rows) for part, rows in zip(parts, self.prototypes, strict=True)]
 
     @property
     def prototypes(self) -> list[Tensor]:
         """Prototypes (K_j, bottleneck) of length 1, one tensor for each level; differentiable."""
-        return [nn.functional.normalize(level.prototypes, dim=-1) for level in self.levels]
+        return [nn.functional.normalize(cast(Tensor, level.prototypes), dim=-1) for level in self._heads()]
+
+    def _heads(self) -> list[PrototypeHead]:
+        return cast(list[PrototypeHead], list(self.levels))
 
 
 def _score(z: Tensor, prototypes: Tensor) -> Tensor:
@@ -186,7 +189,7 @@ def _projector(
     in_channels: int, width: int, mode: str, hidden: int, bottleneck: int, num_layers: int
 ) -> nn.Sequential | None:
     """The way from a feature to the embedding of one level, and None where there is none."""
-    layers = [nn.Linear(in_channels, width)] if mode == 'project' else []
+    layers: list[nn.Module] = [nn.Linear(in_channels, width)] if mode == 'project' else []
     channels = [width, *[check_count(hidden, 'hidden_channels', 1)] * (num_layers - 1)][: max(num_layers, 1)]
     channels += [check_count(bottleneck, 'bottleneck', 1)] if num_layers else []
     for number, (before, after) in enumerate(zip(channels[:-1], channels[1:], strict=True)):

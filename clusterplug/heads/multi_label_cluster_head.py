@@ -82,6 +82,8 @@ class MultiLabelClusterHead(nn.Module):
         tensor(True)
     """
 
+    step: Tensor
+
     def __init__(
         self,
         num_classes: int,
@@ -177,15 +179,16 @@ class MultiLabelClusterHead(nn.Module):
         """Set the centers from (K, D) rows or a .npy file, of which a rank reads its own part."""
         first, last = self._shard() if self.shard_weights else (0, self.num_classes)
         if isinstance(centers, str | Path):
-            part, shape = read_rows(centers, first, last)
+            rows, shape = read_rows(centers, first, last)
+            part = torch.as_tensor(rows)
         else:
-            part, shape = centers[first:last], centers.shape
+            part, shape = torch.as_tensor(centers[first:last]), centers.shape
         if tuple(shape) != (self.num_classes, self.embed_dims):
             raise ValueError(
                 f'init_centers must have shape {(self.num_classes, self.embed_dims)}, got {tuple(shape)}; centers of '
                 f'another width cannot start this head, leave them out'
             )
-        self.weight.copy_(torch.as_tensor(part))
+        self.weight.copy_(part)
 
     def extra_repr(self) -> str:
         """Sizes and options for ``print``."""

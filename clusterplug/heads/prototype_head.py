@@ -64,20 +64,17 @@ class PrototypeHead(nn.Module):
     ):
         super().__init__()
         self.in_channels = check_count(in_channels, 'in_channels', 1)
-        if isinstance(projector, dict):
-            projector = MODELS.build(projector)
-        self.projector = projector
-        self.embed_dims = self.in_channels if projector is None else _width_of(projector)
+        self.projector: nn.Module | None = MODELS.build(projector) if isinstance(projector, dict) else projector
+        self.embed_dims = self.in_channels if self.projector is None else _width_of(self.projector)
         self.normalize = bool(normalize)
         self.several = isinstance(num_prototypes, Sequence) and not isinstance(num_prototypes, str)
-        numbers = list(num_prototypes) if self.several else [num_prototypes]
-        if not numbers:
+        given = list(num_prototypes) if isinstance(num_prototypes, Sequence) and self.several else [num_prototypes]
+        if not given:
             raise ValueError('num_prototypes must be an int or a non-empty list of ints, got an empty list')
-        self.num_prototypes = [check_count(number, 'num_prototypes', 1) for number in numbers]
+        numbers = [check_count(number, 'num_prototypes', 1) for number in given]
+        self.num_prototypes: int | list[int] = numbers if self.several else numbers[0]
         sets = [nn.Parameter(F.normalize(torch.randn(number, self.embed_dims), dim=1)) for number in numbers]
         self.prototypes = nn.ParameterList(sets) if self.several else sets[0]
-        if not self.several:
-            self.num_prototypes = self.num_prototypes[0]
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Scores (N, K) of features (N, in_channels), or a list of them."""
@@ -95,7 +92,7 @@ class PrototypeHead(nn.Module):
             )
         z = x
         if self.projector is not None:
-            z = self._project(x)
+            z = self._project(self.projector, x)
         if not self.normalize:
             return z
         with no_autocast(z):
@@ -116,25 +113,25 @@ class PrototypeHead(nn.Module):
         return self
 
     def _sets(self) -> list[Tensor]:
-        return list(self.prototypes) if self.several else [self.prototypes]
+        return list(self.prototypes) if isinstance(self.prototypes, nn.ParameterList) else [self.prototypes]
 
     def _result_dtype(self, z: Tensor) -> torch.dtype:
         return torch.promote_types(z.dtype, self._sets()[0].dtype)
 
-    def _project(self, x: Tensor) -> Tensor:
+    def _project(self, projector: nn.Module, x: Tensor) -> Tensor:
         """The projector, where BatchNorm can take statistics of the rows."""
-        if not self.training or len(x) > 1 or not any(isinstance(m, nn.BatchNorm1d) for m in self.projector.modules()):
-            return self.projector(x)
+        if not self.training or len(x) > 1 or not any(isinstance(m, nn.BatchNorm1d) for m in projector.modules()):
+            return projector(x)
         if len(x) == 1:
             raise ValueError(
                 'the projector holds BatchNorm, which has no statistics of one row in training; use at least 2 samples '
                 "a step, or a projector without it: dict(type='clusterplug.ProjectionHead', norm='layer')"
             )
-        self.projector.eval()  # of no row, its running statistics would become NaN
+        projector.eval()  # of no row, its running statistics would become NaN
         try:
-            return self.projector(x)
+            return projector(x)
         finally:
-            self.projector.train()
+            projector.train()
 
 
 def _unit_rows(x: Tensor) -> Tensor:

@@ -90,6 +90,10 @@ class SubspaceLearnerHead(nn.Module):
         (torch.Size([4, 8]), [0.0, 0.0, 0.0, 0.0])
     """
 
+    partition: Tensor
+    importance_sum: Tensor
+    importance_count: Tensor
+
     def __init__(self, in_channels: int, embed_dims: int = 128, num_learners: int = 1, seed: int = 0):
         super().__init__()
         self.in_channels = check_count(in_channels, 'in_channels', 1)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clustering of features between linear maps, with the maps taken out of the sums over points."""
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +11,21 @@ from clusterplug.functional.features import FeatureClusters, assign, cluster_enc
 from clusterplug.layers.maps import linear_maps, scaled
 
 
+class MixingLayer(Protocol):
+    """What the two functions below need of their layer."""
+
+    features: nn.Conv2d
+    values: nn.Conv2d
+    project: nn.Conv2d
+    heads: int
+    head_dim: int
+    scale: nn.Parameter
+    shift: nn.Parameter
+    aggregate: str
+
+
 def mix_few(
-    x: Tensor, cells: Tensor, layer: nn.Module, factor: Tensor | None, masks: tuple[Tensor | None, Tensor | None]
+    x: Tensor, cells: Tensor, layer: MixingLayer, factor: Tensor | None, masks: tuple[Tensor | None, Tensor | None]
 ) -> tuple[Tensor, FeatureClusters]:
     """Values, their means over clusters, and their projection, where centers are few.
 
@@ -21,7 +36,7 @@ def mix_few(
     Args:
         x: (B, C, N) points.
         cells: (B, C, M) averages over the cells of the grid.
-        layer: With ``features``, ``values``, ``project``, ``heads``, ``head_dim``, ``scale``, ``shift``, ``aggregate``.
+        layer: With the maps and settings.
         factor: (C',) what the output is multiplied by, or None.
         masks: (B, N) and (B, M) bool, True = valid, or None.
 
@@ -31,15 +46,17 @@ def mix_few(
     heads, shape = layer.heads, (layer.heads, layer.head_dim)
     batch, _, number = x.shape
     mask, center_mask = masks
-    if mask is not None:  # what is masked may be NaN, which no factor of 0 removes
+    if mask is not None and center_mask is not None:  # given together
+        # what is masked may be NaN, which no factor of 0 removes
         x, cells = torch.where(mask[:, None], x, 0), torch.where(center_mask[:, None], cells, 0)
-        mask, center_mask = (each.repeat_interleave(heads, 0) for each in masks)
+        mask, center_mask = mask.repeat_interleave(heads, 0), center_mask.repeat_interleave(heads, 0)
     points, centers = (_heads(each, layer.features, shape) for each in (x, cells))
     dtype = working_dtype(x.dtype)
     with exact_products(x):
         chosen = assign(points, centers, layer.scale, center_mask)
         similarity = torch.sigmoid(layer.shift + chosen.score)
         members = chosen.members
+        assert members is not None, 'few centers have members'
         if mask is not None:
             similarity, members = similarity * mask, members * mask[:, None]
         shares = members * similarity[:, None]
@@ -49,7 +66,7 @@ def mix_few(
         sums = weighted.view(batch, heads * few, number) @ x.to(dtype).mT
         means = cells.to(dtype).mT[:, None] + sums.unflatten(1, (heads, few))
         means = means / (1 + mass).view(batch, heads, few, 1)
-        weight, bias = (each.to(dtype) for each in (layer.values.weight.flatten(1), layer.values.bias))
+        weight, bias = (each.to(dtype) for each in scaled(layer.values))
         groups = means @ weight.unflatten(0, shape).mT + bias.view(heads, 1, layer.head_dim)
         weight, bias = (each.to(dtype) for each in scaled(layer.project, factor))
         sent = (groups @ weight.unflatten(1, shape).permute(1, 2, 0)).flatten(1, 2)
@@ -61,17 +78,19 @@ def mix_few(
 
 
 def mix_any(
-    x: Tensor, cells: Tensor, layer: nn.Module, factor: Tensor | None, masks: tuple[Tensor | None, Tensor | None]
+    x: Tensor, cells: Tensor, layer: MixingLayer, factor: Tensor | None, masks: tuple[Tensor | None, Tensor | None]
 ) -> tuple[Tensor, FeatureClusters]:
     """As :func:`mix_few`, step by step, for any number of centers and for ``'soft'``."""
-    shape, options = (layer.heads, layer.head_dim), {}
-    if masks[0] is not None:
-        names = ('mask', 'center_mask')
-        options = {name: each[:, None].expand(-1, layer.heads, -1) for name, each in zip(names, masks)}
+    shape = (layer.heads, layer.head_dim)
+    options: dict[str, Any] = {
+        name: each[:, None].expand(-1, layer.heads, -1)
+        for name, each in zip(('mask', 'center_mask'), masks)
+        if each is not None
+    }
     if layer.aggregate != 'soft':
         options['weighting'] = layer.aggregate
     sets = [
-        linear_maps(each, conv.weight.flatten(1), conv.bias).unflatten(1, shape).mT
+        linear_maps(each, *scaled(conv)).unflatten(1, shape).mT
         for each in (x, cells)
         for conv in (layer.features, layer.values)
     ]
@@ -83,4 +102,4 @@ def mix_any(
 
 def _heads(x: Tensor, conv: nn.Conv2d, shape: tuple[int, int]) -> Tensor:
     """1x1 convolution of (B, C, N) as points of each head, (B heads, N, head_dim)."""
-    return linear_maps(x, conv.weight.flatten(1), conv.bias).unflatten(1, shape).flatten(0, 1).mT
+    return linear_maps(x, *scaled(conv)).unflatten(1, shape).flatten(0, 1).mT

@@ -58,9 +58,10 @@ class DenoisingUNet(nn.Module):
         self.up = nn.ModuleList(
             [_Block(wide[2] + wide[1], wide[1], wide[2]), _Block(wide[1] + wide[0], wide[0], wide[2])]
         )
-        self.last = nn.Sequential(nn.GroupNorm(4, wide[0]), nn.SiLU(), nn.Conv2d(wide[0], in_channels, 3, padding=1))
-        nn.init.zeros_(self.last[2].weight)
-        nn.init.zeros_(self.last[2].bias)
+        last = nn.Conv2d(wide[0], in_channels, 3, padding=1)
+        self.last = nn.Sequential(nn.GroupNorm(4, wide[0]), nn.SiLU(), last)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.in_channels or x.shape[2] % 4 or x.shape[3] % 4:

@@ -90,7 +90,7 @@ class FeatureClustering(nn.Module):
             (region by region, row by row), and whose other parts are (B, heads, regions * cells, ...) or, like the
             labels, (B, heads, H, W).
         """
-        size = tuple(x.shape[2:])
+        size = x.shape[2], x.shape[3]
         fold = least_fold(self.fold, size)
         x, inside = pad_map(x, mask, fold)
         x, inside = split_regions(x, fold), None if inside is None else split_regions(inside, fold)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One block of FEC: clustering, then a small MLP, both added to what came in."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -58,4 +60,5 @@ class FeatureClusteringBlock(nn.Module):
 
     def _refine(self, x: Tensor) -> Tensor:
         widen, activate, narrow = self.mlp
-        return pointwise(activate(pointwise(x, widen)), narrow, self.scale2)
+        wide = activate(pointwise(x, cast(nn.Linear, widen)))
+        return pointwise(wide, cast(nn.Linear, narrow), self.scale2)

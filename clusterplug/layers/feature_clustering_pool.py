@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The downsampling of FEC: every second row and column becomes the mean of a cluster, beside a strided convolution."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,7 +79,7 @@ class FeatureClusteringPool(nn.Module):
         parts, inside = split_regions(parts, fold), None if inside is None else split_regions(inside, fold)
         region = tuple(parts.shape[2:])
         grid = ((region[0] + 1) // 2, (region[1] + 1) // 2)
-        masks = {}
+        masks: dict[str, Any] = {}
         if inside is not None:
             masks = dict(mask=inside.flatten(1), center_mask=valid_cells(inside, grid, halve=True).flatten(1))
         # An average of 1x1 convolutions is the convolution of the average, which has fewer channels: so with the

@@ -52,6 +52,8 @@ class HouseholderProjector(nn.Module):
         tensor([1., 1., 1., 0., 0., 0.])
     """
 
+    signs: Tensor
+
     def __init__(
         self, in_features: int, out_features: int, rank: int, *, bias: bool = True, singular_values: str = 'fixed'
     ):
@@ -102,7 +104,7 @@ class HouseholderProjector(nn.Module):
             left, right, signs, values = _nearest(linear.weight, layer.rank)
             for own, found in ((layer.left, left), (layer.right, right), (layer.signs, signs)):
                 own.copy_(found)
-            if linear.bias is not None:
+            if layer.bias is not None:
                 layer.bias.copy_(linear.bias)
             if layer.log_values is not None:
                 if float(values[-1]) <= 1e-7 * float(values[0]):
@@ -189,6 +191,8 @@ def register_householder(module: nn.Module, name: str = 'weight', rank: int = 10
 
 class _NearestOrthogonal(nn.Module):
     """From two sets of reflectors to a weight, and from a weight to those of the nearest such matrix."""
+
+    signs: Tensor
 
     def __init__(self, weight: Tensor, rank: int):
         super().__init__()

@@ -51,9 +51,10 @@ class DeformableSliceAttention(nn.Module):
         self.out = nn.Linear(channels, channels)
         self.spread = nn.Conv1d(channels, channels, kernel_size, groups=channels)
         self.offset = nn.Conv1d(channels, heads * points, 1, groups=heads)
-        self.bias = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, heads))
-        nn.init.zeros_(self.bias[-1].weight)
-        nn.init.zeros_(self.bias[-1].bias)
+        first, last = nn.Linear(1, 32), nn.Linear(32, heads)
+        self.bias = nn.Sequential(first, nn.ReLU(), last)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
     def positions(self, q: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Where keys are read, (B, heads, M) in slices, and which of them count, (B, M) bool."""

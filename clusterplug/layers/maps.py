@@ -53,7 +53,7 @@ def linear_maps(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias[None, :, None], weight.expand(len(x), -1, -1), x)
 
 
-def pointwise(x: Tensor, conv: nn.Module, factor: Tensor | None = None) -> Tensor:
+def pointwise(x: Tensor, conv: nn.Conv2d | nn.Linear, factor: Tensor | None = None) -> Tensor:
     """1x1 convolution, or linear layer over the channels, of (B, C, H, W), by :func:`linear_maps`.
 
     Args:
@@ -64,9 +64,10 @@ def pointwise(x: Tensor, conv: nn.Module, factor: Tensor | None = None) -> Tenso
     return linear_maps(x.flatten(2), *scaled(conv, factor)).unflatten(2, x.shape[2:])
 
 
-def scaled(conv: nn.Module, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def scaled(conv: nn.Conv2d | nn.Linear, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Weight (C', C) and bias (C',) of a 1x1 convolution or a linear layer, times a factor for each output."""
     weight, bias = conv.weight.flatten(1), conv.bias
+    assert bias is not None, 'these layers are made with a bias'
     return (weight, bias) if factor is None else (weight * factor[:, None], bias * factor)
 
 

@@ -99,16 +99,17 @@ class MultiVectorClustering(nn.Module):
         return self._finished(torch.cat([first, vectors], 1), torch.cat([kept, there], 1))
 
     def _fewer(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        if self.kind == 'tail':
+        if self.kind == 'tail' and self.num_clusters is not None:
             return tail_vectors(x, mask, self.num_clusters)
-        if self.kind == 'spacing':
+        if self.kind == 'spacing' and self.spacing is not None:
             return spaced_vectors(x, mask, self.spacing)
         generator = None
         if self.init == 'k-means++' and not self.training:
             generator = torch.Generator().manual_seed(0)
-        return cluster_vectors(
+        vectors, there = cluster_vectors(
             x, mask, self.num_clusters, self.ratio, num_iters=self.num_iters, init=self.init, generator=generator
         )
+        return vectors, there
 
     def _finished(self, vectors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         if not self.normalize_centers:

@@ -24,8 +24,9 @@ class NoisyCleanFeatures(NamedTuple):
 class _Pass:
     """What the hooks of one pass need: one object a call, so that threads do not meet."""
 
-    def __init__(self, owner: nn.Module, noisy: bool, generator: torch.Generator | None):
-        self.owner, self.noisy, self.generator, self.outputs = owner, noisy, generator, {}
+    def __init__(self, owner: 'NoisyCleanEncoder', noisy: bool, generator: torch.Generator | None):
+        self.owner, self.noisy, self.generator = owner, noisy, generator
+        self.outputs: dict[int, Any] = {}
 
 
 _CURRENT: ContextVar[_Pass | None] = ContextVar('noisy_clean_pass', default=None)

@@ -138,7 +138,7 @@ class SegmentTokenClustering(nn.Module):
         if self.method in SHIFTS:
             everywhere = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
             return SegmentTokens(self._shift(tokens), None, everywhere if mask is None else mask)
-        frames, real = split_segments(tokens, self.num_segments)
+        frames, real = split_segments(tokens, self._segments)
         valid, segment_mask = self._valid_frames(frames, real, mask)
         if self.method == 'pooling':
             return SegmentTokens(segment_mean(frames, valid), None, segment_mask)
@@ -147,6 +147,16 @@ class SegmentTokenClustering(nn.Module):
             front = segment_mean(frames[..., : self.num_prefix, :], valid)
             kept = torch.cat([front, kept.to(front.dtype)], 2)
         return SegmentTokens(kept, places + self._first_places(tokens), segment_mask)
+
+    @property
+    def _segments(self) -> int:
+        assert self.num_segments is not None, 'the method was checked to have a number of segments'
+        return self.num_segments
+
+    @property
+    def _clusters(self) -> int:
+        assert self.num_clusters is not None, 'the method was checked to have a number of clusters'
+        return self.num_clusters
 
     def _shift(self, tokens: Tensor) -> Tensor:
         front, patches = tokens[:, :, : self.num_prefix], tokens[:, :, self.num_prefix :]
@@ -160,7 +170,7 @@ class SegmentTokenClustering(nn.Module):
         if mask is None:
             valid = None if real is None else real.expand(batch, -1, -1)
             return valid, torch.ones(batch, segments, dtype=torch.bool, device=frames.device)
-        valid = split_segments(mask, self.num_segments)[0]
+        valid = split_segments(mask, self._segments)[0]
         if real is not None:
             valid = valid & real
         needed = self.num_clusters if self.num_clusters is not None else 1
@@ -175,14 +185,17 @@ class SegmentTokenClustering(nn.Module):
         if self.method == 'sparse':
             index = self._sparse(valid, batch * segments, length, number, x.device)
             labels = None
-        elif self.num_clusters == x.shape[1] and valid is None:
-            index = torch.arange(self.num_clusters, device=x.device).expand(len(x), -1)
+        elif self._clusters == x.shape[1] and valid is None:
+            index = torch.arange(self._clusters, device=x.device).expand(len(x), -1)
             labels = index
         else:
             token_mask = None if valid is None else valid.flatten(0, 1).repeat_interleave(number, 1)
             result = self._cluster(x.detach(), token_mask, length)
             index, labels = result.medoids, result.labels
-        kept = _means(x, labels, self.num_clusters) if self.aggregation == 'mean' else _take(x, index)
+        if self.aggregation == 'mean' and labels is not None:  # never without labels, as checked when it was built
+            kept = _means(x, labels, self._clusters)
+        else:
+            kept = _take(x, index)
         return kept.unflatten(0, (batch, segments)), index.unflatten(0, (batch, segments))
 
     def _cluster(self, x: Tensor, mask: Tensor | None, length: int) -> KMedoidsResult:
@@ -195,34 +208,34 @@ class SegmentTokenClustering(nn.Module):
                 x = F.normalize(x.float(), dim=-1)
         if self.method == 'spectral':
             options = {'sigma': 'local', 'num_neighbors': _neighbors(x.shape[1], length)} | self.options
-            return spectral_clustering(x, self.num_clusters, mask=mask, **options)
+            return spectral_clustering(x, self._clusters, mask=mask, **options)
         # With a tolerance the host waits for the device in every round; on a CPU that costs nothing and saves rounds.
         options = {'num_iters': 10, 'tol': 1e-6 if checked else None} | self.options
         if self.pre_norm:
             # All norms are one: the start would be decided by rounding. From distances it is the most distant point.
             with exact_products(x):
                 x, metric = self_distances(x, metric, mask), 'precomputed'
-        return kmedoids(x, self.num_clusters, metric=metric, mask=mask, **options)
+        return kmedoids(x, self._clusters, metric=metric, mask=mask, **options)
 
     def _sparse(self, valid: Tensor | None, rows: int, length: int, number: int, device: torch.device) -> Tensor:
         if valid is None:
-            return sparse_token_index(length * number, self.num_clusters, rows, self.training, device)
+            return sparse_token_index(length * number, self._clusters, rows, self.training, device)
         # As sparse_token_index, over the valid tokens alone: valid frames first, in their order.
         order = (~valid.flatten(0, 1)).to(torch.uint8).argsort(dim=-1, stable=True)
         count = valid.flatten(0, 1).sum(-1, keepdim=True) * number
         if self.training:
-            edges = torch.arange(self.num_clusters + 1, device=device) * count // self.num_clusters
+            edges = torch.arange(self._clusters + 1, device=device) * count // self._clusters
             first, lengths = edges[:, :-1], edges.diff(dim=-1)
             drawn = (torch.rand(first.shape, device=device) * lengths).long()
             index = first + torch.minimum(drawn, (lengths - 1).clamp_min(0))
         else:
-            tick = count.double() / self.num_clusters
-            index = (tick / 2 + tick * torch.arange(self.num_clusters, device=device)).long()
+            tick = count.double() / self._clusters
+            index = (tick / 2 + tick * torch.arange(self._clusters, device=device)).long()
         return order.gather(-1, index // number) * number + index % number
 
     def _first_places(self, tokens: Tensor) -> Tensor:
         number = tokens.shape[2] - self.num_prefix
-        bounds = segment_bounds(tokens.shape[1], self.num_segments)
+        bounds = segment_bounds(tokens.shape[1], self._segments)
         return torch.tensor([first * number for first, _ in bounds], device=tokens.device)[:, None]
 
     def _check(self, tokens: Tensor, mask: Tensor | None) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One attention map over the positions of a feature map, learnt with the loss behind it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from clusterplug.registry import MODELS
 
 __all__ = ['SpatialAttention']
 
-_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONVS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @MODELS.register_module()
@@ -55,7 +56,7 @@ class SpatialAttention(nn.Module):
         if size % 2 == 0:
             raise ValueError(f'kernel_size must be odd, so that the map keeps its size, got {size}')
         widths = [self.in_channels, *(check_count(each, 'each of hidden_channels', 1) for each in hidden_channels), 1]
-        blocks = []
+        blocks: list[nn.Module] = []
         for before, after in zip(widths[:-1], widths[1:], strict=True):
             if self.dims == 0:
                 blocks.append(nn.Linear(before, after))
@@ -72,7 +73,7 @@ class SpatialAttention(nn.Module):
             raise ValueError(f'x must be (B, {self.in_channels}, and {self.dims} sides), got {got}')
         return torch.sigmoid(self.score(x))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Any:
         weights = self.attention(x)
         if hasattr(x, 'replace_feature'):
             return x.replace_feature(x.features * weights)

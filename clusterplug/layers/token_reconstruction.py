@@ -59,7 +59,8 @@ class TokenReconstruction(nn.Module):
                 f'{type(state).__name__}'
             )
         as_map = tokens.dim() == 4
-        prefix, values = split_map(tokens, None if as_map else tuple(state.centers.shape[1:3]), self.num_prefix)
+        size = None if as_map else (state.centers.shape[1], state.centers.shape[2])
+        prefix, values = split_map(tokens, size, self.num_prefix)
         rebuilt = reconstruct_tokens(
             values, state, num_neighbors=self.num_neighbors, norm=self.norm, window=self.window
         )

@@ -90,6 +90,11 @@ class ClusteredMemory(nn.Module):
     # every rank holds the same values by construction (see compat.sync_buffers)
     sync_buffers_exempt = True
 
+    prototypes: Tensor
+    sums: Tensor
+    counts: Tensor
+    has_clusters: Tensor
+
     def __init__(
         self,
         length: int,
@@ -110,7 +115,7 @@ class ClusteredMemory(nn.Module):
         self.num_iters = check_count(num_iters, 'num_iters', 1)
         self.momentum = check_number(momentum, 'momentum', 0, 1)
         self.seed = int(seed)
-        self.queue.extra_labels.fill_(-1)
+        self.labels.fill_(-1)
         self.register_buffer('prototypes', torch.zeros(self.num_clusters, self.embed_dims))
         self.register_buffer('sums', torch.zeros(self.num_clusters, self.embed_dims, dtype=torch.float64))
         self.register_buffer('counts', torch.zeros(self.num_clusters, dtype=torch.int64))
@@ -125,7 +130,7 @@ class ClusteredMemory(nn.Module):
     @property
     def labels(self) -> Tensor:
         """(L,) int64 cluster of every slot, -1 = none."""
-        return self.queue.extra_labels
+        return self.queue.get_buffer('extra_labels')
 
     @torch.no_grad()
     def push(self, x: Tensor) -> None:
@@ -187,7 +192,7 @@ class ClusteredMemory(nn.Module):
             units, self.num_clusters, mask=stored, num_iters=num_iters, tol=1e-6, generator=generator, **start
         )
         labels = torch.where(stored, result.labels, -1)
-        self.queue.extra_labels.copy_(labels)
+        self.labels.copy_(labels)
         self.sums.zero_()
         self.counts.zero_()
         self._count(rows, labels, 1)

@@ -63,6 +63,10 @@ class FeatureQueue(nn.Module):
     # every rank holds the same values by construction (see compat.sync_buffers)
     sync_buffers_exempt = True
 
+    rows: Tensor
+    usable: Tensor
+    count: Tensor
+
     def __init__(self, length: int, embed_dims: int, **extra):
         super().__init__()
         self.length, self.embed_dims = check_count(length, 'length', 1), check_count(embed_dims, 'embed_dims', 1)
@@ -131,9 +135,9 @@ class FeatureQueue(nn.Module):
             raise ValueError(f'push needs the columns {self.extra_names} by name, got {sorted(extra)}')
         for name, values in extra.items():
             wanted = (len(x), *getattr(self, f'extra_{name}').shape[1:])
-            if not isinstance(values, Tensor) or tuple(values.shape) != wanted:
-                got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-                raise ValueError(f'{name} must be a tensor of shape {wanted}, got {got}')
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            if shape != wanted:
+                raise ValueError(f'{name} must be a tensor of shape {wanted}, got {shape}')
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class SampleTable(nn.Module):
     # every rank holds the same rows; averaging labels over ranks would make others of them (see compat)
     sync_buffers_exempt = True
 
+    written: Tensor
+
     def __init__(self, num_samples: int, columns: Mapping[str, Any] | Iterable[str]):
         super().__init__()
         self.num_samples = check_count(num_samples, 'num_samples', 1)
@@ -82,6 +84,12 @@ class SampleTable(nn.Module):
         if name not in self.names:
             raise ValueError(f'the table has the columns {", ".join(self.names)}, got {name!r}')
         return getattr(self, _PREFIX + name)
+
+    @overload
+    def read(self, ids: Any, name: str, /) -> Tensor: ...
+
+    @overload
+    def read(self, ids: Any, /, *names: str) -> Tensor | dict[str, Tensor]: ...
 
     def read(self, ids: Any, *names: str) -> Tensor | dict[str, Tensor]:
         """Return the rows ``ids`` (n,) of one column as a tensor, of several (all if none is named) as a dict."""
@@ -164,7 +172,7 @@ def _column(name: str, what: Any, num_samples: int) -> Tensor:
         return torch.zeros(num_samples, dtype=what)
     if isinstance(what, Real):
         dtype = torch.bool if isinstance(what, bool) else torch.int64 if isinstance(what, Integral) else torch.float32
-        return torch.full((num_samples,), what, dtype=dtype)
+        return torch.tensor(what, dtype=dtype).repeat(num_samples)
     if isinstance(what, Mapping):
         if not set(what) <= _KEYS:
             raise ValueError(f'columns[{name!r}] must have keys among {sorted(_KEYS)}, got {sorted(what)}')

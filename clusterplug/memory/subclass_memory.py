@@ -24,7 +24,7 @@ def clusters_per_class(num_clusters: int | Sequence[int] | dict, num_classes: in
         if bad:
             raise ValueError(f"num_clusters has keys {bad}; allowed are 'default' and classes 0 to {num_classes - 1}")
         numbers = [num_clusters.get(c, num_clusters.get('default', 40)) for c in range(num_classes)]
-    elif isinstance(num_clusters, Integral):
+    elif isinstance(num_clusters, int | Integral):
         numbers = [num_clusters] * num_classes
     else:
         numbers = list(num_clusters)
@@ -85,6 +85,17 @@ class SubclassMemory(nn.Module):
 
     # every rank holds the same values by construction; averaging them would only add rounding (see compat)
     sync_buffers_exempt = True
+
+    center_store: Tensor
+    queue_store: Tensor
+    num_seeded: Tensor
+    num_enqueued: Tensor
+    sizes: Tensor
+    step: Tensor
+    clusters_of: Tensor
+    cluster_index: Tensor
+    member_of: Tensor
+    id_offset: Tensor
 
     def __init__(
         self,
