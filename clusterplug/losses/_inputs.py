@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a clustering loss accepts, with messages that say what to do."""
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def _check_kinds(features: Tensor, labels: Tensor, feature_rows: Tensor | None) -> None:
@@ -68,7 +70,16 @@ def _to_classes_or_ignored(labels: Tensor, num_classes: int, ignore_index: int) 
     return labels.masked_fill(ignored, -1)
 
 
-def _check_regions(loss: nn.Module, labels: Tensor, regions: Tensor | None) -> None:
+class Settings(Protocol):
+    """What the checks need to know of the loss."""
+
+    num_classes: int
+    in_channels: int | None
+    ignore_index: int
+    regions: str
+
+
+def _check_regions(loss: Settings, labels: Tensor, regions: Tensor | None) -> None:
     if regions is None:
         if loss.regions != 'point':
             raise ValueError(
@@ -83,7 +94,7 @@ def _check_regions(loss: nn.Module, labels: Tensor, regions: Tensor | None) -> N
 
 
 def check_inputs(
-    loss: nn.Module,
+    loss: Settings,
     features: Tensor,
     labels: Tensor,
     predictions: Tensor | None,

@@ -50,7 +50,8 @@ def move_options(
             continue
         place = f'{part}=dict({new}={value!r})'
         warnings.warn(f'{owner}: {name} has moved; write {place}', DeprecationWarning, stacklevel=stacklevel)
-        if isinstance(parts[part], nn.Module) or new in (parts[part] or {}):
+        given = parts[part] or {}
+        if isinstance(given, nn.Module) or new in given:
             raise ValueError(f'{owner}: {name} was given next to {part}, which has it now; write {place} alone')
-        parts[part] = {**(parts[part] or {}), new: value}
+        parts[part] = {**given, new: value}
     return parts

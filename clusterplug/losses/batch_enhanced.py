@@ -87,8 +87,9 @@ class BatchEnhancedLoss(nn.Module):
             t = torch.stack([each.detach().to(dtype) for each in targets])
             usable = torch.isfinite(p * 0 + z * 0 + t * 0).all(-1).all(0)  # (B,)
             p, z, t = (_unit(torch.where(usable[:, None], each, 0.0)) for each in (p, z, t))
-            positive, number = (p * t.flip(0)).sum(-1), 1.0
-            if neighbors is not None:
+            positive = (p * t.flip(0)).sum(-1)
+            number: Tensor | float = 1.0
+            if neighbors is not None and valid is not None:  # given together
                 n, used = _known(neighbors, valid, dtype)
                 n, used = n.flip(0), used.flip(0)
                 positive = positive + torch.where(used, torch.einsum('vbd,vbkd->vbk', p, n), 0.0).sum(-1)
@@ -127,11 +128,11 @@ class BatchEnhancedLoss(nn.Module):
         return torch.where(total > 0, torch.where(total > 0, total, 1.0) / count.clamp(min=1), 1.0).log()
 
     def _check(self, predictions, projections, targets, neighbors, valid, negatives) -> None:
-        shape = None
+        shape: tuple[int, ...] = ()
         for name, views in (('predictions', predictions), ('projections', projections), ('targets', targets)):
             _check_pair(name, views)
             for each in views:
-                shape = shape if shape is not None and name != 'predictions' else tuple(each.shape)
+                shape = tuple(each.shape) if name == 'predictions' else shape
                 if each.dim() != 2 or tuple(each.shape) != shape or not each.is_floating_point():
                     raise ValueError(f'{name} must hold two floating tensors (B, D) = {shape}, got {tuple(each.shape)}')
         if (neighbors is not None or negatives is not None) and valid is None:

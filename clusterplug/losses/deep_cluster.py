@@ -64,7 +64,7 @@ class DeepClusterLoss(nn.Module):
         self.num_heads = check_count(num_heads, 'num_heads', 1)
         self.temperature = check_number(temperature, 'temperature', above=0)
         self.table = SampleTable(num_samples, {f'label_{head}': -1 for head in range(self.num_heads)})
-        self._num_prototypes = None
+        self._num_prototypes: int | None = None
 
     def forward(self, scores: list, sample_idx: Tensor) -> Tensor:
         """Loss of the scores of all views."""

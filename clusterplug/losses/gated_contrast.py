@@ -2,6 +2,7 @@
 """Contrast in the subspace that two classes share: any two classes may be a positive pair."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +70,8 @@ class GatedContrastLoss(nn.Module):
         torch.Size([])
     """
 
+    step: Tensor
+
     def __init__(
         self,
         gate: nn.Module | dict | Callable[[Tensor, Tensor], Tensor],
@@ -135,14 +138,15 @@ class GatedContrastLoss(nn.Module):
         """Return the partner class of each label (B,) in the present step; below 0 where the label is."""
         if self.pairing == 'identical':
             return labels
-        if callable(self.pairing):
+        if not isinstance(self.pairing, str):
             found = self.pairing(labels)
             if not isinstance(found, Tensor) or found.shape != labels.shape or found.is_floating_point():
                 raise ValueError(f'pairing must give integer labels of shape {tuple(labels.shape)}, got {found!r}')
             return found
         draws = self._draws(len(labels), labels.device)
         if self.pairing == 'distinct':
-            others = self.gate.num_classes - 1
+            gate: Any = self.gate  # with num_classes, as looked at above
+            others = gate.num_classes - 1
             return torch.where(labels >= 0, (labels + 1 + draws % others) % (others + 1), labels)
         # labeled samples first and in random order, as many as there are anchors with a label, in the order of these
         order = torch.where(labels >= 0, draws, draws.max() + 1 if len(draws) else draws).argsort()
@@ -217,9 +221,10 @@ class SimLAPLoss(GatedContrastLoss):
 
     def __init__(self, gate: nn.Module | dict | Callable, table: nn.Module | dict | None = None, **options):
         super().__init__(gate, **options)
-        self.table = MODELS.build(table) if isinstance(table, dict) else table
+        self.table: Any = MODELS.build(table) if isinstance(table, dict) else table
 
-    def forward(
+    # MultiViewModel calls it by these names; the arguments of the loss of two tensors would be other ones.
+    def forward(  # type: ignore[override]
         self, embeddings: Sequence[Tensor], labels: Tensor | None = None, sample_idx: Tensor | None = None
     ) -> Tensor:
         views = list(embeddings)

@@ -82,11 +82,11 @@ class IntraInterLoss(nn.Module):
                 f'{", ".join(missing)} has a weight and no input; give it, or set {missing[0]}_weight to 0'
             )
         losses = {}
-        if self.weights['intra']:
+        if self.weights['intra'] and slice_scores is not None:
             losses['loss_intra'] = self.weights['intra'] * self._of_slices(slice_scores, mask)
-        if self.weights['inter']:
+        if self.weights['inter'] and volume_scores is not None:
             losses['loss_inter'] = self.weights['inter'] * self.inter(list(volume_scores))
-        if self.weights['mask']:
+        if self.weights['mask'] and mask_loss is not None:
             losses['loss_mask'] = self.weights['mask'] * mask_loss
         return losses
 

@@ -89,9 +89,9 @@ class KoopmanLoss(nn.Module):
 
     def dynamics(self, latents: Tensor | None = None, next_latents: Tensor | None = None) -> Tensor:
         """(D, D) the map K with z_next = z K: the learned one, or fitted to the given latents, without gradient."""
-        if self.operator == 'learned':
-            return self.weight
-        if self.operator == 'orthogonal':
+        if self.weight is not None:
+            if self.operator == 'learned':
+                return self.weight
             with no_autocast(self.weight):
                 return torch.linalg.matrix_exp(self.weight - self.weight.mT)
         if latents is None:

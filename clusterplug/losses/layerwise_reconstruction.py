@@ -56,7 +56,7 @@ class LayerwiseReconstructionLoss(nn.Module):
         weights = self.hidden_weight if isinstance(self.hidden_weight, list) else [self.hidden_weight] * hidden
         if len(weights) != hidden:
             raise ValueError(f'hidden_weight must hold one weight for each of {hidden} hidden layers, got {weights}')
-        total = None
+        terms = []
         for number, (output, target, weight) in enumerate(zip(reconstructed, clean, [1.0, *weights], strict=True)):
             if output.shape != target.shape:
                 raise ValueError(
@@ -68,6 +68,5 @@ class LayerwiseReconstructionLoss(nn.Module):
             with no_autocast(output):
                 dtype = working_dtype(output.dtype)
                 error = (output.to(dtype) - target.to(dtype)).square().sum() / max(1, output.numel())
-            term = weight * error
-            total = term if total is None else total + term
-        return total
+            terms.append(weight * error)
+        return sum(terms[1:], terms[0])

@@ -106,6 +106,9 @@ class MarginLoss(nn.Module):
         tensor(0.4142)
     """
 
+    step: Tensor
+    beta: Tensor
+
     def __init__(
         self,
         beta: float = 1.2,

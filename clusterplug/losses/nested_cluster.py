@@ -118,7 +118,10 @@ class NestedViewLoss(NestedClusterLoss):
         super().__init__(base_loss, weights, reduction)
         self.assign_views = tuple(assign_views)
 
-    def forward(self, scores: Sequence, teacher_scores: Sequence | None = None) -> Tensor | dict[str, Tensor]:
+    # MultiViewModel calls it by these names; the lists of levels of the loss itself have none.
+    def forward(  # type: ignore[override]
+        self, scores: Sequence, teacher_scores: Sequence | None = None
+    ) -> Tensor | dict[str, Tensor]:
         """The loss over all levels of all views."""
         given = [scores] if teacher_scores is None else [scores, teacher_scores]
         return super().forward(*([list(level) for level in zip(*views, strict=True)] for views in given))

@@ -52,11 +52,18 @@ class NTXentLoss(nn.Module):
         self.gather = gather
 
     def forward(self, embeddings: Tensor | Sequence[Tensor], other: Tensor | None = None) -> Tensor:
-        views = list(embeddings) if other is None else [embeddings, other]
-        if other is None and isinstance(embeddings, Tensor):
+        if isinstance(embeddings, Tensor):
+            if other is None:
+                raise TypeError(
+                    'embeddings must be a list of at least two views, got one tensor; pass the other one as well'
+                )
+            views = [embeddings, other]
+        elif other is not None:
             raise TypeError(
-                'embeddings must be a list of at least two views, got one tensor; pass the other one as well'
+                'other goes with one tensor, got a list of embeddings and other; put all views into the list'
             )
+        else:
+            views = list(embeddings)
         if len(views) < 2:
             raise ValueError(f'embeddings must hold at least two views, got {len(views)}')
         pairs = [self._pair(a, b) for a, b in itertools.combinations(views, 2)]

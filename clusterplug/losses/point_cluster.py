@@ -118,6 +118,22 @@ class PointClusterLoss(nn.Module):
 
     base_temperature = 2.0
 
+    zero: Tensor
+    projector: nn.Module
+    num_classes: int
+    in_channels: int | None
+    ignore_index: int
+    num_anchors_per_class: int
+    regions: str
+    memory: SubclassMemory
+    assigner: nn.Module
+    sampler: nn.Module
+    contrast: nn.Module
+    momentum: float
+    temperature: float
+    loss_weight: float
+    weight_factor: float
+
     def __init__(
         self,
         num_classes: int,
@@ -217,7 +233,7 @@ class PointClusterLoss(nn.Module):
             everyone, everyone_valid = _all_ranks(by_rank.detach()), _all_ranks(gather_ranks(valid))
             with torch.no_grad():
                 units, units_valid, unit_of = everyone, everyone_valid, None
-                if self.regions != 'point':
+                if self.regions != 'point' and regions is not None:  # as checked
                     units, units_valid, unit_of = self._units(features, regions, rows, valid, feature_rows)
                 unit_ids, left_out, distance = self.assigner(units, units_valid, self.memory)
                 ids = unit_ids

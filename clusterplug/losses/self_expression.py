@@ -67,7 +67,7 @@ class SelfExpressionLoss(nn.Module):
             layers = [layers]
         if len(layers) == 0:
             raise ValueError('layers must hold at least one tensor (n, p), got none')
-        coef, total = self.coef, 0.0
+        coef, terms = self.coef, []
         for number, layer in enumerate(layers):
             self._check(layer, f'layers[{number}]')
             with exact_products(layer):
@@ -77,8 +77,8 @@ class SelfExpressionLoss(nn.Module):
                 if self.normalize_layers:
                     energy = values.square().sum()  # with its gradient: features must not gain by shrinking
                     term = term / torch.where(energy > 0, energy, 1.0)
-                total = total + term
-        return total
+                terms.append(term)
+        return sum(terms[1:], terms[0])
 
     def structured_norm(self, labels: Tensor) -> Tensor:
         r"""Return the penalty on coefficients between clusters.

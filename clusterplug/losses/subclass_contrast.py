@@ -36,6 +36,8 @@ class SubclassContrast(nn.Module):
     Differs from the authors' code: see :func:`~clusterplug.functional.subclass_contrast`.
     """
 
+    zero: Tensor
+
     def __init__(self, terms: Sequence[str] = TERMS, reference: bool = False, max_negatives: int = 40_000):
         super().__init__()
         if not terms or any(term not in TERMS for term in terms):
@@ -89,7 +91,7 @@ class SubclassContrast(nn.Module):
                 self_offset=rank() * anchors.shape[1],
                 count_self_as_negative=self.reference,
             )
-            pairs['point'] = tuple(each.flatten() for each in found)
+            pairs['point'] = found[0].flatten(), found[1].flatten()
         if 'center' in self.terms:
             # exactly one positive: the contrast is a cross entropy over the centers in use
             bias = self.zero.masked_fill(unused.flatten(), NEVER)

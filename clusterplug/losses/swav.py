@@ -80,7 +80,7 @@ class SwAVLoss(nn.Module):
         self.assign_views = tuple(check_count(view, 'assign_views') for view in assign_views)
         if not self.assign_views or len(set(self.assign_views)) != len(self.assign_views):
             raise ValueError(f'assign_views must name at least one view, each once, got {tuple(assign_views)}')
-        self._last_codes = None
+        self._last_codes: Tensor | None = None
         self._warned = False
 
     def forward(

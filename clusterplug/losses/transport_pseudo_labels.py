@@ -2,6 +2,7 @@
 """Self-training on soft labels by progressive transport: easy samples first, uneven clusters allowed."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from clusterplug.core.checks import check_count, check_number
 from clusterplug.core.distributed import gather_uneven, rank, world_size
 from clusterplug.core.numerics import host_checks_allowed, no_autocast, working_dtype
-from clusterplug.functional import KNNGraph, progressive_transport, semantic_transport
+from clusterplug.functional import KNNGraph, ProgressivePlan, progressive_transport, semantic_transport
 from clusterplug.memory import FeatureQueue
 from clusterplug.registry import MODELS
 
@@ -68,6 +69,11 @@ class TransportPseudoLabels(nn.Module):
 
     sync_buffers_exempt = True
 
+    prior: Tensor
+    potentials: Tensor
+    neighbors: Tensor | None
+    similarity: Tensor | None
+
     def __init__(
         self,
         num_clusters: int | Sequence[int],
@@ -84,7 +90,8 @@ class TransportPseudoLabels(nn.Module):
     ):
         super().__init__()
         several = isinstance(num_clusters, Sequence) and not isinstance(num_clusters, str)
-        self.num_clusters = [check_count(k, 'num_clusters', 2) for k in (num_clusters if several else [num_clusters])]
+        heads: list = list(num_clusters) if isinstance(num_clusters, Sequence) and several else [num_clusters]
+        self.num_clusters = [check_count(k, 'num_clusters', 2) for k in heads]
         self.mass = check_number(mass, 'mass', above=0, most=1)
         self.penalty = check_number(penalty, 'penalty', 0, finite=False)
         self.epsilon = check_number(epsilon, 'epsilon', above=0)
@@ -163,23 +170,26 @@ class TransportPseudoLabels(nn.Module):
         shape = scores.shape[:2]
         start = self.potentials if shape == self.potentials.shape[:2] else None
         host = host_checks_allowed(scores)
-        options = {
+        options: dict[str, Any] = {
             'epsilon': self.epsilon, 'mass': check_number(self.mass, 'mass', above=0, most=1), 'penalty': self.penalty,
             'prior': self.prior.expand(*shape, -1), 'mask': mask.expand(*shape, -1), 'init': start, 'full_output': True,
         }  # fmt: skip
         strength = self.strength * (1 - self.mass)
         if strength > 0 and self.neighbors is not None:
-            steps = {'tol': self.tol if host else 0.0, 'max_iters': 100 if host else _DEVICE_OUTER}
+            steps: dict[str, Any] = {'tol': self.tol if host else 0.0, 'max_iters': 100 if host else _DEVICE_OUTER}
             found = semantic_transport(scores, graph=self._graph(ids, mask), strength=strength, **options, **steps)
         else:
             steps = {'tol': self.tol if host else 0.0, 'max_iters': self.max_iters if host else _DEVICE_ITERS}
             found = progressive_transport(scores, **options, **steps)
+        assert isinstance(found, ProgressivePlan), 'the full output was asked for'
         if self.training and start is not None:
             self.potentials.copy_(torch.nan_to_num(found.potentials, 0.0, 0.0, 0.0))
         return found.plan
 
     def _graph(self, ids: Tensor, mask: Tensor) -> KNNGraph:
         """Return the part of the graph between the rows at hand."""
+        assert self.neighbors is not None, 'set_graph came before'
+        assert self.similarity is not None, 'set_graph came before'
         size, rows = len(self.neighbors), torch.arange(len(ids), device=ids.device)
         usable = mask & (ids >= 0)
         place = torch.full((size + 1,), -1, dtype=torch.int64, device=ids.device)

@@ -31,6 +31,8 @@ def test_views_and_pairs():
         loss([a])
     with pytest.raises(TypeError, match='one tensor'):
         loss(a)
+    with pytest.raises(TypeError, match='put all views into the list'):
+        loss([a, b], c)
     with pytest.raises(ValueError, match='temperature'):
         NTXentLoss(0)
 
