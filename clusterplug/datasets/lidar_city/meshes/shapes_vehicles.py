@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from clusterplug.datasets.lidar_city.meshes.mesh import Mesh, box, boxes, loft, merge, tube, wheel
@@ -21,28 +23,69 @@ def _mirrors(x: float, y: float, z: float) -> Mesh:
     return boxes([[0.12, 0.2, 0.14]] * 2, [[x, -y - 0.1, z], [x, y + 0.1, z]], 'paint')
 
 
-def _passenger_car(length, width, height, belt, hood, cabin, cabin_top, rear_height, clearance, wheel_radius) -> Mesh:
-    """A body up to the belt line with a glazed cabin on it.
+class CarShape(NamedTuple):
+    """What tells one kind of passenger car from another; lengths in meters, x towards the nose, 0 in the middle.
 
     Args:
-        length, width, height: outer size, metres.
-        belt: height of the window sill.
-        hood: height of the front edge of the bonnet.
-        cabin: (front, rear) x of the windscreen's foot and of the rear window's foot.
-        cabin_top: (front, rear) x of the roof's ends.
-        rear_height: height of the boot lid or of the tail.
-        clearance: height of the sill above the ground.
-        wheel_radius: metres.
+        length: (least, most) of the whole car.
+        width: (least, most), without mirrors.
+        height: (least, most) of the roof.
+        belt: Height of the window sill.
+        hood: Height of the front edge of the bonnet.
+        tail: Height of the boot lid, or of the tail where there is none.
+        windscreen: x of its foot and of its top.
+        rear_window: x of its foot and of its top; with ``hatch`` counted from the tail instead of the middle.
+        hatch: Whether the rear window stands at the tail, however long the car is.
+        clearance: Height of the sill above the ground.
+        wheel_radius: Of all four.
     """
+
+    length: tuple[float, float]
+    width: tuple[float, float]
+    height: tuple[float, float]
+    belt: float
+    hood: float
+    tail: float
+    windscreen: tuple[float, float]
+    rear_window: tuple[float, float]
+    hatch: bool
+    clearance: float
+    wheel_radius: float
+
+
+_CARS = {
+    'sedan': CarShape(
+        length=(4.5, 4.95), width=(1.76, 1.88), height=(1.40, 1.48), belt=0.92, hood=0.72, tail=0.98,
+        windscreen=(0.85, 0.15), rear_window=(-1.55, -0.85), hatch=False, clearance=0.2, wheel_radius=0.32,
+    ),
+    'hatchback': CarShape(
+        length=(3.6, 4.1), width=(1.65, 1.78), height=(1.46, 1.54), belt=0.93, hood=0.76, tail=0.93,
+        windscreen=(0.95, 0.3), rear_window=(0.12, 0.45), hatch=True, clearance=0.2, wheel_radius=0.3,
+    ),
+    'suv': CarShape(
+        length=(4.5, 4.9), width=(1.85, 1.98), height=(1.70, 1.86), belt=1.12, hood=0.98, tail=1.12,
+        windscreen=(0.9, 0.35), rear_window=(0.1, 0.35), hatch=True, clearance=0.3, wheel_radius=0.38,
+    ),
+}  # fmt: skip
+
+
+def _passenger_car(shape: CarShape, rng: np.random.Generator) -> Mesh:
+    """A body up to the belt line with a glazed cabin on it."""
+    length, width, height = (rng.uniform(*each) for each in (shape.length, shape.width, shape.height))
+    belt, hood, clearance = shape.belt, shape.hood, shape.clearance
     half, nose, tail = width / 2, length / 2, -length / 2
+    back = tail if shape.hatch else 0.0
+    # (front, rear) x of the ends of the cabin at the belt line, and of those of the roof
+    cabin = shape.windscreen[0], back + shape.rear_window[0]
+    cabin_top = shape.windscreen[1], back + shape.rear_window[1]
     body = loft(
         [
             [nose, half * 0.80, half * 0.72, clearance + 0.12, hood - 0.12],
             [nose - 0.15, half * 0.96, half * 0.86, clearance, hood],
             [cabin[0], half, half * 0.93, clearance, belt],
             [cabin[1], half, half * 0.93, clearance, belt],
-            [tail + 0.12, half * 0.97, half * 0.88, clearance, rear_height],
-            [tail, half * 0.85, half * 0.8, clearance + 0.15, rear_height - 0.1],
+            [tail + 0.12, half * 0.97, half * 0.88, clearance, shape.tail],
+            [tail, half * 0.85, half * 0.8, clearance + 0.15, shape.tail - 0.1],
         ]
     )
     sill, roof = half * 0.93, half * 0.74
@@ -75,7 +118,7 @@ def _passenger_car(length, width, height, belt, hood, cabin, cabin_top, rear_hei
         cabin_hull,
         roof_panel,
         *pillars,
-        _wheels(axle, -axle, half - 0.12, wheel_radius),
+        _wheels(axle, -axle, half - 0.12, shape.wheel_radius),
         _plates(nose + 0.01, tail - 0.01, clearance + 0.3),
         _mirrors(cabin[0] - 0.1, half * 0.93, belt),
     )
@@ -83,55 +126,17 @@ def _passenger_car(length, width, height, belt, hood, cabin, cabin_top, rear_hei
 
 def sedan(rng: np.random.Generator) -> Mesh:
     """Three boxes: bonnet, low cabin, boot."""
-    length = rng.uniform(4.5, 4.95)
-    return _passenger_car(
-        length,
-        rng.uniform(1.76, 1.88),
-        rng.uniform(1.40, 1.48),
-        0.92,
-        0.72,
-        (0.85, -1.55),
-        (0.15, -0.85),
-        0.98,
-        0.2,
-        0.32,
-    )
+    return _passenger_car(_CARS['sedan'], rng)
 
 
 def hatchback(rng: np.random.Generator) -> Mesh:
     """Short car with a steep tail."""
-    length = rng.uniform(3.6, 4.1)
-    tail = -length / 2
-    return _passenger_car(
-        length,
-        rng.uniform(1.65, 1.78),
-        rng.uniform(1.46, 1.54),
-        0.93,
-        0.76,
-        (0.95, tail + 0.12),
-        (0.3, tail + 0.45),
-        0.93,
-        0.2,
-        0.3,
-    )
+    return _passenger_car(_CARS['hatchback'], rng)
 
 
 def suv(rng: np.random.Generator) -> Mesh:
     """Tall, long-roofed car with large wheels."""
-    length = rng.uniform(4.5, 4.9)
-    tail = -length / 2
-    return _passenger_car(
-        length,
-        rng.uniform(1.85, 1.98),
-        rng.uniform(1.70, 1.86),
-        1.12,
-        0.98,
-        (0.9, tail + 0.1),
-        (0.35, tail + 0.35),
-        1.12,
-        0.3,
-        0.38,
-    )
+    return _passenger_car(_CARS['suv'], rng)
 
 
 def van(rng: np.random.Generator) -> Mesh:
