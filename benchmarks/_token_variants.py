@@ -6,15 +6,15 @@ import dataclasses
 import torch
 
 from clusterplug.functional import cluster_tokens, combine_tokens, token_neighbors, token_spread
-from clusterplug.patch import methods as _methods
 from clusterplug.patch._geometry import cell_places
+from clusterplug.patch.methods import Expedit, Reduced
 
 # Weight of the tokens beside the features that are compared: too small to change a distance.
 FAINT = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureExpedit(_methods.Expedit):
+class FeatureExpedit(Expedit):
     """Clusters found by the distances of other features than the residual stream; their means are those of tokens.
 
     Args:
@@ -45,4 +45,4 @@ class FeatureExpedit(_methods.Expedit):
         def restore(refined):
             return tokens + combine_tokens(refined.unflatten(1, grid) - centers, neighbors)
 
-        return _methods.Reduced(centers.flatten(1, 2), restore, cell_places(tokens.shape[1:3], grid, tokens.device))
+        return Reduced(centers.flatten(1, 2), restore, cell_places(tokens.shape[1:3], grid, tokens.device))

@@ -35,7 +35,6 @@ from PIL import Image
 
 from clusterplug import patch
 from clusterplug.functional import cluster_tokens, token_neighbors, token_spread
-from clusterplug.patch import methods as _methods
 from clusterplug.visualization.token_figures import paint_token_clusters, save_token_panels, token_colors
 
 AUTHORS = dict(residual=False, search=None, norm='l2')
@@ -127,7 +126,7 @@ class Entry:
         if self.method is not None:
             name = self.method
             if not isinstance(name, str):
-                _methods.METHODS['variant'] = name
+                patch.register_method('variant', name)
                 name = 'variant'
             where = {} if 'tokens_per_block' in self.options else dict(start=start, grid=(cells, cells))
             patch.apply(vit, name, **where, **self.options)
@@ -136,7 +135,6 @@ class Entry:
             tokens, grid = vit(batch)
             self.times.append(time.process_time() - begin)
         finally:
-            _methods.METHODS.pop('variant', None)
             if self.method is not None:
                 patch.remove(vit)
         masks = torch.cat([decoder(each[None], grid, batch.shape[-2:]) for each in tokens]) > 0.5

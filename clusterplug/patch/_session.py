@@ -15,6 +15,7 @@ from clusterplug.patch._parts import Parts
 from clusterplug.patch._size_bias import Biased
 from clusterplug.patch._store import Store, autograd_state, backward_pass, checkpointing_message
 from clusterplug.patch.layout import Layout
+from clusterplug.patch.methods import Reduced
 
 
 class Session:
@@ -208,7 +209,14 @@ class Session:
             number = self.store.current.schedule[0]
             return self.method.merge(values.flatten(1, 2), number, self._compared(block), num_prefix, values)
         options = {} if self.method.keeps_grid else dict(num_prefix=num_prefix)
-        return self.method(values, grid, lambda: self._compared(block)(values), **options)
+        reduced = self.method(values, grid, lambda: self._compared(block)(values), **options)
+        if not isinstance(reduced, Reduced) or reduced.tokens.shape[1] != grid[0] * grid[1]:
+            got = tuple(reduced.tokens.shape) if isinstance(reduced, Reduced) else type(reduced).__name__
+            raise ValueError(
+                f'{type(self.method).__name__} must return a clusterplug.patch.Reduced with tokens (batch, '
+                f'{grid[0] * grid[1]}, channels), got {got}'
+            )
+        return reduced
 
     def _compared(self, block: nn.Module) -> Callable[[Tensor], Tensor]:
         norm = self.layout.norm(block) if self.layout.norm is not None else None

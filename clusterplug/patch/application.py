@@ -11,7 +11,7 @@ from clusterplug.functional.tokens import check_grid
 from clusterplug.patch._parts import check_one_transformer, check_tied
 from clusterplug.patch._session import Session
 from clusterplug.patch.hosts import find_layout
-from clusterplug.patch.methods import make_method
+from clusterplug.patch.methods import VIDEO_METHOD, make_method
 
 _MARK = '_clusterplug_patch'
 # Names of the arguments of apply that are no options of a method.
@@ -49,7 +49,8 @@ def apply(
             :func:`~clusterplug.patch.hosts`.
         method: ``'expedit'`` (local soft k-means, keeps a grid), ``'tome'`` (bipartite matching, at once or in every
             block) or ``'average'`` (pooling, the baseline). ``'centerclip'`` is for videos and never brings tokens
-            back: of the arguments up to ``taps`` it takes ``start`` and ``num_prefix``, see the options.
+            back: of the arguments up to ``taps`` it takes ``start`` and ``num_prefix``, see the options. Further
+            ones are those of :func:`~clusterplug.patch.register_method`.
         start: First block that sees fewer tokens. Defaults to 0.4 of all, to 1 for tome in every block, to 6 for
             centerclip, which takes several for several stages.
         end: Block before which the tokens are brought back. Defaults to after the last, or after the last of the stage.
@@ -108,7 +109,7 @@ def apply(
     _check_not_compiled(model, layout)
     if num_prefix is not None:
         layout.num_prefix = check_count(num_prefix, 'num_prefix', 0)
-    if method == 'centerclip':
+    if method == VIDEO_METHOD:
         given = dict(end=end, grid=grid, keep_ratio=keep_ratio, taps=taps)
         return _apply_to_videos(model, layout, start, [name for name in given if given[name] is not None], options)
     reducer = make_method(method, options, APPLY_OPTIONS)

@@ -2,8 +2,9 @@
 """The methods of reduction behind one face: a map goes in, fewer tokens and the way back come out."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,16 @@ class Reduced(NamedTuple):
     places: Tensor
     sizes: Tensor | None = None
     merged: 'Merged | None' = None
+
+
+class Method(Protocol):
+    """What reduces a map of tokens; see :func:`register_method`."""
+
+    keeps_grid: bool
+
+    def __call__(self, tokens: Tensor, grid: tuple[int, int], compared: Callable[[], Tensor]) -> Reduced:
+        """Reduce (B, H, W, C) to ``grid``."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,20 +253,75 @@ def unknown_options(name: str, known: Sequence[str], others: Sequence[str], unkn
     return f"method '{name}' has the options {', '.join(known)}, and apply itself {', '.join(others)}; got {got}"
 
 
-METHODS = {'expedit': Expedit, 'tome': Tome, 'average': Average}
+# Video methods never bring tokens back, so they run in a session of their own.
+VIDEO_METHOD = 'centerclip'
+_BUILT_IN: dict[str, Callable[..., Method]] = {'expedit': Expedit, 'tome': Tome, 'average': Average}
+_REGISTERED: dict[str, Callable[..., Method]] = {}
 
 
-def make_method(name: str, options: dict, others: Sequence[str] = ()) -> Expedit | Average | Tome:
+def register_method(name: str, method: Callable[..., Method]) -> None:
+    """Make a method of reduction known to :func:`~clusterplug.patch.apply`.
+
+    Args:
+        name: What ``apply(model, name)`` calls it; a name that exists is replaced, all others stay.
+        method: A class (a dataclass, for instance). Its constructor takes the options that ``apply`` passes on, by
+            keyword. Its objects are called with ``(tokens (B, H, W, C), grid (h, w), compared)`` and return a
+            :class:`Reduced` with h * w tokens, whose ``restore`` brings (B, h * w, C) back to (B, H, W, C);
+            ``compared()`` are the tokens as the first reduced block normalizes them. The class has an attribute
+            ``keeps_grid``: True where the reduced tokens are the cells of ``grid``, row by row; False where they are
+            in any order, ``places`` are (B, h * w, 2), and the method is called with ``num_prefix=`` as well.
+
+    Raises:
+        TypeError: ``name`` is no string, ``method`` is no class, or has no bool ``keeps_grid``.
+        ValueError: ``name`` is that of the video method.
+
+    Example:
+        >>> import dataclasses, torch
+        >>> from clusterplug.patch import Reduced, register_method
+        >>> @dataclasses.dataclass
+        ... class Maximum:
+        ...     keeps_grid = True
+        ...     def __call__(self, tokens, grid, compared):
+        ...         size = tokens.shape[1:3]
+        ...         short = torch.nn.functional.adaptive_max_pool2d(tokens.movedim(-1, 1), grid)
+        ...         rows, columns = ((torch.arange(n) + 0.5) * full / n - 0.5 for n, full in zip(grid, size))
+        ...         def restore(refined):
+        ...             maps = refined.mT.unflatten(2, grid)
+        ...             return torch.nn.functional.interpolate(maps, size=tuple(size)).movedim(1, -1)
+        ...         return Reduced(short.flatten(2).mT, restore, torch.cartesian_prod(rows, columns))
+        >>> register_method('maximum', Maximum)
+    """
+    if not isinstance(name, str):
+        raise TypeError(f'name must be a string, got {type(name).__name__} ({name!r})')
+    if name == VIDEO_METHOD:
+        raise ValueError(f"name must not be '{VIDEO_METHOD}', the method for videos; choose another name")
+    if not isinstance(method, type) or not any('__call__' in vars(each) for each in method.__mro__):
+        raise TypeError(f'method must be a class whose objects can be called with tokens and a grid, got {method!r}')
+    if not isinstance(getattr(method, 'keeps_grid', None), bool):
+        raise TypeError(
+            f'{method.__name__}.keeps_grid must be True (reduced tokens are the cells of the grid) or False, got '
+            f'{getattr(method, "keeps_grid", None)!r}'
+        )
+    _REGISTERED[name] = method
+
+
+def _all_methods() -> dict[str, Callable[..., Method]]:
+    return {**_BUILT_IN, **_REGISTERED}
+
+
+def make_method(name: str, options: dict, others: Sequence[str] = ()) -> Method:
     """Return the method ``name`` with its options; ``others`` are those of the call, for the message.
 
     Raises:
         ValueError: The name or an option is unknown, or an option out of range.
     """
-    if name not in METHODS:
-        hint = nearest_name(name, [*METHODS, 'centerclip'])
-        raise ValueError(f'method must be one of {", ".join(METHODS)} or centerclip, got {name!r}{hint}')
-    known = [field.name for field in dataclasses.fields(METHODS[name])]
+    found = _all_methods()
+    if name not in found:
+        hint = nearest_name(name, [*found, VIDEO_METHOD])
+        raise ValueError(f'method must be one of {", ".join(found)} or {VIDEO_METHOD}, got {name!r}{hint}')
+    parameters = inspect.signature(found[name]).parameters.values()
+    known = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
     unknown = sorted(set(options) - set(known))
-    if unknown:
+    if unknown and not any(each.kind == each.VAR_KEYWORD for each in parameters):
         raise ValueError(unknown_options(name, known, others, unknown))
-    return METHODS[name](**options)
+    return found[name](**options)
