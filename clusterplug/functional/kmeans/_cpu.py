@@ -14,8 +14,6 @@ from clusterplug.functional.kmeans._update import RELOCATE_EVERY, averages, beyo
 REFRESH_SHARE = 1 / 3
 # Sums are made anew this often, so that rounding does not pile up.
 REFRESH_EVERY = 25
-# For timing: run all iterations of the fixed-iteration form even where nothing changes any more.
-RUN_ALL = False
 
 
 def lloyd_cpu(
@@ -35,7 +33,7 @@ def lloyd_cpu(
         num_iters: Most iterations.
         tolerance: (B,) squared center movement, summed over clusters, at which a problem stops; it also stops when
             no label changes. None = the fixed-iteration form, which relocates only in one of ``RELOCATE_EVERY``
-            iterations; what would change nothing is left out, unless ``RUN_ALL``.
+            iterations; what would change nothing is skipped.
         as_returned: Rounds centers as the caller will see them; the labels are nearest to these.
     """
     sums = SmallSums(points, weights, centers) if is_small(points, centers) else _Sums(points, weights, centers)
@@ -57,7 +55,7 @@ def lloyd_cpu(
             rests = not outdated[index] and not (changed[index] or waiting[index])
             stands = not fixed and moving[index] and shifts[index] <= limits[index]
             active[index] = not (rests or stands)
-        if not any(active) and not (fixed and RUN_ALL):
+        if not any(active):
             break
     final = as_returned(sums.centers)
     if final is not sums.centers and not torch.equal(final, sums.centers):
