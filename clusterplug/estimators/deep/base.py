@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every deep estimator shares: input, network, training, resume, files."""
 
-import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from clusterplug.core.files import load_arrays, save_arrays
 from clusterplug.estimators._arrays import Points, check_parameter, make_generator, read_points
 from clusterplug.estimators._base import Clusterer, TransformerMixin
 from clusterplug.estimators.deep._storage import pack_run, pack_value, unpack_run, unpack_value
-from clusterplug.estimators.deep.networks import ConvAutoencoder, MLPAutoencoder, initialize, mlp
+from clusterplug.estimators.deep.networks import initialize
 from clusterplug.estimators.deep.training import Phase, TrainingState, train
 from clusterplug.functional import kmeans
 from clusterplug.version import __version__
@@ -349,32 +348,6 @@ class DeepClusterer(TransformerMixin, Clusterer):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = []  # embeddings are fp32
         return tags
-
-
-def make_autoencoder(
-    encoder: Any, input_shape: tuple[int, ...], hidden: Any, channels: Any, embed_dims: int, device: torch.device
-) -> nn.Module:
-    """Return an autoencoder with ``encoder`` and ``decode``; a module of the user gets a decoder of its own mirror."""
-    if isinstance(encoder, nn.Module):
-        return OwnEncoder(copy.deepcopy(encoder).to(device), embed_dims, hidden, int(np.prod(input_shape)), device)
-    if encoder == 'cnn':
-        return ConvAutoencoder(input_shape, channels, embed_dims, device)
-    if encoder == 'mlp':
-        return MLPAutoencoder(input_shape[0], hidden, embed_dims, device)
-    raise ValueError(f"encoder must be 'mlp', 'cnn' or a torch.nn.Module, got {encoder!r}")
-
-
-class OwnEncoder(nn.Module):
-    """The user's encoder next to a decoder of linear layers that gives back the flattened input."""
-
-    def __init__(self, encoder: nn.Module, embed_dims: int, hidden: Any, num_values: int, device: torch.device):
-        super().__init__()
-        self.encoder = encoder
-        self.decoder = mlp([embed_dims, *reversed(hidden), num_values], device)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Return the reconstruction (N, values of a sample)."""
-        return self.decoder(z)
 
 
 def _fingerprint(x: Tensor) -> list:

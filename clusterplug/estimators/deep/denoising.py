@@ -12,7 +12,8 @@ from torch.nn.utils import skip_init
 
 from clusterplug.core.checks import check_count, check_number
 from clusterplug.estimators._arrays import check_parameter
-from clusterplug.estimators.deep.base import DeepClusterer, make_autoencoder
+from clusterplug.estimators.deep.base import DeepClusterer
+from clusterplug.estimators.deep.networks import make_autoencoder
 from clusterplug.estimators.deep.training import Phase
 from clusterplug.functional import nearest_center, student_assignment
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from clusterplug.core.checks import check_count, check_number
 from clusterplug.estimators._arrays import check_parameter
-from clusterplug.estimators.deep.base import DeepClusterer, make_autoencoder
-from clusterplug.estimators.deep.networks import convolutions, mlp
+from clusterplug.estimators.deep.base import DeepClusterer
+from clusterplug.estimators.deep.networks import convolutions, make_autoencoder, mlp
 from clusterplug.estimators.deep.training import Phase
 from clusterplug.functional import (
     coding_rate,

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small encoders and their mirrored decoders, initialized from a generator of their own."""
 
+import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from clusterplug.core.checks import check_count
 
-__all__ = ['ConvAutoencoder', 'MLPAutoencoder', 'convolutions', 'initialize', 'mlp']
+__all__ = ['ConvAutoencoder', 'MLPAutoencoder', 'OwnEncoder', 'convolutions', 'initialize', 'make_autoencoder', 'mlp']
 
 
 def mlp(
@@ -200,3 +203,29 @@ def _sizes(image: Sequence[int], kernels: list[int], strides: list[int], pads: l
             )
         sizes.append(after)
     return sizes
+
+
+def make_autoencoder(
+    encoder: Any, input_shape: tuple[int, ...], hidden: Any, channels: Any, embed_dims: int, device: torch.device
+) -> nn.Module:
+    """Return an autoencoder with ``encoder`` and ``decode``; a module of the user gets a decoder of its own mirror."""
+    if isinstance(encoder, nn.Module):
+        return OwnEncoder(copy.deepcopy(encoder).to(device), embed_dims, hidden, int(np.prod(input_shape)), device)
+    if encoder == 'cnn':
+        return ConvAutoencoder(input_shape, channels, embed_dims, device)
+    if encoder == 'mlp':
+        return MLPAutoencoder(input_shape[0], hidden, embed_dims, device)
+    raise ValueError(f"encoder must be 'mlp', 'cnn' or a torch.nn.Module, got {encoder!r}")
+
+
+class OwnEncoder(nn.Module):
+    """The user's encoder next to a decoder of linear layers that gives back the flattened input."""
+
+    def __init__(self, encoder: nn.Module, embed_dims: int, hidden: Any, num_values: int, device: torch.device):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = mlp([embed_dims, *reversed(hidden), num_values], device)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return the reconstruction (N, values of a sample)."""
+        return self.decoder(z)

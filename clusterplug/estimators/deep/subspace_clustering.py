@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_count, check_number
 from clusterplug.estimators._arrays import check_parameter
-from clusterplug.estimators.deep.base import DeepClusterer, make_autoencoder
+from clusterplug.estimators.deep.base import DeepClusterer
+from clusterplug.estimators.deep.networks import make_autoencoder
 from clusterplug.estimators.deep.training import Phase
 from clusterplug.functional import projection_energy, self_expression, spectral_clustering, top_coefficients
 from clusterplug.losses import SelfExpressionLoss
