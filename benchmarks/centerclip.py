@@ -239,7 +239,7 @@ def main():
     parser.add_argument('--arch', nargs='+', choices=list(ARCHS), default=['b32'])
     parser.add_argument('--frames', type=int, default=12)
     parser.add_argument('--segments', type=int, default=4)
-    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--batch-size', dest='batch', type=int, default=1)
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--device', default='cpu')
     args = parser.parse_args()

@@ -81,7 +81,7 @@ def memory(arch: str, batch: int) -> None:
     for kind in ('forward', 'step'):
         peaks = {}
         for form in ('ours', 'dense'):
-            command = [sys.executable, __file__, 'peak', '--arch', arch, '--batch', str(batch), '--form', form]
+            command = [sys.executable, __file__, 'peak', '--arch', arch, '--batch-size', str(batch), '--form', form]
             result = subprocess.run([*command, '--kind', kind], capture_output=True, text=True, check=True)
             peaks[form] = float(result.stdout.split()[-1])
         lines.append(Row(f'FEC-{arch} {kind}, {batch} x 224', 'dense', peaks['ours'], peaks['dense'], 1.0, '', 'MB'))
@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=['dense', 'memory', 'models', 'peak'])
     parser.add_argument('--arch', nargs='+', default=['small'])
-    parser.add_argument('--batch', type=int, nargs='+', default=[1, 8])
+    parser.add_argument('--batch-size', dest='batch', type=int, nargs='+', default=[1, 8])
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--form', default='ours', help=argparse.SUPPRESS)
     parser.add_argument('--kind', default='step', help=argparse.SUPPRESS)

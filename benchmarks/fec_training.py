@@ -105,7 +105,7 @@ def run_missing(seeds: int, steps: int, batch: int, out: Path) -> None:
     for seed in range(seeds):
         for name in RATES:
             if not file_of(out, name, seed).is_file():
-                options = ['--model', name, '--seed', str(seed), '--steps', str(steps), '--batch', str(batch)]
+                options = ['--model', name, '--seed', str(seed), '--steps', str(steps), '--batch-size', str(batch)]
                 subprocess.run([sys.executable, __file__, 'run', *options, '--out', str(out)], check=True)
 
 
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--steps', type=int, default=300)
-    parser.add_argument('--batch', type=int, default=32)
+    parser.add_argument('--batch-size', dest='batch', type=int, default=32)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/fec_training'))
     args = parser.parse_args()
     if args.what == 'run':

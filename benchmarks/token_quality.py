@@ -244,7 +244,7 @@ def main():
     parser.add_argument('--size', type=int, default=518, help='side in pixels, a multiple of 14')
     parser.add_argument('--images', type=int, default=16)
     parser.add_argument('--set', choices=('mixed', 'kitti', 'frames', 'clips'), default='mixed', help='pictures')
-    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--batch-size', dest='batch', type=int, default=1)
     parser.add_argument('--start', type=int, default=5, help='first reduced block')
     parser.add_argument('--cells', type=int, help='side of the reduced map, instead of --speedup')
     parser.add_argument('--speedup', type=float, default=1.4, help='least FLOP ratio')

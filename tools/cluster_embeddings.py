@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cluster a folder of embeddings that is larger than memory.
 
-    python tools/cluster_embeddings.py FOLDER OUT --num-clusters 1000
-    python tools/cluster_embeddings.py FOLDER OUT --num-clusters 1000 --algorithm minibatch --num-iters 5
-    python tools/cluster_embeddings.py FOLDER OUT --num-clusters 1000 --engine faiss
-    torchrun --nproc-per-node 4 tools/cluster_embeddings.py FOLDER OUT --num-clusters 1000
+    python tools/cluster_embeddings.py FOLDER --out OUT --num-clusters 1000
+    python tools/cluster_embeddings.py FOLDER --out OUT --num-clusters 1000 --algorithm minibatch --num-iters 5
+    python tools/cluster_embeddings.py FOLDER --out OUT --num-clusters 1000 --engine faiss
+    torchrun --nproc-per-node 4 tools/cluster_embeddings.py FOLDER --out OUT --num-clusters 1000
 
 FOLDER holds .npy, parquet, or raw files (.bin, .dat, .raw, .memmap with --dim and --dtype). OUT gets centers.npy,
 counts.npy, labels/<shard>.npy, summary.json and checkpoints. The same command goes on after a kill, and its result is
@@ -12,7 +12,6 @@ the same to the last bit as that of a run that was left alone; so is the result 
 number of threads each.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -22,13 +21,14 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from clusterplug.core.command_line import add_out, parse, tool_parser
 from clusterplug.estimators.sharded import ALGORITHMS, ShardedOptions, ShardFolder, cluster_shards
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     parser.add_argument('folder', help='folder with the shards')
-    parser.add_argument('out', help='folder for the result and the checkpoints')
+    add_out(parser, 'folder for the result and the checkpoints')
     parser.add_argument('--num-clusters', type=int, required=True, help='number of clusters (needed; no default)')
     parser.add_argument(
         '--algorithm', choices=ALGORITHMS, default='lloyd',
@@ -58,7 +58,7 @@ def parse_arguments(arguments=None):
     parser.add_argument('--dtype', default='float32', help='type of raw files (default: float32)')
     parser.add_argument('--column', help='list column of parquet files (default: the only one, or all numbers)')
     parser.add_argument('--threads', type=int, help='threads of a process (default: 1 under torchrun, else all)')
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)
 
 
 def main(arguments=None):

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Give every row of a folder of features its several nearest of very many clusters, as labels to train on (MLCD).
 
-    python tools/cluster_labels.py FOLDER OUT --num-clusters 100000
-    python tools/cluster_labels.py FOLDER OUT --num-clusters 1000000 --engine faiss --algorithm minibatch --num-iters 3
-    python tools/cluster_labels.py FOLDER OUT --centers centers.npy --num-labels 4
+    python tools/cluster_labels.py FOLDER --out OUT --num-clusters 100000
+    python tools/cluster_labels.py FOLDER --out OUT --num-clusters 1000000 --engine faiss --num-iters 3
+    python tools/cluster_labels.py FOLDER --out OUT --centers centers.npy --num-labels 4
 
 FOLDER holds .npy, parquet, or raw files (.bin, .dat, .raw, .memmap with --dim and --dtype); rows are scaled to length
 1. OUT gets labels.npy (rows, labels) int32, similarities.npy, centers.npy, labels.json, and the clustering in
 clusters/. Load labels with numpy.load(..., mmap_mode='r'). The same command goes on after a kill.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -19,13 +18,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from clusterplug.core.command_line import add_out, parse, tool_parser
 from clusterplug.estimators.sharded import ALGORITHMS, ShardedOptions, ShardFolder, cluster_shards, label_shards
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     parser.add_argument('folder', help='folder with the features')
-    parser.add_argument('out', help='folder for the result and the checkpoints')
+    add_out(parser, 'folder for the result and the checkpoints')
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--num-clusters', type=int, help='number of clusters (required without --centers)')
     source.add_argument('--centers', help='.npy file of centers to use as they are (default: cluster the features)')
@@ -45,7 +45,7 @@ def parse_arguments(arguments=None):
     parser.add_argument('--dtype', default='float32', help='type of raw files (default: float32)')
     parser.add_argument('--column', help='list column of parquet files (default: the only one, or all numbers)')
     parser.add_argument('--threads', type=int, help='threads (default: all)')
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)
 
 
 def main(arguments=None):

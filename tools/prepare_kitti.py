@@ -10,26 +10,29 @@ broken file is named with its line, and nothing is written then. A run that was 
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from clusterplug.core.command_line import add_out, add_splits, exit_code, parse, tool_parser
 from clusterplug.datasets.kitti_converters import IMAGE_SIZE
 from clusterplug.datasets.kitti_frames import find_frames
+
+SPLITS = ('train', 'val', 'test')
 
 
 def main() -> int:
     """Prepare the splits that were asked for; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     parser.add_argument('root', type=Path, help='raw KITTI: the folder that holds training (and testing)')
-    for split in ('train', 'val', 'test'):
-        parser.add_argument(
-            f'--{split}', nargs='+', metavar='FRAMES',
-            help=f'frames (000008), ranges (000000-000007) or a text file of the {split} split (default, if no split '
-            f'is named: ROOT/ImageSets/{split}.txt)',
-        )  # fmt: skip
-    parser.add_argument('--out', type=Path, help='the data_root to write (default: ROOT itself)')
+    text = (
+        'frames (000008), ranges (000000-000007) or a text file of the {0} split (default, if no split is named: '
+        'ROOT/ImageSets/{0}.txt)'
+    )
+    add_splits(parser, {split: text.format(split) for split in SPLITS}, 'FRAMES')
+    add_out(parser, 'the data_root to write (default: ROOT itself)', required=False)
     parser.add_argument('--prefix', default='kitti', help='names are <prefix>_infos_<split>.pkl (default: %(default)s)')
     parser.add_argument(
         '--dont-care', nargs='+', default=[], metavar='CLASS',
@@ -39,29 +42,25 @@ def main() -> int:
         '--image-size', nargs=2, type=int, default=IMAGE_SIZE, metavar=('WIDTH', 'HEIGHT'),
         help='view of the camera in pixels for data without image_2 (default: %(default)s)',
     )  # fmt: skip
-    args = parser.parse_args()
-    sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be UTF-8
+    args = parse(parser)
     out = args.out or args.root
     if min(args.image_size) < 1:
         parser.error(f'--image-size must be two positive numbers of pixels, got {args.image_size}')
     if args.dont_care and out.resolve() == args.root.resolve():
         parser.error('--dont-care rewrites label files, so it needs --out with another folder than the raw one')
-    try:
-        if out.exists() and not out.is_dir():
-            raise NotADirectoryError(f'--out must be a folder, got the file {out}')
-        splits = _splits(args)
-        from clusterplug import compat
-        from clusterplug.datasets.kitti_convert import prepare_kitti
+    return exit_code(functools.partial(_prepare, args, out))
 
-        compat.apply_all()
-        options = dict(prefix=args.prefix, dont_care=args.dont_care, image_size=tuple(args.image_size))
-        done = prepare_kitti(args.root, out, splits, say=print, **options)
-    except (OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('stopped; the same command goes on', file=sys.stderr)
-        return 130
+
+def _prepare(args: argparse.Namespace, out: Path) -> int:
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f'--out must be a folder, got the file {out}')
+    splits = _splits(args)
+    from clusterplug import compat
+    from clusterplug.datasets.kitti_convert import prepare_kitti
+
+    compat.apply_all()
+    options = dict(prefix=args.prefix, dont_care=args.dont_care, image_size=tuple(args.image_size))
+    done = prepare_kitti(args.root, out, splits, say=print, **options)
     for split, summary in done.items():
         objects = ', '.join(f'{count} {name}' for name, count in sorted(summary.objects.items())) or 'no objects'
         print(f'{out / args.prefix}_infos_{split}.pkl: {summary.frames} frames, {objects}')
@@ -75,9 +74,9 @@ def main() -> int:
 
 def _splits(args: argparse.Namespace) -> dict[str, list[str]]:
     """The frames asked for, or those of KITTI's own lists."""
-    chosen = {name: getattr(args, name) for name in ('train', 'val', 'test') if getattr(args, name)}
+    chosen = {name: getattr(args, name) for name in SPLITS if getattr(args, name)}
     if not chosen:
-        lists = {name: args.root / 'ImageSets' / f'{name}.txt' for name in ('train', 'val', 'test')}
+        lists = {name: args.root / 'ImageSets' / f'{name}.txt' for name in SPLITS}
         chosen = {name: [str(path)] for name, path in lists.items() if path.is_file()}
         if not (args.root / 'testing' / 'velodyne').is_dir():
             chosen.pop('test', None)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Write the LiDAR city: ``python tools/prepare_lidar_city.py data/lidar_city --num-train 160 --num-val 40``."""
+"""Write the LiDAR city: ``python tools/prepare_lidar_city.py --out data/lidar_city --num-train 160 --num-val 40``."""
 
 import sys
 from pathlib import Path

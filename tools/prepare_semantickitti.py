@@ -10,12 +10,14 @@ know with their number of points, and no info file is written then. Points with 
 """
 
 import argparse
+import functools
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from clusterplug.core.command_line import add_out, add_splits, exit_code, parse, tool_parser
 from clusterplug.core.outputs import LOCK, locked_folder
 from clusterplug.datasets.semantickitti_infos import RAW_LABELS, find_scans, refuse_sources, write_infos
 
@@ -28,32 +30,28 @@ OFFICIAL = {
 
 def main() -> int:
     """Write one info file per split that was asked for; returns the exit code."""
-    args = _parser().parse_args()
-    sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be UTF-8
+    args = parse(_parser())
+    return exit_code(functools.partial(_prepare, args), interrupted='the same command writes what is missing')
+
+
+def _prepare(args: argparse.Namespace) -> int:
     out = args.out or args.data_root
     chosen = {split: getattr(args, split) for split in OFFICIAL if getattr(args, split)}
-    try:
-        if out.exists() and not out.is_dir():
-            raise NotADirectoryError(f'--out must be a folder, got the file {out}')
-        if not args.prefix or not args.prefix.isprintable() or '/' in args.prefix:
-            raise ValueError(f'--prefix must be the beginning of file names, without a folder, got {args.prefix!r}')
-        splits = chosen or _existing_official(args.data_root)
-        scans = {split: find_scans(args.data_root, selection) for split, selection in splits.items()}
-        both = sorted({*scans.get('train', ())} & {*scans.get('val', ())})
-        paths = {split: out / f'{args.prefix}_infos_{split}.pkl' for split in scans}
-        for path in (*paths.values(), out / LOCK):
-            refuse_sources(path, args.data_root)
-        with locked_folder(out):
-            for split, names in scans.items():
-                path = paths[split]
-                count = write_infos(path, args.data_root, names, split != 'test', _labels(args.labels), _Report())
-                print(f'{path}: {count} scans')
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('stopped; the same command writes what is missing', file=sys.stderr)
-        return 130
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f'--out must be a folder, got the file {out}')
+    if not args.prefix or not args.prefix.isprintable() or '/' in args.prefix:
+        raise ValueError(f'--prefix must be the beginning of file names, without a folder, got {args.prefix!r}')
+    splits = chosen or _existing_official(args.data_root)
+    scans = {split: find_scans(args.data_root, selection) for split, selection in splits.items()}
+    both = sorted({*scans.get('train', ())} & {*scans.get('val', ())})
+    paths = {split: out / f'{args.prefix}_infos_{split}.pkl' for split in scans}
+    for path in (*paths.values(), out / LOCK):
+        refuse_sources(path, args.data_root)
+    with locked_folder(out):
+        for split, names in scans.items():
+            path = paths[split]
+            count = write_infos(path, args.data_root, names, split != 'test', _labels(args.labels), _Report())
+            print(f'{path}: {count} scans')
     if both:
         print(f'note: {len(both)} scans are for training and for validation, {both[0]} first', file=sys.stderr)
     if 'train' in scans and 'val' not in scans:
@@ -66,16 +64,16 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     parser.add_argument('data_root', type=Path, help='folder that holds sequences/<sequence>/velodyne/<scan>.bin')
-    for split, sequences in OFFICIAL.items():
-        parser.add_argument(
-            f'--{split}', nargs='+', metavar='SCANS',
-            help=f'sequences (08), scans (08/000010) or ranges of scans (08/000010-000019) of the {split} split'
-            f'{", without labels" * (split == "test")}; default, if no split is named: the official '
-            f'{", ".join(sequences)}, as far as they exist',
-        )  # fmt: skip
-    parser.add_argument('--out', type=Path, help='folder for the info files (default: the data root)')
+    texts = {
+        split: f'sequences (08), scans (08/000010) or ranges of scans (08/000010-000019) of the {split} split'
+        f'{", without labels" * (split == "test")}; default, if no split is named: the official '
+        f'{", ".join(sequences)}, as far as they exist'
+        for split, sequences in OFFICIAL.items()
+    }
+    add_splits(parser, texts, 'SCANS')
+    add_out(parser, 'folder for the info files (default: the data root)', required=False)
     parser.add_argument(
         '--prefix', default='semantickitti', help='names are <prefix>_infos_<split>.pkl (default: %(default)s)'
     )

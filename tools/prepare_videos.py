@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Re-encode videos to few small frames, so that training reads ten times less.
 
-    python tools/prepare_videos.py RAW data/msrvtt/videos                 # 3 frames a second, shorter side 224
-    python tools/prepare_videos.py RAW data/msrvtt/videos --lmdb data/msrvtt/videos.lmdb
+    python tools/prepare_videos.py RAW --out data/msrvtt/videos                 # 3 frames a second, shorter side 224
+    python tools/prepare_videos.py RAW --out data/msrvtt/videos --lmdb data/msrvtt/videos.lmdb
 
 A run that was interrupted continues where it stopped; what was made with other settings, or of a file that was replaced
 since, is made again. Files without a small version (videos that cannot be read, files whose suffix is not that of a
@@ -12,7 +12,7 @@ video) are listed at the end and in unreadable_videos.txt; the exit code is then
 """
 
 import argparse
-import math
+import functools
 import signal
 import sys
 import time
@@ -21,22 +21,28 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from clusterplug.core.outputs import FolderInUse, refuse_source_targets
+from clusterplug.core.command_line import add_out, exit_code, number, parse, tool_parser, whole_number
+from clusterplug.core.outputs import refuse_source_targets
 from clusterplug.datasets.video.prepare import ENCODERS, REPORT, one_line, prepare_videos, survey
 
 
 def main() -> int:
     """Re-encode; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     parser.add_argument('source', type=Path, help='folder with videos, at any depth; it is only read')
-    parser.add_argument('target', type=Path, help='folder to write; keeps the folders of the source')
-    parser.add_argument('--fps', type=_rate, default=3, help='frames a second, 0.01 to 1000 (default: %(default)s)')
+    add_out(parser, 'folder to write; keeps the folders of the source')
     parser.add_argument(
-        '--size', type=_whole(2, 16384), default=224, help='pixels of the shorter side, at most (default: %(default)s)'
+        '--fps', type=number(0.01, 1000), default=3, help='frames a second, 0.01 to 1000 (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--size',
+        type=whole_number(2, 16384),
+        default=224,
+        help='pixels of the shorter side, at most (default: %(default)s)',
     )
     parser.add_argument(
         '--quality',
-        type=_whole(0, 51),
+        type=whole_number(0, 51),
         default=23,
         help='rate factor of x264, 0 is best, 51 worst (default: %(default)s)',
     )
@@ -47,46 +53,21 @@ def main() -> int:
         help='PyAV, the program ffmpeg, or what is installed (default: %(default)s)',
     )
     parser.add_argument(
-        '--workers', type=_whole(1, 4096), help='processes (default: one for each CPU that this process may use)'
+        '--workers', type=whole_number(1, 4096), help='processes (default: one for each CPU that this process may use)'
     )
     parser.add_argument('--lmdb', type=Path, help='also put the files into this LMDB (default: none)')
-    args = parser.parse_args()
+    args = parse(parser)
     before = signal.signal(signal.SIGTERM, _stop)  # so that workers end and temporary files go
     try:
-        if args.lmdb:
-            refuse_source_targets(args.source, [args.lmdb])
-        return _report(args, *_run(args))
-    except (OSError, ValueError, ModuleNotFoundError, FolderInUse) as error:
-        print(f'error: {one_line(str(error))}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('stopped; the same command goes on', file=sys.stderr)
-        return 130
+        return exit_code(functools.partial(_prepare, args), show=one_line)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _whole(low: int, high: int):
-    def number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f'must be a whole number between {low} and {high}, got {text!r}')
-        return value
-
-    return number
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0.01 <= value <= 1000:
-        raise argparse.ArgumentTypeError(f'must be a number between 0.01 and 1000, got {text!r}')
-    return value
+def _prepare(args: argparse.Namespace) -> int:
+    if args.lmdb:
+        refuse_source_targets(args.source, [args.lmdb])
+    return _report(args, *_run(args))
 
 
 def _stop(number, frame):
@@ -99,7 +80,7 @@ def _run(args: argparse.Namespace) -> tuple[list, dict]:
     seen, total, number, unreadable = [], len(planned), 0, 0
     start, last = time.monotonic(), 0.0
     settings = (args.fps, args.size, args.quality, args.encoder, args.workers)
-    for done in prepare_videos(args.source, args.target, *settings):
+    for done in prepare_videos(args.source, args.out, *settings):
         seen.append(done)
         if done.kind == 'passed over':
             continue
@@ -118,13 +99,13 @@ def _report(args: argparse.Namespace, seen: list, planned: dict) -> int:
     if args.lmdb:
         _write_lmdb(args, [done.target for done in seen if done.target])
     made = sum(bool(done.target) for done in seen)
-    print(f'{one_line(str(args.target))}: {made} of {len(planned)} videos')
+    print(f'{one_line(str(args.out))}: {made} of {len(planned)} videos')
     renamed = {name: small for name, small in planned.items() if name.with_suffix('.mp4') != small}
     if renamed:
         print(f'{len(renamed)} have names of their own, as others differ from them in the suffix alone:')
         print('\n'.join(f'  {one_line(str(name))}: {one_line(str(small))}' for name, small in renamed.items()))
     titles = {
-        'video': f'could not be read ({one_line(str(args.target / REPORT))}):',
+        'video': f'could not be read ({one_line(str(args.out / REPORT))}):',
         'passed over': 'files were passed over:',
         'kept': 'were not made, as other files lie at their places:',
     }
@@ -139,14 +120,14 @@ def _report(args: argparse.Namespace, seen: list, planned: dict) -> int:
 def _write_lmdb(args: argparse.Namespace, made: list[str]) -> None:
     from clusterplug.datasets.video import write_lmdb
 
-    files = [args.target / name for name in sorted(made)]
+    files = [args.out / name for name in sorted(made)]
     often = Counter(file.name for file in files)
     odd = [file for file in files if often[file.name] > 1 or not _is_text(file.name)]
     written = write_lmdb(args.lmdb, [file for file in files if file not in set(odd)])
     print(f'{one_line(str(args.lmdb))}: {written} videos')
     if odd:
         print(f'{len(odd)} are not in it, as their names are those of others or no UTF-8:')
-        print('\n'.join(f'  {one_line(str(file.relative_to(args.target)))}' for file in odd))
+        print('\n'.join(f'  {one_line(str(file.relative_to(args.out)))}' for file in odd))
 
 
 def _is_text(name: str) -> bool:

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the network of PerceptualClusterer on generated scatterplots, and write its weight file.
 
-    OMP_NUM_THREADS=1 python tools/train_perceptual_clusterer.py OUT.npz             # the shipped weights
-    python tools/train_perceptual_clusterer.py OUT.npz --kind pointnet --steps 2000
+    OMP_NUM_THREADS=1 python tools/train_perceptual_clusterer.py --out OUT.npz             # the shipped weights
+    python tools/train_perceptual_clusterer.py --out OUT.npz --kind pointnet --steps 2000
 
 Plots of the families of clusterplug.datasets.scatterplots, turned and mirrored at random, 32 to 128 points each. Loss:
 matched cross entropy (or --loss pairs), and the squared error of the agreement of four generated raters. The header of
@@ -11,7 +11,6 @@ OUT.npz holds the settings, the CPU time and the test figures. The same command 
 machine.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clusterplug.backbones import PointClusterNet
+from clusterplug.core.command_line import add_out, parse, tool_parser
 from clusterplug.core.files import save_arrays
 from clusterplug.datasets.scatterplots import make_scatterplot
 from clusterplug.functional import adjusted_rand_index, matched_cross_entropy, pair_loss, point_agreement
@@ -32,8 +32,8 @@ POINTS = 128
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('out', type=Path, help='.npz file to write')
+    parser = tool_parser(__doc__)
+    add_out(parser, '.npz file to write')
     parser.add_argument(
         '--kind', choices=('attention', 'pointnet'), default='attention', help='network (default: attention)'
     )
@@ -49,7 +49,7 @@ def parse_arguments(arguments=None):
     parser.add_argument('--lr', type=float, default=3e-3, help='peak of the one-cycle schedule (default: 0.003)')
     parser.add_argument('--test-plots', type=int, default=50, help='for each family (default: 50)')
     parser.add_argument('--seed', type=int, default=0, help='of plots and weights (default: 0)')
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)
 
 
 def generate(number, seed):

@@ -1,5 +1,5 @@
 # The published margin, number of labels, sample rate and AdamW, on ImageNet-1k with labels of CLIP features, 320,000
-# clusters (the paper's best for ResNet-50): python tools/cluster_labels.py features work_dirs/cluster_labels
+# clusters (the paper's best for ResNet-50): python tools/cluster_labels.py features --out work_dirs/cluster_labels
 # --num-clusters 320000 --num-labels 8 --engine faiss. Rows of the features are in the order of the data set.
 _base_ = ['../_base_/datasets/in1k_views.py', '../_base_/pretraining_runtime.py']
 

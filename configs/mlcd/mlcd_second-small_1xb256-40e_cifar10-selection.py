@@ -1,5 +1,5 @@
 # Labels first, of any features of the 5,000 images in their order (one .npy file in the folder features):
-#   python tools/cluster_labels.py features work_dirs/cluster_labels --num-clusters 200 --num-labels 2
+#   python tools/cluster_labels.py features --out work_dirs/cluster_labels --num-clusters 200 --num-labels 2
 _base_ = ['../_base_/datasets/cifar10-selection_views.py', '../_base_/pretraining_runtime.py']
 
 max_epochs = 40

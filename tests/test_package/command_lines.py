@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ('tools', 'tools/analysis_tools', 'tools/model_converters')
-TOOLS = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in sorted((ROOT / folder).glob('*.py'))]
+TOOLS = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in sorted((ROOT / folder).glob('[!_]*.py'))]
 
 
 class _Reached(BaseException):

@@ -391,7 +391,7 @@ def test_the_journal_holds_what_was_asked_for(small, tmp_path):
 
 
 def test_sprites(tmp_path):
-    result = run('prepare_moving_sprites.py', tmp_path, '--train', 0, '--test', 1, '--frames', 2, '--size', 16)
+    result = run('prepare_moving_sprites.py', tmp_path, '--num-train', 0, '--num-test', 1, '--frames', 2, '--size', 16)
     assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / 'videos').iterdir())) == 144
     assert run('prepare_moving_sprites.py', tmp_path, '--size', 17).returncode == 1

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw what a KITTI detector finds, from above and in the camera image, one PNG a frame, without a display.
 
-python tools/analysis_tools/draw_boxes.py CONFIG CHECKPOINT --out pictures [--frames 0 1] [--score 0.3]
+python tools/analysis_tools/draw_boxes.py CONFIG CHECKPOINT --out pictures [--frames 0 1] [--score-thr 0.3]
 python tools/analysis_tools/draw_boxes.py CONFIG                   # the ground truth alone
 """
 
@@ -28,7 +28,9 @@ def parse_arguments() -> argparse.Namespace:
         '--out', type=Path, default=Path('work_dirs/boxes'), help='folder for the pictures (default: %(default)s)'
     )
     parser.add_argument('--frames', type=int, nargs='+', help='numbers of frames of the validation set (default: all)')
-    parser.add_argument('--score', type=float, default=0.3, help='lowest score of a box, 0 to 1 (default: %(default)s)')
+    parser.add_argument(
+        '--score-thr', '--score', type=float, default=0.3, help='lowest score of a box, 0 to 1 (default: %(default)s)'
+    )
     parser.add_argument(
         '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', default={},
         help='replace values of the config (default: none)',
@@ -71,7 +73,7 @@ def main() -> int:
 
             with torch.no_grad():
                 found = model.test_step(pseudo_collate([data]))[0].pred_instances_3d.to('cpu')
-            found = found[found.scores_3d >= args.score]
+            found = found[found.scores_3d >= args.score_thr]
         path = _target(dataset, number, args)
         draw(path, dataset, number, data['inputs']['points'].numpy(), found)
         print(path)

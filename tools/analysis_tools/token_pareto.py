@@ -95,7 +95,7 @@ def timed(model: torch.nn.Module, images: torch.Tensor) -> float:
 @torch.inference_mode()
 def sweep(model: torch.nn.Module, images: torch.Tensor, arguments: argparse.Namespace, keep_rows=None) -> list[dict]:
     """Return one row for each setting, the model itself first; ``keep_rows(rows)`` is called after each."""
-    batch = images[:1].expand(arguments.batch, -1, -1, -1).contiguous()
+    batch = images[:1].expand(arguments.batch_size, -1, -1, -1).contiguous()
     layout = find_layout(model)
     settings = _settings(model, layout, arguments)
     try:
@@ -125,7 +125,7 @@ def sweep(model: torch.nn.Module, images: torch.Tensor, arguments: argparse.Name
             continue
         rows.append(row | dict(ideal=base_flops / row['gflops']))
         seconds = statistics.median(own)
-        rows[0] |= dict(median_ms=1e3 * seconds, images_per_s=arguments.batch / seconds)
+        rows[0] |= dict(median_ms=1e3 * seconds, images_per_s=arguments.batch_size / seconds)
         print(_line(rows[-1]), flush=True)
         if keep_rows is not None:
             keep_rows(mark_pareto(rows))
@@ -184,7 +184,7 @@ def _measure(model, images, batch, reference, labels, front, method, start, keep
     return dict.fromkeys(COLUMNS, '') | dict(
         method=method, start=start, keep=keep, gflops=gflops, median_ms=1e3 * quartiles[1],
         quartile1_ms=1e3 * quartiles[0], quartile3_ms=1e3 * quartiles[2],
-        images_per_s=arguments.batch / quartiles[1], speedup=statistics.median(base) / quartiles[1],
+        images_per_s=arguments.batch_size / quartiles[1], speedup=statistics.median(base) / quartiles[1],
         cosine=float(F.cosine_similarity(output.float(), reference.float(), dim=-1).mean()),
         argmax_agreement=float(same.float().mean()),
         miou='' if labels is None else miou(output[:, front:], labels),
@@ -266,7 +266,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add('--images', help='folder of pictures, .jpg or .png (default: random ones)')
     add('--labels', help='folder of .png class maps in the same order, 255 = ignored, for mIoU (default: no mIoU)')
     add('--num-images', type=_count, default=4, help='pictures that agreement is measured on (default: 4)')
-    add('--batch', type=_count, default=1, help='pictures at a time while timing (default: 1)')
+    add('--batch-size', '--batch', type=_count, default=1, help='pictures at a time while timing (default: 1)')
     add('--methods', nargs='+', choices=list(METHODS), default=['expedit', 'tome', 'average'], help='methods to '
         'compare (default: expedit tome average)')  # fmt: skip
     add('--starts', nargs='+', type=int, help='first reduced blocks, from 0 (default: 1/6, 1/3 and 1/2 of all)')
@@ -296,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
         print('| ' + ' | '.join(COLUMNS) + ' |')
         rows = sweep(model, images, arguments, lambda rows: write_table(rows, folder))
         write_table(rows, folder)
-        draw(rows, folder, f'{arguments.model} at {arguments.size}, batch {arguments.batch}')
+        draw(rows, folder, f'{arguments.model} at {arguments.size}, batch {arguments.batch_size}')
     except KeyboardInterrupt:
         print(f'stopped; what was measured is in {arguments.out}', file=sys.stderr)
         return 130

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Turn a checkpoint of guikunchen/FEC into weights of clusterplug's FEC: fec.py SOURCE TARGET [--backbone]."""
+"""Turn a checkpoint of guikunchen/FEC into weights of clusterplug's FEC: fec.py SOURCE --out FILE [--backbone]."""
 
 import argparse
 import sys
@@ -8,15 +8,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from clusterplug.core.command_line import add_out, parse, tool_parser
+
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = tool_parser(__doc__)
     parser.add_argument('source', type=Path, help="the authors' checkpoint, a classifier or a backbone")
-    parser.add_argument('target', type=Path, help='file to write')
+    add_out(parser, 'file to write')
     parser.add_argument(
         '--backbone', action='store_true', help="leave a classifier's head out, for detection and segmentation"
     )
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)
 
 
 def main(arguments=None) -> int:
@@ -29,7 +31,7 @@ def main(arguments=None) -> int:
     from clusterplug.core.outputs import refuse_source_targets
 
     try:
-        refuse_source_targets([args.source], [args.target])
+        refuse_source_targets([args.source], [args.out])
         weights = read_weights(args.source)
         head = weights.get('head.weight')
         classes = len(head) if head is not None and head.ndim else 0
@@ -49,13 +51,13 @@ def main(arguments=None) -> int:
     model = model.to_empty(device='cpu')
     load_fec(model, weights)
     try:
-        args.target.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(args.target, 'wb') as file:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(args.out, 'wb') as file:
             torch.save(dict(meta=dict(arch=name, num_classes=classes), state_dict=dict(weights)), file)
     except OSError as error:
         sys.exit(f'fec: {error}')
     head = f'head of {classes} classes' if classes else 'no head'
-    print(f'{args.target}: {name}, {head}, {sum(value.numel() for value in weights.values()):,} numbers')
+    print(f'{args.out}: {name}, {head}, {sum(value.numel() for value in weights.values()):,} numbers')
     return 0
 
 

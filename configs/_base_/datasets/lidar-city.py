@@ -1,4 +1,4 @@
-# The generated LiDAR city: python tools/prepare_lidar_city.py data/lidar_city
+# The generated LiDAR city: python tools/prepare_lidar_city.py --out data/lidar_city
 _base_ = './semantickitti_layout.py'
 
 data_root = 'data/lidar_city/'

@@ -1,4 +1,4 @@
-# Generated videos of moving sprites: python tools/prepare_moving_sprites.py data/moving_sprites
+# Generated videos of moving sprites: python tools/prepare_moving_sprites.py --out data/moving_sprites
 data_root = 'data/moving_sprites/'
 pipeline = [
     # 1,008 videos of 80 kB each once decoded stay in memory; decord2 3.4 cannot read 48 pixels
