@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects of a labelled scan: by their instance ids, or where there are none by the gaps between them."""
+"""Objects of a labeled scan: by their instance ids, or where there are none by the gaps between them."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ _NEAR = 5  # points within the radius that make a point part of an object
 class ScanObject(NamedTuple):
     """An object of a scan."""
 
-    label: int  # -1 = unlabelled
+    label: int  # -1 = unlabeled
     rows: np.ndarray  # (n,) of the scan
     center: np.ndarray  # (3,) of its bounding box
     size: np.ndarray  # (3,) of its bounding box
@@ -27,21 +27,21 @@ def scan_objects(
     instances: np.ndarray | None = None,
     *,
     min_points: int = 20,
-    max_size: float = 12.0,
+    max_size: float | None = 12.0,
     radius: float = 0.6,
 ) -> list[ScanObject]:
     """Return the objects of a scan, class by class.
 
     Points of one class and instance id > 0 are one object. Points without id are split where gaps between them are
-    wider than ``radius`` (DBSCAN): unlabelled ones always, those of classes only in a scan without any id.
+    wider than ``radius`` (DBSCAN): unlabeled ones always, those of classes only in a scan without any id.
 
     Args:
-        points: (N, 3 or more) x, y, z in metres.
-        labels: (N,) int, -1 = unlabelled, below = not looked at.
+        points: (N, 3 or more) x, y, z in meters.
+        labels: (N,) int, -1 = unlabeled, below = not looked at.
         instances: (N,) int ids, 0 = none; None = no ids.
         min_points: Objects of fewer points are dropped.
-        max_size: Objects that are longer along x or y are dropped: road, buildings.
-        radius: In metres.
+        max_size: Objects that are longer along x or y are dropped: road, buildings; None = no limit.
+        radius: In meters.
 
     Raises:
         ValueError: Shapes that do not fit, options out of range.
@@ -53,7 +53,8 @@ def scan_objects(
     """
     points, labels = np.asarray(points), np.asarray(labels)
     check_count(min_points, 'min_points', 1)
-    check_number(max_size, 'max_size', 0)
+    if max_size is not None:
+        check_number(max_size, 'max_size', 0)
     check_number(radius, 'radius', 0)
     if points.ndim != 2 or points.shape[1] < 3 or labels.shape != points.shape[:1]:
         raise ValueError(f'points must be (N, 3 or more) and labels (N,), got {points.shape} and {labels.shape}')
@@ -71,7 +72,7 @@ def scan_objects(
             groups += _parts(without, points[without, :3], radius)
         for rows in groups:
             low, high = points[rows, :3].min(0), points[rows, :3].max(0)
-            if len(rows) >= min_points and (high - low)[:2].max() <= max_size:
+            if len(rows) >= min_points and (max_size is None or (high - low)[:2].max() <= max_size):
                 found.append(ScanObject(int(label), rows, (low + high) / 2, high - low))
     return found
 

@@ -134,6 +134,8 @@ def test_objects_by_ids_and_by_gaps():
     for each, rows in zip(found, (range(60, 90), range(30), range(30, 60)), strict=True):
         assert set(order[each.rows]) == set(rows)
         np.testing.assert_allclose(each.size, np.ptp(points[list(rows)], axis=0))
+    whole = scan_objects(points[order], labels[order], ids[order], max_size=None)
+    assert [(each.label, len(each.rows)) for each in whole] == [(-1, 30), (3, 30), (3, 30), (5, 200)]
     assert len(scan_objects(points, labels)) == 3  # without ids by gaps
     assert len(scan_objects(points, labels, ids * 0, min_points=31)) == 0
     points[60:90] = np.nan

@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clusterplug.analysis import scan_objects
 from clusterplug.core.checks import check_count
 from clusterplug.datasets.lidar_city.world.catalogue import SUBTYPES
 from clusterplug.datasets.lidar_city.world.subtypes import load_subtypes
 
 GROUND = ('road', 'parking', 'sidewalk', 'other-ground', 'terrain')
+_NOT_LOOKED_AT = -2  # a label of scan_objects
 
 
 class CityObject(NamedTuple):
@@ -23,7 +25,7 @@ class CityObject(NamedTuple):
     Attributes:
         name: ``sequence/frame/instance``.
         class_name: of ``CLASSES``. subtype: its hidden kind.
-        points: (n, 4) x, y, z in metres from the sensor, remission.
+        points: (n, 4) x, y, z in meters from the sensor, remission.
         caption: sub-type, class, size and distance in words.
     """
 
@@ -57,19 +59,18 @@ def city_objects(
     if not files:
         raise FileNotFoundError(f'no scans in {root}/sequences; write a city with tools/prepare_lidar_city.py')
     best: dict[tuple[str, int], tuple[int, str, np.ndarray, int]] = {}
+    chosen = np.array([subtype.class_name in wanted for subtype in SUBTYPES])
     for file in files:
         sequence = file.parents[1]
         points = np.fromfile(sequence / 'velodyne' / f'{file.stem}.bin', '<f4').reshape(-1, 4)
         instances, kinds = np.fromfile(file, '<u4') >> 16, load_subtypes(file)
-        order = np.argsort(instances, kind='stable')
-        numbers, starts = np.unique(instances[order], return_index=True)
-        for number, rows in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
-            kind = kinds[rows[0]]
-            if kind < 0 or SUBTYPES[kind].class_name not in wanted or len(rows) < min_points:
-                continue
+        kinds = np.where((kinds >= 0) & chosen[kinds], kinds, _NOT_LOOKED_AT)
+        for each in scan_objects(points, kinds, instances, min_points=min_points, max_size=None):
+            number = int(instances[each.rows[0]])
             key = (sequence.name, number)
-            if key not in best or len(rows) > best[key][0]:
-                best[key] = (len(rows), f'{sequence.name}/{file.stem}/{number}', points[rows], int(kind))
+            if key not in best or len(each.rows) > best[key][0]:
+                name = f'{sequence.name}/{file.stem}/{number}'
+                best[key] = (len(each.rows), name, points[each.rows], each.label)
     if not best:
         raise ValueError(f'no object of {sorted(wanted)} has {min_points} points in a scan; lower min_points')
     found = []
