@@ -79,6 +79,9 @@ class Built:
         return self.parts
 
 
+_RECONSTRUCT = np.zeros(1).__reduce__()[0]
+
+
 @pytest.mark.parametrize(
     'content',
     [
@@ -90,9 +93,9 @@ class Built:
         np.zeros(2, [('a', 'f4'), ('b', 'O')]),
         np.zeros(2, [('a', 'f4')]),
         np.array(['2020-01-01'], 'datetime64[D]'),
-        Built(np._core.multiarray._reconstruct, (np.ndarray, (0,), b'b'), (1, (2,), np.dtype('O'), False, [os, 1])),
-        Built(np._core.multiarray._reconstruct, (np.ndarray, (0,), b'b'), (1, (5,), np.dtype('f8'), False, b'x' * 8)),
-        Built(np._core.multiarray._reconstruct, (np.ndarray, (0,), b'b'), (1, (-1,), np.dtype('f8'), False, b'x' * 8)),
+        Built(_RECONSTRUCT, (np.ndarray, (0,), b'b'), (1, (2,), np.dtype('O'), False, [os, 1])),
+        Built(_RECONSTRUCT, (np.ndarray, (0,), b'b'), (1, (5,), np.dtype('f8'), False, b'x' * 8)),
+        Built(_RECONSTRUCT, (np.ndarray, (0,), b'b'), (1, (-1,), np.dtype('f8'), False, b'x' * 8)),
         np.ndarray,
         np.dtype('f4'),
     ],
