@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
+
 
 def keep_fp32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Wrap the function that ``nn.Module._apply`` maps over tensors, so that it moves but does not cast fp32 tensors.
@@ -44,6 +46,11 @@ def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
 def host_checks_allowed(tensor: Tensor) -> bool:
     """Tell whether reading a value on the host costs nothing: on the CPU, outside ``torch.compile``."""
     return tensor.device.type == 'cpu' and not torch.compiler.is_compiling()
+
+
+def exporting() -> bool:
+    """Return whether ``torch.export`` or an exporter to ONNX is at work; before torch 2.7 only the latter."""
+    return _is_exporting() or torch.onnx.is_in_onnx_export()
 
 
 def static_size(tensor: Tensor, dim: int) -> int:

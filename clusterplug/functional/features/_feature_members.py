@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clusterplug.core.numerics import host_checks_allowed, working_dtype
+from clusterplug.core.numerics import exporting, host_checks_allowed, working_dtype
 
 # Up to so many centers, products with a 0/1 matrix cost less than picking rows (measured on one CPU thread at 24 to 64
 # channels), and on accelerators they are deterministic.
@@ -34,11 +34,6 @@ class Chosen(NamedTuple):
     score: Tensor
     members: Tensor | None
     num_centers: int
-
-
-def exporting() -> bool:
-    """Whether a graph without scatter operations is wanted."""
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
 def lengths(x: Tensor) -> Tensor:

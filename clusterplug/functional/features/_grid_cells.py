@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clusterplug.core.numerics import exporting
+
 # Entries of a matrix of pixels x cells, up to which one product on a CPU costs a quarter of an adaptive average.
 MOST_ENTRIES = 65_536
 
@@ -62,7 +64,7 @@ def _windows(used: Tensor, cells: int, halve: bool) -> Tensor:
 
 def _average(x: Tensor, grid: tuple[int, int]) -> Tensor:
     height, width = x.shape[2:]
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    if exporting():
         # ONNX has no adaptive pooling; two small products are the same numbers up to rounding.
         rows, columns = (_mean_matrix(length, cells, x) for length, cells in zip((height, width), grid))
         return rows @ x @ columns.mT

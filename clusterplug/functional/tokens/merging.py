@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clusterplug.core.checks import check_device, check_points
-from clusterplug.core.numerics import exact_products, static_size, working_dtype
+from clusterplug.core.numerics import exact_products, exporting, static_size, working_dtype
 
 REDUCTIONS = ('mean', 'sum', 'max')
 
@@ -241,7 +241,7 @@ def most_merged(num_tokens: int, num_protected: int = 0) -> int:
 
 def _highest(similarity: Tensor, number: int) -> Tensor:
     """Return the indices of the highest values (..., S), equal ones by index."""
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    if exporting():
         # The stable sort has no ONNX form; TopK, which this one becomes, takes the lowest index of equal values.
         return similarity.topk(number, dim=-1).indices
     return similarity.sort(dim=-1, descending=True, stable=True).indices[..., :number]
