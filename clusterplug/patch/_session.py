@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from clusterplug.core.numerics import static_size
 from clusterplug.functional.tokens import check_grid
 from clusterplug.patch._geometry import SharedTable
 from clusterplug.patch._hooks import BlockHook, EndHook, LateReduction, ScopeHook, refuse_attentions
@@ -210,7 +211,7 @@ class Session:
             return self.method.merge(values.flatten(1, 2), number, self._compared(block), num_prefix, values)
         options = {} if self.method.keeps_grid else dict(num_prefix=num_prefix)
         reduced = self.method(values, grid, lambda: self._compared(block)(values), **options)
-        if not isinstance(reduced, Reduced) or reduced.tokens.shape[1] != grid[0] * grid[1]:
+        if not isinstance(reduced, Reduced) or static_size(reduced.tokens, 1) != grid[0] * grid[1]:
             got = tuple(reduced.tokens.shape) if isinstance(reduced, Reduced) else type(reduced).__name__
             raise ValueError(
                 f'{type(self.method).__name__} must return a clusterplug.patch.Reduced with tokens (batch, '
