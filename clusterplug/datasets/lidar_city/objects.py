@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clusterplug.analysis import scan_objects
 from clusterplug.core.checks import check_count
 from clusterplug.datasets.lidar_city.world.catalogue import SUBTYPES
 from clusterplug.datasets.lidar_city.world.subtypes import load_subtypes
@@ -50,6 +49,8 @@ def city_objects(
         FileNotFoundError: There are no scans, or no table of sub-types.
         ValueError: An unknown class, or no object with as many points.
     """
+    from clusterplug.analysis import scan_objects  # workers that only write scans have no use for it
+
     check_count(min_points, 'min_points', 1)
     known = {subtype.class_name for subtype in SUBTYPES}
     wanted = known.difference(GROUND) if classes is None else set(classes)
