@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clusterplug.backbones._fec_stem import FECStem
 from clusterplug.backbones.fec_archs import resolve_arch
-from clusterplug.core.checks import check_mask
+from clusterplug.core.checks import check_mask, whole_number
 from clusterplug.core.numerics import host_checks_allowed
 from clusterplug.functional.features import FeatureClusters
 from clusterplug.layers import FeatureClusteringBlock, FeatureClusteringPool
@@ -253,8 +253,7 @@ def _check_images(x: Tensor, mask: Tensor | None) -> None:
 
 def _check_counts(num_classes: int, in_channels: int, out_indices: Sequence[int], stages: int) -> None:
     for name, value, least in (('num_classes', num_classes, 0), ('in_channels', in_channels, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f'{name} must be an int of at least {least}, got {value!r}')
+        whole_number(name, value, least=least)
     allowed = range(stages)
     if not len(out_indices) or any(index not in allowed for index in out_indices):
         raise ValueError(f'out_indices must be among {list(allowed)}, got {tuple(out_indices)}')

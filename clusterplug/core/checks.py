@@ -149,23 +149,23 @@ def check_finite(x: Tensor, name: str = 'x', mask: Tensor | None = None) -> None
 
 
 @overload
-def whole_number(name: str, value: Any, *, optional: Literal[False] = False) -> int: ...
+def whole_number(name: str, value: Any, *, optional: Literal[False] = False, least: int = 1) -> int: ...
 
 
 @overload
-def whole_number(name: str, value: Any, *, optional: Literal[True]) -> int | None: ...
+def whole_number(name: str, value: Any, *, optional: Literal[True], least: int = 1) -> int | None: ...
 
 
-def whole_number(name: str, value: Any, *, optional: bool = False) -> int | None:
-    """Return ``value`` as an int of at least 1, NumPy integers too; None where that is allowed.
+def whole_number(name: str, value: Any, *, optional: bool = False, least: int = 1) -> int | None:
+    """Return ``value`` as an int of at least ``least``, NumPy integers too; None where that is allowed.
 
     Raises:
         ValueError: For anything else, with the name and what came.
     """
     if optional and value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f'{name} must be {"None or " * optional}an int of at least 1, got {value!r}')
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f'{name} must be {"None or " * optional}an int of at least {least}, got {value!r}')
     return int(value)
 
 

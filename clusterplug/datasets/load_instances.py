@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from mmcv.transforms import BaseTransform
 
+from clusterplug.core.checks import whole_number
 from clusterplug.registry import TRANSFORMS
 
 
@@ -30,9 +31,7 @@ class LoadInstances(BaseTransform):
     """
 
     def __init__(self, seg_offset: int = 2**16):
-        if isinstance(seg_offset, bool) or not isinstance(seg_offset, int) or seg_offset < 1:
-            raise ValueError(f'seg_offset must be an int of at least 1, got {seg_offset!r}')
-        self.seg_offset = seg_offset
+        self.seg_offset = whole_number('seg_offset', seg_offset)
 
     def transform(self, results: dict) -> dict:
         """Add ``pts_instance_mask`` (N,) int64, 0 for what is no object."""

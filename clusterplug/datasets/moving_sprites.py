@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clusterplug.core.checks import whole_number
 from clusterplug.core.files import whole_file
 from clusterplug.core.outputs import locked_folder
 from clusterplug.datasets.claims import begin, finish
@@ -132,8 +133,8 @@ def generate_moving_sprites(
     settings = dict(generator=1, num_frames=num_frames, rate=rate, seed=seed, size=size, videos_per_sprite=counts)
     for name, value in (*settings.items(), *counts.items()):
         low = 0 if name in ('seed', *counts) else 1
-        if name != 'videos_per_sprite' and (not isinstance(value, int) or isinstance(value, bool) or value < low):
-            raise ValueError(f'{name} must be an int of at least {low}, got {value!r}')
+        if name != 'videos_per_sprite':
+            whole_number(name, value, least=low)
     if not counts or not all(name.isidentifier() for name in counts):
         raise ValueError(f'videos_per_sprite must have names of splits as keys, letters and digits, got {counts}')
     folder = Path(folder)

@@ -10,6 +10,7 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
+from clusterplug.core.checks import whole_number
 from clusterplug.hooks._find import clustering_losses
 from clusterplug.hooks.cluster_stats import subclass_stats
 from clusterplug.registry import HOOKS
@@ -44,10 +45,8 @@ class ClusterVisualizationHook(Hook):
 
     def __init__(self, interval: int = 1, stats_interval: int = 50, scans: int | None = None, class_names=None):
         for name, value, low in (('interval', interval, 1), ('stats_interval', stats_interval, 1), ('scans', scans, 0)):
-            if name == 'scans' and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ValueError(f'{name} must be an int of at least {low}, got {value!r}')
+            if name != 'scans' or value is not None:
+                whole_number(name, value, least=low)
         self.interval, self.stats_interval, self.scans = interval, stats_interval, scans
         self.class_names = class_names
         self._previous = {}

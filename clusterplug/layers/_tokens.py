@@ -4,6 +4,8 @@
 import torch
 from torch import Tensor
 
+from clusterplug.core.checks import check_count
+
 
 def split_map(tokens: Tensor, size: tuple[int, int] | None, num_prefix: int) -> tuple[Tensor | None, Tensor]:
     """Return the tokens in front (B, P, C) or None, and the map (B, H, W, C).
@@ -46,8 +48,4 @@ def join_map(prefix: Tensor | None, tokens: Tensor, as_map: bool) -> Tensor:
 
 def check_num_prefix(num_prefix: int) -> int:
     """Return ``num_prefix``; raise unless it is an int of at least 0."""
-    if isinstance(num_prefix, bool) or not isinstance(num_prefix, int):
-        raise TypeError(f'num_prefix must be an int, got {type(num_prefix).__name__} ({num_prefix!r})')
-    if num_prefix < 0:
-        raise ValueError(f'num_prefix must be at least 0, got {num_prefix}')
-    return num_prefix
+    return check_count(num_prefix, 'num_prefix', 0)

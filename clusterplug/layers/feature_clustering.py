@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from clusterplug.core.checks import as_pair
+from clusterplug.core.checks import as_pair, whole_number
 from clusterplug.functional.features import (
     MOST_DENSE_CENTERS,
     FeatureClusters,
@@ -59,8 +59,7 @@ class FeatureClustering(nn.Module):
     ):
         super().__init__()
         for name, value in (('dim', dim), ('heads', heads), ('head_dim', head_dim)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f'{name} must be an int of at least 1, got {value!r}')
+            whole_number(name, value)
         if aggregate != 'soft':
             check_weighting(aggregate)
         self.heads, self.head_dim, self.aggregate = heads, head_dim, aggregate

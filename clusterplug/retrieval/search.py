@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clusterplug.core.checks import check_choice
+from clusterplug.core.checks import check_choice, whole_number
 from clusterplug.datasets.video.decoding import UnreadableVideo
 from clusterplug.datasets.video.stores import VideoStore, open_store
 from clusterplug.retrieval.multi_vector_index import MultiVectorIndex
@@ -67,8 +67,7 @@ def build_index(
         ValueError: There is no video, ``batch_size`` is below 1, or ``vectors`` unknown.
     """
     multi = check_choice(vectors, 'vectors', ('single', 'multi')) == 'multi'
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f'batch_size must be a whole number of at least 1, got {batch_size!r}')
+    whole_number('batch_size', batch_size)
     store = open_store(videos)
     ids = store.ids()
     if not ids:

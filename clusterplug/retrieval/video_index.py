@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clusterplug.core.checks import whole_number
 from clusterplug.core.files import whole_file
 from clusterplug.core.tensor_files import load_tensors
 
@@ -100,8 +101,7 @@ class VideoIndex:
         Raises:
             ValueError: The query has another width or is not finite, ``count`` is below 1, or the index is empty.
         """
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f'count must be a whole number of at least 1, got {count!r}')
+        whole_number('count', count)
         if not self.ids:
             raise ValueError('the index is empty; no video of the folder could be read')
         if query.shape != self.features.shape[1:]:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from clusterplug.core.checks import whole_number
 from clusterplug.core.files import whole_file
 from clusterplug.core.outputs import LOCK, fingerprint, locked_folder, refuse_source_targets
 from clusterplug.core.processes import WorkerDied, available_cpus, map_in_processes
@@ -148,8 +149,7 @@ def prepare_videos(
     source, target = Path(source), Path(target)
     check_settings(rate, short_side, quality)
     encoder = _encoder(encoder)
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise ValueError(f'workers must be a whole number of at least 1, or None, got {workers!r}')
+    workers = whole_number('workers', workers, optional=True)
     found = survey(source)
     own = [target / name for name in (REPORT, JOURNAL, LOCK)]
     refuse_source_targets(source, [target, *own, *(target / name for name in found.videos.values())])

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from clusterplug.core.checks import whole_number
 from clusterplug.datasets.video import tokenizers
 from clusterplug.datasets.video._containers import UnreadableVideo, shown_at
 from clusterplug.datasets.video.sampling import sample_frames
@@ -50,8 +51,7 @@ class LoadVideoFrames:
             raise ValueError(f'sampling must be auto, random or middle, got {sampling!r}')
         if max_seconds is not None and max_seconds <= 0:
             raise ValueError(f'max_seconds must be above 0, got {max_seconds}')
-        if isinstance(cache_bytes, bool) or not isinstance(cache_bytes, int) or cache_bytes < 0:
-            raise ValueError(f'cache_bytes must be a whole number of at least 0, got {cache_bytes!r}')
+        whole_number('cache_bytes', cache_bytes, least=0)
         self.num_frames, self.sampling, self.backend = num_frames, sampling, backend
         self.max_seconds, self.cache_bytes = max_seconds, cache_bytes
         self._cache, self._cached = {}, 0

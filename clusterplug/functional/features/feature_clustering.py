@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clusterplug.core.checks import check_mask
+from clusterplug.core.checks import check_mask, whole_number
 from clusterplug.core.numerics import exact_products, working_dtype
 from clusterplug.functional.features._feature_checks import check_feature_sets, check_projection, check_weighting
 from clusterplug.functional.features._feature_members import assign, counts_and_sums, lengths, spread_to_members, unit
@@ -155,8 +155,7 @@ def cluster_pool(
         >>> cluster_pool(x, x, x[[0, 2]], x[[0, 2]]).labels.tolist()
         [0, 0, 1]
     """
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-        raise ValueError(f'chunk_size must be an int of at least 1, got {chunk_size!r}')
+    chunk_size = whole_number('chunk_size', chunk_size)
     flat = _flatten(x, values, centers, center_values, mask, center_mask)
     check_projection(projection, flat.x, flat.values)
     dtype = working_dtype(values.dtype)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clusterplug.core.checks import whole_number
+
 
 class PointCells(NamedTuple):
     """Occupied cells of a batch of clouds.
@@ -45,8 +47,7 @@ def point_cells(coordinates: Tensor, size: int = 2) -> PointCells:
             f'coordinates must be int (N, 4): batch entry and three places, got {tuple(coordinates.shape)} '
             f'{coordinates.dtype}'
         )
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f'size must be an int of at least 1, got {size!r}')
+    size = whole_number('size', size)
     coarse = coordinates.long().clone()
     coarse[:, 1:] = torch.div(coarse[:, 1:], size, rounding_mode='floor')
     if not len(coarse):
