@@ -12,7 +12,7 @@ map, captions as token vectors; 300 of the videos with two frames or more train,
 
 import argparse
 import copy
-import csv
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -22,7 +22,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from _cranfield import documents, judgements, queries, token_vectors
-from _timing import describe_machine, one_thread_each, publish
+from _msrvtt import captions_of, patch_vectors, videos_of
+from _timing import describe_machine, one_thread_each, peak_bytes, publish
 from torch import nn
 
 from clusterplug.functional import chamfer_similarity, cluster_vectors, pool_vectors
@@ -30,6 +31,7 @@ from clusterplug.layers import MultiVectorClustering
 from clusterplug.losses import LateInteractionLoss
 
 CHANNELS, STEPS = 64, 80
+PARTS = ('time', 'frames', 'cranfield')
 
 
 class Sets:
@@ -160,28 +162,25 @@ def cranfield(folder: Path, encoder: str, seeds: int, cache: Path | None) -> lis
     return [*head, *table]
 
 
-def msrvtt(folder: Path, encoder: str, seeds: int) -> list[str]:
-    frames = np.load(folder / 'msrvtt_1kA_dinov2s_features.npz')
-    with (folder / 'MSRVTT_JSFUSION_test.csv').open() as file:
-        captions = {row['video_id']: row['sentence'] for row in csv.DictReader(file)}
-    owner = np.array([str(each).split('/')[0] for each in frames['video']])
-    names = [name for name in sorted(set(owner)) if (owner == name).sum() >= 2 and name in captions]
-    most = max((owner == name).sum() for name in names)
-    per_frame = frames['feat'].astype(np.float32).reshape(len(owner), 2, 384)  # class token, mean patch
-    vectors = torch.zeros(len(names), most * per_frame.shape[1], 384, dtype=torch.float16)
-    mask = torch.zeros(vectors.shape[:2], dtype=torch.bool)
-    for row, name in enumerate(names):
-        own = torch.from_numpy(per_frame[owner == name]).flatten(0, 1)
-        vectors[row, : len(own)], mask[row, : len(own)] = F.normalize(own, dim=-1).half(), True
-    texts = token_vectors(encoder, [captions[name] for name in names], 32)
-    sets = Sets(*texts[:2])
+def msrvtt(data_folder: Path, encoder: str, seeds: int, cache: Path | None) -> list[str]:
+    file = None if cache is None else cache.with_name(cache.name + '.frames')
+    if file is not None and file.is_file():
+        texts, vectors, mask = torch.load(file)
+    else:
+        captions = captions_of(data_folder / 'video')
+        videos = {name: halves for name, halves in videos_of(data_folder / 'video', 4).items() if name in captions}
+        vectors, mask = patch_vectors(data_folder, videos)
+        texts = token_vectors(encoder, [captions[name] for name in videos], 32)[:2]
+        if file is not None:
+            torch.save((texts, vectors, mask), file)
+    sets = Sets(*texts)
     data = {'queries': sets, 'tests': sets, 'documents': Sets(vectors, mask)}
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))
     train_rows, test_rows = order[:300], order[300:]
     gains = torch.eye(len(test_rows))
-    table = compare(data, train_rows[:, None].expand(-1, 2), gains, test_rows, test_rows, seeds, (2, 2), (4, 4))
+    table = compare(data, train_rows[:, None].expand(-1, 2), gains, test_rows, test_rows, seeds, (4, 8), (8, 32))
     head = [
-        f'| MSR-VTT frames, {len(test_rows)} test videos of {float(mask.sum(1).float().mean()):.1f} vectors '
+        f'| MSR-VTT frames, {len(test_rows)} test videos of {float(mask.sum(1).float().mean()):.0f} vectors '
         f'({seeds} seeds) | R@1 | NDCG@10 | bytes an item |',
         '|---|---|---|---|',
     ]
@@ -189,75 +188,134 @@ def msrvtt(folder: Path, encoder: str, seeds: int) -> list[str]:
 
 
 def loop_over_sequences(x, num_clusters, num_iters=20):
-    """The unofficial code's method: one sequence, one cluster at a time, with autograd on."""
+    """The unofficial code's method: a sequence, a cluster at a time, k-means++ by distances to all, with autograd."""
     found = []
     for tokens in x:
-        centers = tokens[torch.randperm(len(tokens))[:num_clusters]].clone()
-        for _ in range(num_iters):
+        chosen = [tokens[torch.randint(len(tokens), (1,))]]
+        while len(chosen) < num_clusters:
+            nearest = torch.stack([torch.cdist(tokens, each[None]).flatten() for each in chosen]).amin(0)
+            chosen.append(tokens[torch.multinomial(nearest.detach().square(), 1)])
+        centers, before = torch.cat(chosen), None
+        for _ in range(num_iters + 1):
             labels = torch.cdist(tokens, centers).argmin(1)
-            moved = []
+            if before is not None and torch.equal(labels, before):
+                break
+            before = labels
             for each in range(num_clusters):
                 member = labels == each
-                moved.append(tokens[member].mean(0) if member.any() else tokens[torch.randint(len(tokens), (1,))[0]])
-            centers = torch.stack(moved)
+                centers[each] = tokens[member].mean(0) if member.any() else tokens[torch.randint(len(tokens), (1,))[0]]
         found.append(centers)
     return torch.stack(found)
 
 
-def kernels() -> list[str]:
+def kernels(encoder: str | None) -> list[str]:
     generator = torch.Generator().manual_seed(0)
-    x = F.normalize(torch.randn(128, 512, 128, generator=generator), dim=-1)
+    noise = F.normalize(torch.randn(128, 512, 128, generator=generator), dim=-1)
+    concepts = torch.randn(128, 32, 128, generator=generator)[:, torch.arange(512) % 32]
+    concepts = F.normalize(concepts + 0.6 * torch.randn(128, 512, 128, generator=generator), dim=-1)
 
-    def seconds(call, repeats=3):
+    def seconds(call, *inputs, repeats=5):
+        call(*inputs)
         times = []
         for _ in range(repeats):
             start = time.process_time()
-            call()
+            call(*inputs)
             times.append(time.process_time() - start)
         return sorted(times)[len(times) // 2]
 
-    ours = seconds(lambda: cluster_vectors(x, None, 32))
-    leaf = x[:8].clone().requires_grad_()
-    loop = seconds(lambda: loop_over_sequences(leaf, 32), 1) * 16
+    def ours(x):
+        return cluster_vectors(x, None, 32)[0]
+
+    def loop(x):
+        return loop_over_sequences(x.clone().requires_grad_(), 32)
+
+    def step(call, x):
+        call(x.clone().requires_grad_()).sum().backward()
+
+    lines = ['| one core | time |', '|---|---|']
+    for name, x in (('noise', noise), ('32 concepts a sequence', concepts)):
+        once, both = seconds(ours, x), seconds(step, ours, x)
+        theirs, theirs_both = seconds(loop, x[:4], repeats=3) * 32, seconds(step, loop, x[:4], repeats=3) * 32
+        lines += [
+            f'| cluster_vectors, 128 x 512 x 128, k 32, {name}: forward, with backward | {once:.3f} s, {both:.3f} s |',
+            f'| a loop over sequences and clusters (4 sequences, times 32) | {theirs:.1f} s ({theirs / once:.0f} x), '
+            f'{theirs_both:.1f} s ({theirs_both / both:.0f} x) |',
+        ]
+        if encoder and x is noise:
+            model = seconds(encode_tokens, encoder, 8, 512, repeats=3) * 16
+            lines.append(
+                f'| MiniLM-L6, forward pass of 128 x 512 tokens (8, times 16) | {model:.0f} s; cluster_vectors is '
+                f'{100 * once / model:.1f} % of it |'
+            )
     q, d = torch.randn(1, 32, 128, generator=generator), torch.randn(1000, 180, 128, generator=generator)
     mask = torch.ones(1000, 180, dtype=torch.bool)
-    maxsim = seconds(lambda: chamfer_similarity(q, None, d, mask), 7)
-    plain = seconds(lambda: torch.einsum('qld,nmd->qnlm', q, d).amax(-1).sum(-1), 7)
+    maxsim = seconds(lambda: chamfer_similarity(q, None, d, mask), repeats=7)
+    plain = seconds(lambda: torch.einsum('qld,nmd->qnlm', q, d).amax(-1).sum(-1), repeats=7)
     unit = F.normalize(d[:50], dim=-1)
-    pooled = seconds(lambda: pool_vectors(unit, None, 2), 3) / 50
+    pooled = seconds(lambda: pool_vectors(unit, None, 2), repeats=3) / 50
     return [
-        '| one core | time |',
-        '|---|---|',
-        f'| cluster_vectors, 128 x 512 x 128, k 32 | {ours:.2f} s |',
-        f'| loop over sequences and clusters (8 sequences, times 16) | {loop:.1f} s, {loop / ours:.0f} x |',
+        *lines,
         f'| Chamfer, 32 query vectors, 1,000 x 180 x 128, masked | {maxsim * 1e3:.0f} ms |',
         f'| the same by einsum without masks | {plain * 1e3:.0f} ms |',
         f'| pool_vectors, a document of 180 vectors | {pooled * 1e3:.1f} ms |',
+        *many_pairs(generator),
     ]
+
+
+def many_pairs(generator) -> list[str]:
+    """Chamfer of 1,000 queries and 10,000 documents: time, and what it holds beside its input and result."""
+    q = torch.randn(1000, 8, 128, generator=generator)
+    d = torch.randn(10_000, 32, 128, generator=generator)
+    start = time.process_time()
+    chamfer_similarity(q, None, d, None)
+    used = time.process_time() - start
+    peak = peak_bytes(lambda: chamfer_similarity(q[:200], None, d, None)) - 200 * 10_000 * 4
+    return [
+        f'| Chamfer, 1,000 queries of 8 x 10,000 documents of 32 vectors, 128 channels | {used:.1f} s, at most '
+        f'{peak / 1e6:.0f} MB beside input and result (all products: {1000 * 8 * 10_000 * 32 * 4 / 1e9:.0f} GB) |'
+    ]
+
+
+@functools.cache
+def _text_model(folder: str):
+    from transformers import AutoModel
+
+    return AutoModel.from_pretrained(folder).eval()
+
+
+@torch.inference_mode()
+def encode_tokens(folder: str, number: int, length: int):
+    """One forward pass of the text encoder over token ids."""
+    model = _text_model(folder)
+    ids = torch.randint(1000, 20_000, (number, length), generator=torch.Generator().manual_seed(0))
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--encoder', help='folder of a text encoder; without it the kernels alone are timed')
     parser.add_argument('--cache', type=Path, help='file that keeps the token vectors of Cranfield (default: none)')
-    parser.add_argument('--seeds', type=int, default=3)
-    parser.add_argument('--page', help='page whose part between the marks "multi_vector" is replaced')
+    parser.add_argument('--seeds', type=int, default=5)
+    parser.add_argument('--only', nargs='+', choices=PARTS, default=PARTS, help='each is a part of the page of its own')
+    parser.add_argument('--page', help='page whose parts between the marks "multi_vector_..." are replaced')
     options = parser.parse_args()
     torch.set_num_threads(1)
     machine = describe_machine(('numpy',))
-    print('\n'.join(machine))
-    calls = [kernels]
-    if options.encoder:
-        data, rest = Path(os.environ['CLUSTERPLUG_DATA']), (options.encoder, options.seeds)
-        calls += [lambda: msrvtt(data / 'video', *rest), lambda: cranfield(data / 'retrieval', *rest, options.cache)]
-    lines = []
-    with one_thread_each():
-        for call in calls:
-            part = [*call(), '']
-            lines += part
-            print('\n'.join(['', *part]), flush=True)
-    if options.page:
-        publish(options.page, 'multi_vector', ['', *(f'{line}<br>' for line in machine), '', *lines])
+    data, cache = Path(os.environ.get('CLUSTERPLUG_DATA', '')), options.cache
+    calls = {
+        'time': lambda: kernels(options.encoder),
+        'frames': lambda: msrvtt(data, options.encoder, options.seeds, cache),
+        'cranfield': lambda: cranfield(data / 'retrieval', options.encoder, options.seeds, cache),
+    }
+    for part in options.only:
+        if part != 'time' and not options.encoder:
+            print(f'{part}: needs --encoder')
+            continue
+        with one_thread_each():
+            lines = ['', *(f'{line}<br>' for line in machine), '', *calls[part](), '']
+        print('\n'.join(lines), flush=True)
+        if options.page:
+            publish(options.page, f'multi_vector_{part}', lines)
 
 
 if __name__ == '__main__':

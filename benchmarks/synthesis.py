@@ -1,35 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Partition trees against random draws: how much of a space is covered, what it costs, and does training gain by it?
+"""Partition trees against random draws: how much of a space is covered, and what it costs.
 
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/synthesis.py --page docs/benchmarks.md    # coverage and speed
-    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/synthesis.py --only training --seeds 5 --scenes 72 --epochs 5
+    ... --only model --model FOLDER --gguf-file FILE                                           # a local model
 
 coverage: as many samples by a tree and drawn at random, from the same generator with the same bias. speed: routing,
-growing, going on. training: a MinkUNet on equally many scans of the LiDAR city, whose scenes are drawn with the shares
-of a normal year or come from a tree with the same shares; tested on a city that covers weather and streets evenly.
-A training is kept under --out and not repeated; each takes minutes on a core, and the scans of a seed as well.
+growing, going on. model: a small language model that seldom follows its prompts (SmolLM2-135M-Instruct in the published
+figures): retries end, answers are kept. Trainings: benchmarks/synthesis_training.py.
 """
 
 import argparse
-import json
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 from _timing import describe_machine, publish
 
 from clusterplug.datasets.synthesis import (
     AttributeGenerator,
+    ChatGenerator,
     LidarCityGenerator,
     PartitionTree,
+    TransformersChat,
     coverage,
     mean_cosine,
-    write_lidar_city,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / 'configs/point_cluster/minkunet18_w8_spconv_1xb1-5e_lidar-city.py'
 # Shares of a normal year, in the order of SCENE_ATTRIBUTES; guesses, and the same for both sides.
 YEAR = {
     'weather': [0.84, 0.12, 0.02, 0.02],
@@ -42,7 +38,6 @@ YEAR = {
     'greenery': [0.2, 0.3, 0.5],
     'beams': [0.8, 0.15, 0.05],
 }
-RARE = ('snow', 'fog')
 
 
 def markdown(lines):
@@ -128,99 +123,53 @@ def speed_table():
     return markdown(lines)
 
 
-def scenes_of(kind, number, seed):
-    generator = LidarCityGenerator(weights=YEAR)
-    if kind == 'random':
-        return generator.draw(number, np.random.default_rng([seed, 1]))
-    tree = PartitionTree(2, n_pivots=24, seed=seed).grow(generator)  # 4 weathers x 3 streets
-    return tree.generate(generator, -(-number // len(tree.leaves))).samples[:number]
-
-
-def per_condition(run, scenes):
-    """Mean IoU over all scenes, over the rare ones and over the others."""
-    from mmengine.runner.checkpoint import load_checkpoint
-
-    from clusterplug.cli import build_runner, load_config
-
-    config = load_config(run.config, dict(run.options), str(Path(run.work_dir) / 'reading'))
-    config.visualizer.name, config.log_level = f'reading {run.work_dir}', 'WARNING'
-    runner = build_runner(config)
-    last = Path((Path(run.work_dir) / 'last_checkpoint').read_text().strip()).name
-    load_checkpoint(runner.model, str(Path(run.work_dir) / last), map_location='cpu', logger='silent')
-    matrices = {name: np.zeros((20, 20), np.int64) for name in ('all', 'rare', 'others')}
-    for scene, data in zip(scenes, runner.build_dataloader(config.test_dataloader)):
-        (found,) = runner.model.eval().test_step(data)
-        predicted = found.pred_pts_seg.pts_semantic_mask.cpu().numpy().clip(0, 19)
-        truth = found.eval_ann_info['pts_semantic_mask'].clip(0, 19)
-        matrix = np.bincount(truth * 20 + predicted, minlength=400).reshape(20, 20)
-        for name in ('all', 'rare' if scene['weather'] in RARE else 'others'):
-            matrices[name] += matrix
-    result = {}
-    for name, matrix in matrices.items():
-        matrix = matrix[:19, :19]
-        union = matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
-        result[name] = 100 * float((np.diag(matrix)[union > 0] / union[union > 0]).mean())
-    return result
-
-
-def training_table(seeds, scenes, epochs, columns, out):
-    from clusterplug import compat
-    from clusterplug.experiments import Run, run_all
-
-    compat.apply_all()
-    even = LidarCityGenerator(
-        {'weather': ['clear', 'rain', 'snow', 'fog'], 'street': ['residential', 'downtown', 'suburb']}
-    )
-    tree = PartitionTree(2, n_pivots=24, seed=99).grow(even)
-    test = tree.generate(even, max(1, scenes // 24)).samples
-    city = dict(columns=columns, scans_per_scene=1, progress=False)
-    write_lidar_city(test[:1], out / 'test', val_scenes=test, seed=10_000, **city)
-    runs = {}
-    for seed in range(seeds):
-        for kind in ('random', 'tree'):
-            root = write_lidar_city(scenes_of(kind, scenes, seed), out / f'{kind}{seed}', seed=seed, **city)
-            options = {'train_dataloader.dataset.data_root': str(root), 'randomness.seed': seed}
-            options |= {f'{split}_dataloader.dataset.data_root': str(out / 'test') for split in ('val', 'test')}
-            options['train_cfg'] = dict(max_epochs=epochs, val_interval=epochs + 1)
-            options['param_scheduler.1.T_max'] = options['param_scheduler.1.end'] = epochs
-            runs[f'{kind}{seed}'] = Run(str(CONFIG), options, (out / f'run-{kind}{seed}').resolve())
-    run_all(runs, jobs=1, threads=1)
-    results = {name: per_condition(run, test) for name, run in runs.items()}
-    (out / 'results.json').write_text(json.dumps(results))
-    lines = [('test scenes', 'random, mIoU', 'tree, mIoU', 'paired gain')]
-    for name in ('all', 'rare', 'others'):
-        one, two = (np.array([results[f'{kind}{seed}'][name] for seed in range(seeds)]) for kind in ('random', 'tree'))
-        lines.append((name, spread(one, 1), spread(two, 1), spread(two - one, 1)))
-    return [
-        f'MinkUNet18 of half width, {scenes} scans of {columns} columns a training, {epochs} epochs, {seeds} seeds; '
-        f'{len(test)} test scenes, weather and street evenly; rare: {", ".join(RARE)}.',
-        '',
-        *markdown(lines),
-    ]
+def model_table(folder, gguf_file):
+    """Does a tree end with a real model that seldom follows its prompts?"""
+    chat = TransformersChat.from_pretrained(folder, **({'gguf_file': gguf_file} if gguf_file else {}))
+    generator = ChatGenerator('A sample is one short sentence about the weather.', chat, max_tokens=64)
+    tree = PartitionTree(1, n_pivots=3, max_values=5, attempts=3, samples_per_call=3, infinite_path_samples=2)
+    with tempfile.TemporaryDirectory() as work:
+        tree.grow(generator, folder=work)
+        made = tree.generate(generator, folder=work)
+        calls = tree.cost.calls
+        again = PartitionTree(1, n_pivots=3, max_values=5, attempts=3, samples_per_call=3, infinite_path_samples=2)
+        again.grow(generator, folder=work)
+        again.generate(generator, folder=work)
+        repeated = again.cost.calls - calls
+    lines = [
+        ('what', 'found'),
+        ('leaves, samples, samples that are missing',
+         f'{len(tree.leaves)}, {len(made.samples)}, {sum(made.missing.values())}'),
+        ('calls, of which refused', f'{calls}, {tree.cost.invalid}'),
+        ('bound of the calls for growing', f'{tree.calls_per_node * sum(1 for _ in tree.root.walk())}'),
+        ('reasons of refusals', '; '.join(sorted({each[:60] for each in tree.cost.reasons})) or '-'),
+        ('further calls of a second run in the same folder', f'{repeated}'),
+        ('tokens of the answers, seconds', f'{tree.cost.tokens[1]}, {tree.cost.seconds:.0f}'),
+    ]  # fmt: skip
+    return markdown(lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', choices=('coverage', 'speed', 'training'), nargs='+', default=['coverage', 'speed'])
+    parser.add_argument('--only', choices=('coverage', 'speed', 'model'), nargs='+', default=['coverage', 'speed'])
     parser.add_argument('--seeds', type=int, default=5)
-    parser.add_argument('--scenes', type=int, default=72, help='training scenes')
-    parser.add_argument('--epochs', type=int, default=5)
-    parser.add_argument('--columns', type=int, default=1024, help='firings of a turn')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/synthesis'), help='where cities and trainings are')
-    parser.add_argument('--page', help='page whose part between the marks "synthesis" is replaced')
+    parser.add_argument('--model', help='of --only model: a folder of transformers')
+    parser.add_argument('--gguf-file', help='of --only model: the file in that folder, if it is GGUF')
+    parser.add_argument('--page', help='page whose parts between "synthesis" and "synthesis_model" are replaced')
     options = parser.parse_args()
-    lines = describe_machine(('numpy', 'open3d'))
-    if 'coverage' in options.only:
-        lines += ['', *coverage_table(options.seeds)]
-    if 'speed' in options.only:
-        lines += ['', *speed_table()]
-    if 'training' in options.only:
-        out = options.out.resolve()
-        out.mkdir(parents=True, exist_ok=True)
-        lines += ['', *training_table(options.seeds, options.scenes, options.epochs, options.columns, out)]
-    print('\n'.join(lines))
-    if options.page:
-        publish(options.page, 'synthesis', ['', *lines, ''])
+    parts = {
+        'coverage': lambda: coverage_table(options.seeds),
+        'speed': speed_table,
+        'model': lambda: model_table(options.model, options.gguf_file),
+    }
+    for mark, names in (('synthesis', ('coverage', 'speed')), ('synthesis_model', ('model',))):
+        lines = [line for name in names if name in options.only for line in ('', *parts[name]())]
+        if not lines:
+            continue
+        lines = [*describe_machine(('numpy', 'open3d')), *lines]
+        print('\n'.join(lines))
+        if options.page:
+            publish(options.page, mark, ['', *lines, ''])
 
 
 if __name__ == '__main__':

@@ -3,8 +3,11 @@
 """Find LiDAR objects by a sentence, with two encoders that never saw each other: align_text.py CITY --encoder TEXT.
 
 CITY is a LiDAR city (tools/prepare_lidar_city.py). Its objects are cut out of the scans, and captions are made of
-their sub-types and sizes. Pairs of most sub-types are the anchors of SubspaceAligner; objects of the other sub-types,
-which no anchor shows, are matched and retrieved, against chance. OUT gets alignment.json and gallery.png.
+their sub-types and sizes. Pairs of most classes are the anchors of SubspaceAligner; objects of the other classes, which
+no anchor shows, are matched and retrieved, against chance. OUT gets alignment.json and gallery.png.
+
+    python tools/align_text.py data/lidar_city --encoder all-MiniLM-L6-v2
+    python tools/align_text.py data/lidar_city --encoder all-MiniLM-L6-v2 --points CONFIG.py --checkpoint epoch_5.pth
 """
 
 import argparse
@@ -17,6 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+KINDS = {'class': 'classes', 'subtype': 'sub-types'}
 NO_ENCODER = (
     'name a sentence encoder: --encoder FOLDER of a transformers model, or --encoder MODULE:FUNCTION, which takes a '
     'list of sentences and returns an array (N, D). None comes with clusterplug; pip install transformers reads such '
@@ -30,14 +34,20 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument('--encoder', help='sentence encoder, FOLDER or MODULE:FUNCTION (required)')
     parser.add_argument(
         '--points', default='shape', metavar='ENCODER',
-        help='of point clouds (n, 4): shape (no training), or MODULE:FUNCTION of a list of them (default: shape)',
+        help='of point clouds (n, 4): shape (no training), MODULE:FUNCTION of a list of them, or CONFIG.py of a '
+             'segmentor of mmdet3d, whose features of whole scans are averaged over an object (default: shape)',
     )  # fmt: skip
+    parser.add_argument('--checkpoint', help="weights of --points CONFIG.py, or 'none' for those at the start")
     parser.add_argument('--components', default='auto', help='of the subspaces: a number or auto (default: auto)')
     parser.add_argument('--ridge', type=float, default=1e-3, help='share of the variance added (default: 0.001)')
-    parser.add_argument('--unseen', type=float, default=0.25, help='share of sub-types held out (default: 0.25)')
+    parser.add_argument(
+        '--hold-out', choices=('class', 'subtype'), default='class',
+        help='what no anchor shows: whole classes, or sub-types of classes that are shown (default: class)',
+    )  # fmt: skip
+    parser.add_argument('--unseen', type=float, default=0.25, help='share of these held out (default: 0.25)')
     parser.add_argument('--queries', type=int, default=500, help='pairs to match, at most (default: 500)')
     parser.add_argument('--min-points', type=int, default=50, help='points of an object (default: 50)')
-    parser.add_argument('--seed', type=int, default=0, help='of the sub-types and pairs held out (default: 0)')
+    parser.add_argument('--seed', type=int, default=0, help='of what is held out (default: 0)')
     parser.add_argument('--rows', type=int, default=6, help='captions in the gallery (default: 6)')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/align_text'),
                         help='folder to write into (default: work_dirs/align_text)')  # fmt: skip
@@ -81,32 +91,76 @@ def encode_sentences(encoder, sentences):
     return torch.cat(parts).double().numpy()
 
 
-def encode_points(encoder, clouds):
-    """Return (N, D) of point clouds."""
-    if encoder == 'shape':
+def encode_points(args, objects):
+    """Return (N, D) of the point clouds of objects."""
+    if args.points.endswith('.py'):
+        if args.checkpoint is None:
+            raise ValueError(f'--points {args.points} needs --checkpoint, a file or none')
+        return segmentor_features(args.points, args.checkpoint, Path(args.city), objects)
+    if args.points == 'shape':
         from clusterplug.datasets.lidar_city import shape_features
 
-        return shape_features(clouds)
-    if ':' not in encoder:
-        raise ValueError(f'--points must be shape or MODULE:FUNCTION, got {encoder}')
-    return np.asarray(callable_of(encoder)(list(clouds)), float)
+        return shape_features([each.points for each in objects])
+    if ':' not in args.points:
+        raise ValueError(f'--points must be shape, MODULE:FUNCTION or CONFIG.py, got {args.points}')
+    return np.asarray(callable_of(args.points)([each.points for each in objects]), float)
 
 
-def split(objects, share, number, seed):
-    """Rows of the anchors, of queries of sub-types that no anchor shows, and of queries of the anchors' sub-types."""
-    draw = np.random.default_rng(seed)
-    kinds = sorted({(each.class_name, each.subtype) for each in objects})
+def segmentor_features(config, checkpoint, city, objects):
+    """Return (N, C): the features before the classifier, averaged over the points of each object in its scan."""
+    import torch
+    from mmdet3d.structures import Det3DDataSample
+    from mmengine.dataset import pseudo_collate
+    from mmengine.registry import MODELS, init_default_scope
+
+    from clusterplug.attach import PointFeatures
+    from clusterplug.checkpoints import load_checkpoint_into
+    from clusterplug.cli import load_config
+    from clusterplug.compat import apply_all
+
+    apply_all()
+    config = load_config(config)
+    init_default_scope(config.get('default_scope', 'mmdet3d'))
+    model = MODELS.build(config.model)
+    if checkpoint == 'none':
+        model.init_weights()
+    else:
+        load_checkpoint_into(model, checkpoint)
+    read, rows, last = PointFeatures(model), [], None
+    for each in objects:  # sorted by name, so a scan is read once
+        sequence, frame, instance = each.name.split('/')
+        if last != (sequence, frame):
+            scan = np.fromfile(city / f'sequences/{sequence}/velodyne/{frame}.bin', '<f4').reshape(-1, 4)
+            labels = np.fromfile(city / f'sequences/{sequence}/labels/{frame}.label', '<u4') >> 16
+            sample = dict(inputs=dict(points=torch.from_numpy(scan)), data_samples=Det3DDataSample())
+            features, last = read(pseudo_collate([sample]))[0].features.cpu().numpy(), (sequence, frame)
+        rows.append(np.nanmean(features[labels == int(instance)], 0))
+    return np.stack(rows).astype(float)
+
+
+def split(objects, share, number, seed, hold_out='class'):
+    """Rows of the anchors, of queries of kinds that no anchor shows, and of queries of the anchors' kinds."""
+    draw, kind_of = np.random.default_rng(seed), {'class': _class, 'subtype': _subtype}[hold_out]
+    kinds = sorted({kind_of(each) for each in objects})
     held = {kinds[k] for k in draw.permutation(len(kinds))[: max(1, round(share * len(kinds)))]}
-    unseen = np.array([(each.class_name, each.subtype) in held for each in objects])
+    unseen = np.array([kind_of(each) in held for each in objects])
     known = draw.permutation(np.flatnonzero(~unseen))
     seen, anchors = known[: min(number, len(known) // 5)], known[min(number, len(known) // 5) :]
     new = draw.permutation(np.flatnonzero(unseen))[:number]
     if len(anchors) < 4 or len(new) < 2:
         raise ValueError(
-            f'{len(objects)} objects of {len(kinds)} sub-types leave {len(anchors)} anchors and {len(new)} objects to '
-            f'find; use a larger city, lower --min-points, or another --unseen'
+            f'{len(objects)} objects of {len(kinds)} {KINDS[hold_out]} leave {len(anchors)} anchors and {len(new)} '
+            f'objects to find; use a larger city, lower --min-points, or another --unseen'
         )
-    return anchors, new, seen, sorted(f'{name} ({kind})' for kind, name in held)
+    return anchors, new, seen, sorted(held)
+
+
+def _class(each):
+    return each.class_name
+
+
+def _subtype(each):
+    return f'{each.subtype} ({each.class_name})'
 
 
 def run(args):
@@ -122,10 +176,10 @@ def run(args):
         raise ValueError(f'--unseen must be between 0 and 1, got {args.unseen:g}')
     components = args.components if args.components == 'auto' else int(args.components)
     objects = city_objects(args.city, min_points=args.min_points)
-    anchors, unseen, seen, held = split(objects, args.unseen, args.queries, args.seed)
+    anchors, unseen, seen, held = split(objects, args.unseen, args.queries, args.seed, args.hold_out)
     captions = [each.caption for each in objects]
-    x, y = encode_points(args.points, [each.points for each in objects]), encode_sentences(args.encoder, captions)
-    report = {'objects': len(objects), 'anchors': len(anchors), 'held_out': held, 'rows': []}
+    x, y = encode_points(args, objects), encode_sentences(args.encoder, captions)
+    report = {'objects': len(objects), 'anchors': len(anchors), 'hold_out': args.hold_out, 'held_out': held, 'rows': []}
     scale = x[anchors].std(0)
     x = (x - x[anchors].mean(0)) / np.where(scale > 0, scale, 1)
     for method, number in (('affine', 'full'), ('local_cka', 'full'), ('affine', components), ('local_cka', components),
@@ -135,7 +189,7 @@ def run(args):
             if len(rows) >= 2:
                 numbers = aligner.evaluate(x[rows], y[rows], min(5, len(rows)))
                 report['rows'].append({'method': method, 'components': aligner.n_components_ or 'all',
-                                       'sub-types': name, 'queries': len(rows), **numbers})  # fmt: skip
+                                       'kinds': name, 'queries': len(rows), **numbers})  # fmt: skip
         if (method, number) == ('affine', components):
             best = aligner
     report['held_out_correlations'] = best.held_out_correlations_.tolist()
@@ -161,15 +215,14 @@ def main(arguments=None) -> int:
         sys.exit(f'align_text: {error}')
     for text in dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, UserWarning)):
         print(f'align_text: {text}', file=sys.stderr)
-    print(f'{report["objects"]} objects, {report["anchors"]} anchors; sub-types without an anchor: '
+    print(f'{report["objects"]} objects, {report["anchors"]} anchors; {KINDS[args.hold_out]} without an anchor: '
           f'{", ".join(report["held_out"])}')  # fmt: skip
-    print(
-        '| method | components | sub-types | queries | match | top 1 | top 5 | chance match | chance top 5 | repeated |'
-    )
+    print(f'| method | components | {KINDS[args.hold_out]} | queries | match | top 1 | top 5 | chance match | '
+          f'chance top 5 | repeated |')  # fmt: skip
     print('|---|---|---|---|---|---|---|---|---|---|')
     for row in report['rows']:
         last = next(name for name in row if name.startswith('top') and name != 'top1')
-        print(f'| {row["method"]} | {row["components"]} | {row["sub-types"]} | {row["queries"]} | {row["match"]:.3f} | '
+        print(f'| {row["method"]} | {row["components"]} | {row["kinds"]} | {row["queries"]} | {row["match"]:.3f} | '
               f'{row["top1"]:.3f} | {row[last]:.3f} | {row["chance_match"]:.3f} | {row[f"chance_{last}"]:.3f} | '
               f'{row["repeated"]} |')  # fmt: skip
     print(f'alignment.json and gallery.png in {args.out}')

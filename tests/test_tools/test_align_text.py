@@ -91,7 +91,8 @@ def test_tool_aligns_and_draws(city, tmp_path, capsys):
     for row in report['rows']:
         assert 0 < row['chance_match'] <= row['chance_top5'] <= 1
         assert 0 <= row['match'] <= 1
-    seen = [row for row in report['rows'] if row['sub-types'] == 'seen' and row['method'] == 'cosine']
+    assert report['hold_out'] == 'class'
+    seen = [row for row in report['rows'] if row['kinds'] == 'seen' and row['method'] == 'cosine']
     assert seen[0]['top5'] > seen[0]['chance_top5']
     assert len(report['held_out_correlations']) > 6
     assert (tmp_path / 'gallery.png').stat().st_size > 5000

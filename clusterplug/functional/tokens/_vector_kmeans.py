@@ -25,7 +25,7 @@ def assign(
         start: (B, K, D) centers to begin with, or None.
         draws: (B, K) uniform numbers of k-means++, or None: farthest points.
         size: K.
-        num_iters: Steps at most; on the CPU it stops where no center moves.
+        num_iters: Steps at most; on the CPU it stops where no point changes its cluster.
     """
     batch, length, dim = values.shape
     step = max(batch, 1)
@@ -47,8 +47,12 @@ def _solve(given: list, size: int, num_iters: int) -> Tensor:
     origin = typical_origin(rows)
     # an origin nearer than most points gains no digits
     origin = origin * (origin.abs().amax(-1, keepdim=True) > typical_size(rows, origin))
-    points = (values - origin).masked_fill_(~valid.unsqueeze(-1), 0.0)
-    scale = 1 / power_of_two(finite(points.abs().amax((1, 2), True)))
+    host = host_checks_allowed(values)
+    whole = host and bool(valid.all())
+    points = values - origin
+    if not whole:
+        points = points.masked_fill_(~valid.unsqueeze(-1), 0.0)
+    scale = 1 / power_of_two(finite(torch.linalg.vector_norm(points, torch.inf, (1, 2), keepdim=True)))
     points = points.mul_(scale)
     ranks = torch.arange(size, device=values.device)
     allowed = ranks < limits.unsqueeze(-1)
@@ -58,27 +62,31 @@ def _solve(given: list, size: int, num_iters: int) -> Tensor:
         centers, alive = _start(points, valid, draws, size)
         alive = alive & allowed
     barred = torch.where(alive, 0.0, torch.inf).to(points.dtype).unsqueeze(-1)
-    weighted, transposed = valid.to(points.dtype).unsqueeze(1), points.mT
-    host = host_checks_allowed(points)
+    weighted, before = valid.to(points.dtype).unsqueeze(1), None
     for _ in range(num_iters):
-        chosen = _nearest(centers, transposed, barred, ranks, host) * weighted
-        counts = chosen.sum(-1, keepdim=True)
-        moved = torch.where(counts > 0, torch.bmm(chosen, points) / counts.clamp(min=1.0), centers)
-        if host and torch.equal(moved, centers):
-            break
-        centers = moved
-    return chosen.argmax(1)
+        chosen, counts = _nearest(centers, points.mT, barred, ranks, host)
+        if host and before is not None and torch.equal(chosen, before):
+            break  # the same members have the same means
+        before = chosen
+        if not whole:
+            chosen = chosen * weighted
+            counts = chosen.sum(-1, keepdim=True)
+        means = torch.bmm(chosen, points).div_(counts.clamp(min=1.0))
+        centers = torch.where(counts > 0, means, centers)
+    return torch.matmul(ranks.to(chosen.dtype), chosen).long()  # argmax over a short dimension is scalar code
 
 
-def _nearest(centers: Tensor, transposed: Tensor, barred: Tensor, ranks: Tensor, host: bool) -> Tensor:
-    """Return the 0/1 matrix (B, K, L) of each point's nearest center, the lowest number among equal ones."""
+def _nearest(centers: Tensor, transposed: Tensor, barred: Tensor, ranks: Tensor, host: bool) -> tuple[Tensor, Tensor]:
+    """Return the 0/1 matrix (B, K, L) of each point's nearest center, the first among equals, and its row sums."""
     half = centers.square().sum(-1, keepdim=True).mul_(0.5).add_(barred)
     scores = torch.baddbmm(half, centers, transposed, beta=-1.0)
-    if host:  # argmax over a short dimension is scalar code; comparing with the maximum is not
-        chosen = (scores == scores.amax(1, keepdim=True)).to(scores.dtype)
-        if chosen.sum(dtype=torch.float64).item() == scores.shape[0] * scores.shape[2]:
-            return chosen
-    return (scores.argmax(1, keepdim=True) == ranks.unsqueeze(-1)).to(scores.dtype)
+    if host:  # comparing with the maximum is vector code, argmax is not
+        chosen = torch.eq(scores, scores.amax(1, keepdim=True), out=torch.empty_like(scores))
+        counts = chosen.sum(-1, keepdim=True)
+        if counts.sum(dtype=torch.float64).item() == scores.shape[0] * scores.shape[2]:
+            return chosen, counts
+    chosen = (scores.argmax(1, keepdim=True) == ranks.unsqueeze(-1)).to(scores.dtype)
+    return chosen, chosen.sum(-1, keepdim=True)
 
 
 def _start(points: Tensor, valid: Tensor, draws: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
@@ -87,20 +95,18 @@ def _start(points: Tensor, valid: Tensor, draws: Tensor | None, size: int) -> tu
     closest = torch.where(valid, torch.inf, 0.0).to(points.dtype)
     rounding, centers, alive = _ROUNDING[points.dtype], [], []
     for step in range(size):
-        if step == 0:
-            mass = valid.to(points.dtype)  # the first valid one, or any
-            alive.append(valid.any(-1))
-        else:
-            mass = closest
-            alive.append((closest > 0).any(-1))
-        newest = mass.argmax(-1, keepdim=True) if draws is None else _draw(mass, draws[:, step : step + 1])
+        mass = closest if step else valid.to(points.dtype)  # the first valid one, or any
+        largest, newest = mass.max(-1, keepdim=True)
+        alive.append(largest > 0)
+        if draws is not None:
+            newest = _draw(mass, draws[:, step : step + 1])
         center = points.gather(1, newest.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
         both = norms + norms.gather(1, newest)
         squared = torch.baddbmm(both.unsqueeze(1), center, points.mT, alpha=-2.0).squeeze(1)
         squared = torch.where(squared > rounding * both, squared, 0.0)
         closest = torch.minimum(closest, squared)
         centers.append(center)
-    return torch.cat(centers, 1), torch.stack(alive, 1)
+    return torch.cat(centers, 1), torch.cat(alive, 1)
 
 
 def _draw(mass: Tensor, uniform: Tensor) -> Tensor:

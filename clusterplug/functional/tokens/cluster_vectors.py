@@ -52,7 +52,7 @@ def cluster_vectors(
         mask: (..., L) bool, True = valid; None = all. Masked vectors may hold anything, NaN too.
         num_clusters: K clusters a sequence. Exactly one of ``num_clusters`` and ``ratio``.
         ratio: Clusters of a sequence as a share in (0, 1] of its valid vectors: max(1, floor(ratio * L_i)).
-        num_iters: Lloyd steps at most, >= 1. On the CPU they end where no center moves.
+        num_iters: Lloyd steps at most, >= 1. On the CPU they end where no vector changes its cluster.
         init: 'farthest' (the first valid vector, then always the one farthest from all chosen), 'k-means++' (drawn in
             proportion to the squared distance), or centers (K, D) or (..., K, D).
         generator: Random numbers of 'k-means++'; None = torch's default generator.
@@ -94,7 +94,8 @@ def cluster_vectors(
         draws = torch.rand(batch, size, generator=generator, device=device).to(x.device)
     with exact_products(x):
         values = x.reshape(batch, length, dim).to(working_dtype(x.dtype))
-        values = torch.where(valid.unsqueeze(-1), values, 0.0)
+        if mask is not None:
+            values = torch.where(valid.unsqueeze(-1), values, 0.0)
         with torch.no_grad():
             labels = _labels(values.detach(), valid, size, ratio, start, draws, num_iters)
             member = (labels.unsqueeze(-1) == torch.arange(size, device=x.device)).to(values.dtype)
