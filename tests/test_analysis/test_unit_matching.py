@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """UnitMatching and its moments: against all activations at once, planted subspaces, trained digits nets, two ViTs."""
 
-import time
-
 import pytest
 import torch
 from torch import nn
@@ -280,15 +278,3 @@ def test_layers_of_other_sizes_pooled_and_hooks_gone():
         matching.match('conv')
     with pytest.raises(ValueError, match='layers conv: units must be finite'):
         matching.fit([torch.full((2, 1, 9, 9), torch.nan)])
-
-
-@pytest.mark.slow
-def test_time_of_a_thousand_units():
-    """1,024 x 1,024 units over 100,000 positions within 10 s: a fifth of it, with room for a loaded machine."""
-    x, y = randn(10000, 1024).relu(), randn(10000, 1024, seed=1).relu()
-    start = time.process_time()
-    found = UnitMoments()
-    for _ in range(2):
-        found.add(x, y)
-    match_units(found.correlation())
-    assert time.process_time() - start < 5

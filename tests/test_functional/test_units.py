@@ -2,7 +2,6 @@
 """Units of two networks: correlation, matchings, mutual information, sparse maps."""
 
 import math
-import time
 import warnings
 
 import numpy as np
@@ -213,11 +212,10 @@ def test_a_path_that_does_not_end_says_so():
 
 
 def test_a_thousand_units():
-    x, y = randn(2000, 1024).relu(), randn(2000, 1024, seed=1).relu()
-    start = time.process_time()
-    corr = unit_correlation(x, y)
-    match_units(corr)
-    assert time.process_time() - start < 5
+    x = randn(2000, 1024).relu()
+    order = torch.randperm(1024, generator=torch.Generator().manual_seed(1))
+    corr = unit_correlation(x, x[:, order] + 0.5 * randn(2000, 1024, seed=2))
+    assert torch.equal(order[match_units(corr)], torch.arange(1024))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from clusterplug.datasets.synthesis import AttributeGenerator, LidarCityGenerato
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools' / 'synthesize.py'
+TRAINING = ROOT / 'configs/synthesis/minkunet18_w8_spconv_1xb1-5e_lidar-city-tree.py'
 SLOW = """
 import time
 
@@ -135,6 +136,9 @@ def test_the_config_of_the_city_covers_every_condition():
     names = ('weather', 'street', 'sensor_height', 'objects')
     assert len({tuple(sample[name] for name in names) for sample in found.samples}) == 108
     assert {sample['beams'] for sample in found.samples} == {64, 32, 16}
+    training = TRAINING.read_text() + (ROOT / 'configs/_base_/datasets/lidar-city-tree.py').read_text()
+    assert '--out data/lidar_city_tree\n' in training
+    assert "data_root = 'data/lidar_city_tree/city/'" in training
     captions = tool().read_config(str(ROOT / 'configs/synthesis/captions_chat-tree.py'))
     assert captions['generator']['chat']['type'] == 'ChatEndpoint'
 
@@ -160,3 +164,27 @@ def test_scans_of_a_tree(tmp_path, capsys):
     assert tool().main(arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in scans} == before
     assert 'scans: ' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_network_trains_on_the_scans_of_a_tree(tmp_path):
+    pytest.importorskip('open3d')
+    pytest.importorskip('mmdet3d')
+    from mmengine.runner import Runner
+
+    from clusterplug import compat
+    from clusterplug.cli import load_config
+    from clusterplug.datasets.synthesis import write_lidar_city
+
+    compat.apply_all()
+    scenes = LidarCityGenerator({'weather': ['clear', 'fog']})
+    made = PartitionTree(1, n_pivots=4).grow(scenes).generate(scenes, 1).samples
+    city = write_lidar_city(made, tmp_path / 'city', columns=64, progress=False, workers=1)
+    options = {f'{split}_dataloader.dataset.data_root': str(city) for split in ('train', 'val', 'test')}
+    options |= {'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1, 'train_dataloader.num_workers': 0}
+    config = load_config(str(TRAINING), options, str(tmp_path / 'run'))
+    config.experiment_name = 'tree'
+    runner = Runner.from_cfg(config)
+    runner.train()
+    assert runner.iter == 2
+    assert (tmp_path / 'run/epoch_1.pth').is_file()
