@@ -16,7 +16,8 @@ pytest.importorskip('open3d')
 from clusterplug.datasets.lidar_city import city_objects, generate_lidar_city, shape_features, side_view
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOL = runpy.run_path(str(ROOT / 'tools/align_text.py'))['main']
+SCRIPT = runpy.run_path(str(ROOT / 'tools/align_text.py'))
+TOOL = SCRIPT['main']
 
 
 def words(sentences):
@@ -109,6 +110,7 @@ def test_tool_aligns_and_draws(city, tmp_path, capsys):
         (['--encoder', 'nowhere'], 'there is no folder nowhere'),
         (['--encoder', 'no_such_module:f'], 'must name a function'),
         (['--encoder', 'encoders_of_a_test:words', '--points', 'minkunet'], '--points must be'),
+        (['--encoder', 'encoders_of_a_test:words', '--points', 'config.py'], 'needs --checkpoint'),
         (['--encoder', 'encoders_of_a_test:words', '--unseen', '1.5'], '--unseen must be'),
         (['--encoder', 'encoders_of_a_test:words', '--components', '500'], 'n_components must be at most'),
         (['--encoder', 'encoders_of_a_test:words', '--min-points', '100000000'], 'lower min_points'),
@@ -119,6 +121,37 @@ def test_what_is_refused(city, tmp_path, options, message):
         TOOL([str(city), '--out', str(tmp_path), *options])
     assert message in str(stop.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_held_out_is_in_no_anchor(city):
+    objects = city_objects(city, min_points=20)
+    split = SCRIPT['split']
+    for hold_out, kind in (('class', lambda o: o.class_name), ('subtype', lambda o: (o.class_name, o.subtype))):
+        anchors, unseen, seen, held = split(objects, 0.25, 30, 0, hold_out)
+        kinds = {kind(objects[row]) for row in anchors}
+        assert kinds.isdisjoint({kind(objects[row]) for row in unseen})
+        assert {kind(objects[row]) for row in seen} <= {kind(each) for each in objects} - {
+            kind(objects[row]) for row in unseen
+        }
+        assert not set(anchors) & set(seen)
+        assert held == sorted(held)
+        assert len(held) == max(1, round(0.25 * len({kind(each) for each in objects})))
+
+
+@pytest.mark.slow
+def test_features_of_a_segmentor(city, tmp_path):
+    pytest.importorskip('mmdet3d')
+    pytest.importorskip('spconv')
+    objects = city_objects(city, min_points=20)
+    config = ROOT / 'configs/point_cluster/minkunet18_w8_spconv_1xb1-5e_lidar-city.py'
+    found = SCRIPT['segmentor_features'](str(config), 'none', city, objects)
+    assert found.shape == (len(objects), 24)
+    assert np.isfinite(found).all()
+    assert (found.std(0) > 0).any()
+    arguments = [str(city), '--encoder', 'encoders_of_a_test:words', '--min-points', '20', '--components', '4']
+    arguments += ['--points', str(config), '--checkpoint', 'none', '--queries', '20', '--out', str(tmp_path)]
+    assert TOOL(arguments) == 0
+    assert (tmp_path / 'gallery.png').is_file()
 
 
 @pytest.mark.slow

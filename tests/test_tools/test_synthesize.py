@@ -181,7 +181,7 @@ def test_a_network_trains_on_the_scans_of_a_tree(tmp_path):
     made = PartitionTree(1, n_pivots=4).grow(scenes).generate(scenes, 1).samples
     city = write_lidar_city(made, tmp_path / 'city', columns=64, progress=False, workers=1)
     options = {f'{split}_dataloader.dataset.data_root': str(city) for split in ('train', 'val', 'test')}
-    options |= {'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1, 'train_dataloader.num_workers': 0}
+    options |= {'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 2}
     config = load_config(str(TRAINING), options, str(tmp_path / 'run'))
     config.experiment_name = 'tree'
     runner = Runner.from_cfg(config)
