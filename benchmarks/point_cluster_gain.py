@@ -41,6 +41,8 @@ SETTINGS = {
     'point': {},
     'cell': {'model.loss.regions': 'cell'},
     'cell-1.6m': {'model.loss.regions': 'cell', 'model.loss.assigner': dict(cell_size=1.6)},
+    'position': {'model.loss.assigner': dict(position_period=4)},
+    'cell-position': {'model.loss.regions': 'cell', 'model.loss.assigner': dict(position_period=4)},
     'instance': {'model.loss.regions': 'instance', 'train_dataloader.dataset.pipeline': WITH_INSTANCES},
     'classifier': {'model.embedding': 'auto'},
     'clusters-4': {'model.loss.num_clusters': 4},

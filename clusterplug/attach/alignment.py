@@ -57,6 +57,21 @@ def align(
     )
 
 
+def grid_cells(rows: Rows, inputs) -> Tensor | None:
+    """(M, 2 or 3) int64 coordinates of the rows of a feature in their grid; None where they have none (points)."""
+    if rows.indices is not None:
+        return rows.indices[:, 1:].long()
+    if rows.grid is not None:
+        pixel = torch.arange(rows.features.shape[0], device=rows.features.device)
+        height, width = rows.grid
+        return torch.stack([pixel // width % height, pixel % width], 1)
+    voxels = inputs.get('voxels') if isinstance(inputs, dict) else None
+    coords = voxels.get('voxel_coors', voxels.get('coors')) if isinstance(voxels, dict) else None
+    if coords is None or len(coords) != rows.features.shape[0]:
+        return None
+    return coords[:, 1:].long()
+
+
 def coarse_rows(rows: Rows, coords: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
     """(N,) row of the coarse voxel that contains each fine voxel, -1 where there is none. No host synchronisation.
 

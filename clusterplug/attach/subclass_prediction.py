@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clusterplug.attach.alignment import align
+from clusterplug.attach.alignment import align, grid_cells
 from clusterplug.attach.taps import to_rows
 
 
@@ -87,6 +87,10 @@ def predict_subclasses(model: nn.Module, data: dict, use_labels: bool = False) -
         with branch.watch(), Patches(model, branch.embedding.path) as patches:
             results = model(**data, mode='predict')
             rows = branch.embedding.take()
+            width = rows.features.shape[1]
+            if getattr(branch.loss, 'positions', None) is not None:  # coordinates travel as columns
+                cells = grid_cells(rows, data['inputs'])
+                rows = rows._replace(features=torch.cat([rows.features.float(), cells.float()], 1))
     finally:
         for module, mode in training.items():  # one by one: some are frozen
             module.training = mode
@@ -105,10 +109,22 @@ def predict_subclasses(model: nn.Module, data: dict, use_labels: bool = False) -
                 raise ValueError('use_labels needs the labels of the points, and this scan has no labels')
         classes = classes.to(feature.device).long()
         known = feature.isfinite().all(1)
+        feature, cells = feature[:, :width], feature[:, width:].nan_to_num().long()
         embedded = F.normalize(branch.loss.projector(torch.where(known[:, None], feature, 0)), dim=1)
+        if cells.shape[1]:
+            embedded = _without_position(embedded, cells, classes, branch.loss.positions)
         subclasses = nearest_subclass(embedded, classes, branch.loss.memory)
         scans.append(ScanSubclasses(scan, predictions, classes, torch.where(known, subclasses, -1), feature))
     return scans
+
+
+def _without_position(embedded: Tensor, cells: Tensor, classes: Tensor, positions: nn.Module) -> Tensor:
+    """Embeddings (N, D) without what they tell of their position, class by class."""
+    weights, found = positions.weights(), embedded
+    for c, weight in enumerate(weights):
+        told = positions.design(cells) @ weight
+        found = torch.where((classes == c)[:, None], F.normalize(embedded - told, dim=1), found)
+    return found
 
 
 def true_classes(sample) -> Tensor | None:

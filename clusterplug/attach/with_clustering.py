@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from clusterplug.attach.alignment import align, fine_grid, stacked_labels
+from clusterplug.attach.alignment import align, fine_grid, grid_cells, stacked_labels
 from clusterplug.attach.box_labels import KINDS, BoxLabels, is_detector
 from clusterplug.attach.regions import (
     cell_regions,
@@ -103,7 +103,7 @@ class ClusteringBranch(nn.Module):
             regions = None
             if not self._by_point():
                 regions = self._regions(target, self.boxes.place(), self.boxes.regions + 1)
-            return self._loss(rows.features, target, predicted, regions=regions)
+            return self._loss(rows.features, target, predicted, regions=regions, cells=self._cells(rows, inputs))
         if rows.grid is not None:
             return self._image_terms(rows, samples)
         kinds = ('voxel', 'point') if self.labels == 'auto' else (self.labels,)
@@ -126,13 +126,26 @@ class ClusteringBranch(nn.Module):
         if not self._by_point():
             place, instances = self._placed(kind, len(target), inputs, samples, coords)
             regions = self._regions(target, place, instances)
-        return self._loss(rows.features, target, predicted, feature_rows, regions)
+        return self._loss(rows.features, target, predicted, feature_rows, regions, self._cells(rows, inputs))
 
-    def _loss(self, features, target, predicted, feature_rows=None, regions=None) -> dict:
-        """Call the loss; one of another kind may know nothing of regions."""
-        if regions is None:
-            return self.loss(features, target, predicted, feature_rows)
-        return self.loss(features, target, predicted, feature_rows, regions)
+    def _loss(self, features, target, predicted, feature_rows=None, regions=None, cells=None) -> dict:
+        """Call the loss; one of another kind may know nothing of regions and cells."""
+        more = [regions, cells]
+        while more and more[-1] is None:
+            more.pop()
+        return self.loss(features, target, predicted, feature_rows, *more)
+
+    def _cells(self, rows: Rows, inputs):
+        """Coordinates of the rows in their grid, where the loss asks for them."""
+        if getattr(self.loss, 'positions', None) is None:
+            return None
+        cells = grid_cells(rows, inputs)
+        if cells is None:
+            raise ValueError(
+                f"the layer '{self.embedding.path}' has no grid, as voxels and images have, so that its rows have no "
+                f'position inside a cell; build the assigner without position_period'
+            )
+        return cells
 
     def _by_point(self) -> bool:
         return getattr(self.loss, 'regions', 'point') == 'point'
@@ -180,7 +193,8 @@ class ClusteringBranch(nn.Module):
                 classes = image_rows(rows, classes.view(len(masks), *found.grid)).flatten()
             predicted = classes if found.grid is not None else None
         regions = None if self._by_point() else image_regions(labels)
-        return self._loss(rows.features, labels.flatten(), predicted, regions=regions)
+        cells = self._cells(rows, None)
+        return self._loss(rows.features, labels.flatten(), predicted, regions=regions, cells=cells)
 
 
 def _is_loss(value) -> bool:

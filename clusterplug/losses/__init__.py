@@ -15,6 +15,7 @@ from clusterplug.losses.margin import MarginLoss, margin_pairs
 from clusterplug.losses.nested_cluster import NestedClusterLoss, NestedViewLoss
 from clusterplug.losses.nt_xent import NTXentLoss
 from clusterplug.losses.point_cluster import PointClusterLoss
+from clusterplug.losses.position_regression import PositionRegression
 from clusterplug.losses.rate_reduction import RateReductionLoss
 from clusterplug.losses.self_distillation import DINOLoss, IBOTLoss, masked_tokens
 from clusterplug.losses.self_expression import SelfExpressionLoss
@@ -40,6 +41,7 @@ __all__ = [
     'NestedClusterLoss',
     'NestedViewLoss',
     'PointClusterLoss',
+    'PositionRegression',
     'RateReductionLoss',
     'SelfExpressionLoss',
     'SimLAPLoss',

@@ -93,6 +93,20 @@ def _check_regions(loss: Settings, labels: Tensor, regions: Tensor | None) -> No
         )
 
 
+def check_cells(features: Tensor, cells: Tensor | None) -> Tensor:
+    """Coordinates (M, 1 to 3) int64 of the features in their grid; those of no row become those of an ignored one."""
+    if cells is None:
+        raise ValueError(
+            'cells must be given (M, 1 to 3), the coordinates of the features in their grid, as the assigner has a '
+            'position_period; WithClustering finds them where the tap has a grid, or leave position_period out'
+        )
+    if cells.dtype != torch.int64 or cells.dim() != 2 or not 1 <= cells.shape[1] <= 3 or len(cells) != len(features):
+        raise ValueError(
+            f'cells must be (M, 1 to 3) int64 for M = {len(features)} features, got {tuple(cells.shape)} {cells.dtype}'
+        )
+    return cells if len(cells) else cells.new_zeros(1, cells.shape[1])
+
+
 def check_inputs(
     loss: Settings,
     features: Tensor,

@@ -14,10 +14,11 @@ from clusterplug.core.distributed import gather_ranks, world_size
 from clusterplug.core.numerics import keep_fp32
 from clusterplug.functional.contrast import check_temperature, region_means
 from clusterplug.heads import ProjectionHead
-from clusterplug.losses._inputs import check_inputs
+from clusterplug.losses._inputs import check_cells, check_inputs
 from clusterplug.losses._parts import build_part, move_options
 from clusterplug.losses.anchor_sampler import AnchorSampler
 from clusterplug.losses.balanced_assigner import BalancedAssigner
+from clusterplug.losses.position_regression import PositionRegression
 from clusterplug.losses.subclass_contrast import TERMS as TERMS, SubclassContrast
 from clusterplug.memory import SubclassMemory
 from clusterplug.registry import MODELS
@@ -78,7 +79,8 @@ class PointClusterLoss(nn.Module):
         ignore_index: label of ignored points; may be one of 0 .. C-1 (a model with an output for ignored points).
         projector: module or config from (N, in_channels) to (N, embed_dims); default :class:`ProjectionHead`.
         assigner: how anchors are split over the centers: module or config, default
-            :class:`~clusterplug.losses.BalancedAssigner` (``epsilon``, ``num_iters``, ``cell_size``).
+            :class:`~clusterplug.losses.BalancedAssigner` (``epsilon``, ``num_iters``, ``cell_size``,
+            ``position_period``).
         sampler: which rows are anchors: module or config, default :class:`~clusterplug.losses.AnchorSampler`
             (``max_anchors``, ``enqueue_per_step``).
         contrast: what anchors are compared with: module or config, default
@@ -91,7 +93,8 @@ class PointClusterLoss(nn.Module):
         logits, or None (all points count as easy). ``feature_rows`` (N,) int64 where the features belong to something
         coarser than the labels: the row of the features for each label; there may be any number of rows then.
         ``regions`` (N,) int64: region of each label, with labels of one class in it; below 0 = by itself. Needed when
-        ``regions`` of the constructor is not ``'point'``.
+        ``regions`` of the constructor is not ``'point'``. ``cells`` (M, 1 to 3) int64: coordinates of the features in
+        their grid. Needed when the assigner has a ``position_period``.
 
     Returns of ``forward``:
         dict ``loss_cluster_<term>`` -> 0-dim fp32 tensor. 0 with a gradient path where there is nothing to compare
@@ -197,6 +200,8 @@ class PointClusterLoss(nn.Module):
         self.momentum, self.temperature, self.loss_weight = momentum, temperature, loss_weight
         few = max(_FEWEST_ANCHORS, _MOST_ANCHORS // num_classes)
         self.num_anchors_per_class = num_anchors_per_class or min(2 * self.memory.num_clusters, few)
+        period = getattr(self.assigner, 'position_period', None)
+        self.positions = PositionRegression(num_classes, embed_dims, period) if period else None
         self.regions = regions
         self.weight_factor = 1.0  # what a schedule changes
         self.register_buffer('zero', torch.zeros(()), persistent=False)
@@ -212,7 +217,9 @@ class PointClusterLoss(nn.Module):
         predictions: Tensor | None = None,
         feature_rows: Tensor | None = None,
         regions: Tensor | None = None,
+        cells: Tensor | None = None,
     ) -> dict[str, Tensor]:
+        design = None if self.positions is None else self.positions.design(check_cells(features, cells))
         features, labels, predictions, feature_rows, regions = check_inputs(
             self, features, labels, predictions, feature_rows, regions
         )
@@ -226,7 +233,8 @@ class PointClusterLoss(nn.Module):
                 generator=self.memory.generator(0),
             )
             rows = rows.flatten()
-            anchors, valid = self._embed(features[rows if feature_rows is None else feature_rows[rows]], valid)
+            picked = rows if feature_rows is None else feature_rows[rows]
+            anchors, valid = self._embed(features[picked], valid)
             by_rank = gather_ranks(anchors)
             # (R, C, V, ...) to (C, V * R, ...): the anchors of all ranks are one set, and take turns in it, as only the
             # first few of a subclass enter its queue
@@ -235,6 +243,14 @@ class PointClusterLoss(nn.Module):
                 units, units_valid, unit_of = everyone, everyone_valid, None
                 if self.regions != 'point' and regions is not None:  # as checked
                     units, units_valid, unit_of = self._units(features, regions, rows, valid, feature_rows)
+                told = None  # what the rows tell of their position, (C, V R, P)
+                if design is not None:
+                    told = _all_ranks(gather_ranks(design[picked].view(*valid.shape, -1)))
+                    of_units = told
+                    if unit_of is not None:
+                        means = region_means(design, regions, rows, valid.flatten(), feature_rows).means
+                        of_units = _all_ranks(gather_ranks(means.view(*valid.shape, -1)))
+                    units = self.positions(units, of_units)
                 unit_ids, left_out, distance = self.assigner(units, units_valid, self.memory)
                 ids = unit_ids
                 if unit_of is not None:
@@ -246,8 +262,10 @@ class PointClusterLoss(nn.Module):
             )
             losses = self._mean_over_ranks(values, has_positive)
             if self.training:
-                of_units = None if unit_of is None else (units, unit_ids)
+                of_units = (units, unit_ids) if units is not everyone else None
                 self.memory.update(everyone, ids, distance, units_valid, self.momentum, of_units, subclass)
+                if told is not None:
+                    self.positions.update(everyone, told, everyone_valid)
         return {f'loss_cluster_{name}': loss for name, loss in zip(names, losses, strict=True)}
 
     def _units(
