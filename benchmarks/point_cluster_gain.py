@@ -9,12 +9,14 @@ kept under ``--out`` and is not repeated; an interrupted one goes on. Settings a
 are reported. A training takes about five minutes on one core; two run at a time.
 
 Printed: mean and spread of both, the paired difference with its 95 % interval (Student's t), per class as well, and for
-each setting how well its subclasses agree with the hidden sub-types (NMI) and the largest share of a subclass.
+each setting how well its subclasses agree with the hidden sub-types (NMI, by class), next to k-means by point and by
+object on the same layer of both networks, and the largest share of a subclass.
 """
 
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,41 +75,71 @@ def runs_of(args) -> dict:
     return runs
 
 
-def agreement_of(run) -> dict:
-    """NMI of the memory's subclasses with the hidden sub-types over 40 scans, and the largest share of a subclass."""
+def trained(run, weights):
+    """The model of a run with the weights of another (the plain network has no loss: the taps are put around it)."""
+    from clusterplug.checkpoints import load_checkpoint_into, newest_readable
+    from clusterplug.cli import build_runner, load_config
+
+    config = load_config(run.config, dict(run.options), str(Path(run.work_dir) / 'reading'))
+    config.visualizer.name, config.log_level = f'reading {run.work_dir} {weights.work_dir}', 'ERROR'
+    runner = build_runner(config)
+    checkpoint, _ = newest_readable(Path(weights.work_dir))
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*does not fit the model.*missing in the file: clustering')
+        load_checkpoint_into(runner.model, checkpoint, partial=run is not weights)
+    return runner.model.eval(), runner.build_dataloader(config.test_dataloader)
+
+
+def agreement_of(run, plain) -> dict:
+    """NMI with the hidden sub-types over 40 scans, per class, of the memory and of k-means on the same layer.
+
+    Also the largest share of a subclass, and how many classes collapsed into one.
+    """
+    import numpy as np
     import torch
-    from mmengine.runner.checkpoint import load_checkpoint
 
     from clusterplug.attach import predict_subclasses
-    from clusterplug.cli import build_runner, load_config
     from clusterplug.datasets.lidar_city import load_subtypes
-    from clusterplug.evaluation import subclass_agreement
+    from clusterplug.evaluation import SubtypeTable, subtype_agreement
     from clusterplug.hooks import subclass_stats
 
-    noted = Path(run.work_dir) / 'agreement.json'
+    noted = Path(run.work_dir) / 'subtypes.json'
     if noted.is_file():
         return json.loads(noted.read_text())
-    config = load_config(run.config, dict(run.options), str(Path(run.work_dir) / 'reading'))
-    config.visualizer.name, config.log_level = f'reading {run.work_dir}', 'WARNING'
-    runner = build_runner(config)
-    last = Path((Path(run.work_dir) / 'last_checkpoint').read_text().strip()).name
-    load_checkpoint(runner.model, str(Path(run.work_dir) / last), map_location='cpu', logger='silent')
-    memory = runner.model.clustering.loss.memory
-    columns = {name: [] for name in ('classes', 'subclasses', 'subtypes')}
-    for number, data in enumerate(runner.build_dataloader(config.test_dataloader)):
+    (ours, scans), (without, _) = trained(run, run), trained(run, plain)
+    table = SubtypeTable()
+    for number, data in enumerate(scans):
         if number == 40:
             break
-        (scan,) = predict_subclasses(runner.model.eval(), data, use_labels=True)
+        seen = (predict_subclasses(model, data, use_labels=True)[0] for model in (ours, without))
         labels = str(data['data_samples'][0].lidar_path).replace('velodyne', 'labels').replace('.bin', '.label')
-        columns['classes'].append(scan.classes)
-        columns['subclasses'].append(scan.subclasses)
-        columns['subtypes'].append(torch.from_numpy(load_subtypes(labels)))
-    table = {name: torch.cat(values) for name, values in columns.items()}
-    found = subclass_agreement(table['classes'], table['subclasses'], table['subtypes'], memory.num_classes)
-    stats = subclass_stats(memory)
-    result = dict(nmi=float(found.mean), worst=stats['worst'], collapsed=stats['collapsed'])
+        objects = torch.from_numpy((np.fromfile(labels, '<u4') >> 16).astype(np.int64))
+        table.add(*seen, torch.from_numpy(load_subtypes(labels)), objects)
+    found = subtype_agreement(table, ours.clustering.loss)
+    stats = subclass_stats(ours.clustering.loss.memory)
+    result = dict(
+        nmi={name: each.per_class.tolist() for name, each in found.items()},
+        worst=stats['worst'], collapsed=stats['collapsed'], scans=table.num_scans,
+    )  # fmt: skip
     noted.write_text(json.dumps(result))
     return result
+
+
+def agreement_table(results: list[dict], classes: list[str]) -> str:
+    """Mean over seeds as Markdown, by class; the mean of all is over classes for which every grouping has a value."""
+    import numpy as np
+
+    names = list(results[0]['nmi'])
+    # (groupings, classes), NaN where a class has a single sub-type or fewer objects than clusters
+    values = np.array([[result['nmi'][name] for name in names] for result in results], dtype=float).mean(0)
+    shared = ~np.isnan(values).any(0)
+    lines = [f'| class | {" | ".join(names)} |', '|---' * (len(names) + 1) + '|']
+    lines += [f'| mean of {shared.sum()} classes | ' + ' | '.join(f'{v:.3f}' for v in values[:, shared].mean(1)) + ' |']
+    for c, name in enumerate(classes):
+        if not np.isnan(values[:, c]).all():
+            shown = ' | '.join('' if np.isnan(v) else f'{v:.3f}' for v in values[:, c])
+            lines.append(f'| {name} | {shown} |')
+    return '\n'.join(lines)
 
 
 def interval(differences) -> tuple[float, float]:
@@ -120,6 +152,12 @@ def interval(differences) -> tuple[float, float]:
     error = np.std(differences, ddof=1) / len(differences) ** 0.5
     half = stats.t.ppf(0.975, len(differences) - 1) * error
     return float(np.mean(differences) - half), float(np.mean(differences) + half)
+
+
+def class_names() -> list[str]:
+    from mmdet3d.datasets import SemanticKittiDataset
+
+    return list(SemanticKittiDataset.METAINFO['classes'])
 
 
 def main() -> int:
@@ -165,8 +203,10 @@ def main() -> int:
                 f'| {metric} | {sum(without) / len(without):.1f} | {sum(found) / len(found):.1f} | {mean:+.1f} '
                 f'| {low:+.1f} to {high:+.1f} |'
             )
-        agreements = [agreement_of(runs[f'{setting}-seed{seed}']) for seed in args.seeds]
-        for name in ('nmi', 'worst', 'collapsed'):
+        agreements = [agreement_of(runs[f'{setting}-seed{seed}'], runs[f'plain-seed{seed}']) for seed in args.seeds]
+        print(f'\nNMI with the hidden sub-types, {agreements[0]["scans"]} scans\n')
+        print(agreement_table(agreements, class_names()))
+        for name in ('worst', 'collapsed'):
             print(f'{name}: {", ".join(f"{each[name]:.3f}" for each in agreements)}')
     return 0
 

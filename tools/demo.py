@@ -92,28 +92,25 @@ def load_trained(name: str, args, weights: str | None = None):
 def discovered(args) -> tuple[dict, list]:
     """Agreement of the discovered subclasses with the hidden sub-types, and the pictures' scans.
 
-    Compared with k-means, with as many clusters for each class, on the feature of the same layer in the network that
-    was trained without the loss.
+    Compared with k-means, with as many clusters for each class, on the feature of the same layer in both networks,
+    point by point and object by object.
     """
     import torch
 
     from clusterplug.attach import predict_subclasses
     from clusterplug.datasets.lidar_city import load_subtypes
-    from clusterplug.evaluation import kmeans_within_classes, subclass_agreement
+    from clusterplug.evaluation import SubtypeTable, subtype_agreement
 
     clustered, loader, _ = load_trained('clustering', args)
-    memory = clustered.clustering.loss.memory
     # the same taps around the weights of the other training
     plain, _, _ = load_trained('clustering', args, weights='baseline')
-    columns = {key: [] for key in ('classes', 'subclasses', 'subtypes', 'features')}
-    scenes = []
+    found, scenes = SubtypeTable(), []
     for data in loader:
         (scan,) = predict_subclasses(clustered, data, use_labels=True)
         (without,) = predict_subclasses(plain, data, use_labels=True)
-        columns['classes'].append(scan.classes)
-        columns['subclasses'].append(scan.subclasses)
-        columns['subtypes'].append(torch.from_numpy(load_subtypes(label_file(data['data_samples'][0]))))
-        columns['features'].append(without.features)
+        labels = label_file(data['data_samples'][0])
+        objects = torch.from_numpy((np.fromfile(labels, '<u4') >> 16).astype(np.int64))
+        found.add(scan, without, torch.from_numpy(load_subtypes(labels)), objects)
         if len(scenes) < 3:
             scenes.append(
                 dict(
@@ -121,17 +118,7 @@ def discovered(args) -> tuple[dict, list]:
                     baseline=without.predictions.numpy(), subclasses=scan.subclasses.numpy(),
                 )
             )  # fmt: skip
-    table = {key: torch.cat(values) for key, values in columns.items()}
-    # Both are compared on the same points: a few have no feature at a coarse layer.
-    featured = torch.isfinite(table['features']).all(1)
-    table['classes'] = torch.where(featured, table['classes'], -1)
-    table['features'] = table['features'].nan_to_num()
-    by_kmeans = kmeans_within_classes(table['features'], table['classes'], memory.num_classes, memory.num_clusters)
-    agree = [
-        subclass_agreement(table['classes'], ids, table['subtypes'], memory.num_classes)
-        for ids in (by_kmeans, table['subclasses'])
-    ]
-    return dict(zip(('baseline', 'clustering'), agree, strict=True)), scenes
+    return subtype_agreement(found, clustered.clustering.loss), scenes
 
 
 def label_file(sample) -> str:
@@ -176,10 +163,15 @@ def table(results: dict, agreement: dict, cost) -> str:
         label = {'miou': '**mIoU**', 'acc': 'accuracy'}.get(name, f'IoU {class_name(name)}')
         without, found = 100 * base[name], 100 * ours[name]
         lines.append(f'| {label} | {without:.1f} | {found:.1f} | {found - without:+.1f} |')
-    without, found = agreement['baseline'].mean, agreement['clustering'].mean
+    for suffix, what in (('', 'points'), (' by object', 'objects')):
+        memory, without, within = (
+            agreement[name + suffix].mean for name in ('memory', 'k-means without', 'k-means with the loss')
+        )
+        lines.append(
+            f'| NMI of subclasses of {what} with hidden sub-types (without: k-means on the same layer; k-means in the '
+            f'network with the loss: {within:.3f}) | {without:.3f} | {memory:.3f} | {memory - without:+.3f} |'
+        )
     lines += [
-        f'| NMI of subclasses with hidden sub-types (without: k-means on the same layer) | {without:.3f} | '
-        f'{found:.3f} | {found - without:+.3f} |',
         f'| seconds per step in training, side by side | {results["baseline"]["seconds_per_step"]:.3f} | '
         f'{results["clustering"]["seconds_per_step"]:.3f} | |',
         f'| seconds per step, in turn on one batch | {cost.plain:.3f} | {cost.clustered:.3f} | '

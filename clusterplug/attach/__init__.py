@@ -8,6 +8,7 @@ from clusterplug.attach.subclass_prediction import (
     check_predictable,
     nearest_subclass,
     predict_subclasses,
+    subclasses_of,
     true_classes,
 )
 from clusterplug.attach.swap_classifier import classification_layers, swap_classifier
@@ -27,6 +28,7 @@ __all__ = [
     'classification_layers',
     'nearest_subclass',
     'predict_subclasses',
+    'subclasses_of',
     'swap_classifier',
     'true_classes',
 ]

@@ -20,6 +20,8 @@ class ScanSubclasses(NamedTuple):
         classes: (N,) int64 class within which the subclass was chosen.
         subclasses: (N,) int64 nearest center within that class, -1 where the class or the point has none.
         features: (N, C) the tapped feature, NaN where a coarse layer has no voxel for the point.
+        cells: (N, 1 to 3) int64 coordinates of the row of each point in the grid of the layer, where the loss removes
+            what embeddings tell of them, else None.
     """
 
     points: Tensor
@@ -27,6 +29,7 @@ class ScanSubclasses(NamedTuple):
     classes: Tensor
     subclasses: Tensor
     features: Tensor
+    cells: Tensor | None = None
 
 
 def nearest_subclass(embedded: Tensor, classes: Tensor, memory: nn.Module, rows: int = 65536) -> Tensor:
@@ -110,21 +113,25 @@ def predict_subclasses(model: nn.Module, data: dict, use_labels: bool = False) -
         classes = classes.to(feature.device).long()
         known = feature.isfinite().all(1)
         feature, cells = feature[:, :width], feature[:, width:].nan_to_num().long()
-        embedded = F.normalize(branch.loss.projector(torch.where(known[:, None], feature, 0)), dim=1)
-        if cells.shape[1]:
-            embedded = _without_position(embedded, cells, classes, branch.loss.positions)
-        subclasses = nearest_subclass(embedded, classes, branch.loss.memory)
-        scans.append(ScanSubclasses(scan, predictions, classes, torch.where(known, subclasses, -1), feature))
+        design = branch.loss.positions.design(cells) if cells.shape[1] else None
+        subclasses = subclasses_of(torch.where(known[:, None], feature, 0), classes, branch.loss, design)
+        cells = cells if cells.shape[1] else None
+        scans.append(ScanSubclasses(scan, predictions, classes, torch.where(known, subclasses, -1), feature, cells))
     return scans
 
 
-def _without_position(embedded: Tensor, cells: Tensor, classes: Tensor, positions: nn.Module) -> Tensor:
-    """Embeddings (N, D) without what they tell of their position, class by class."""
-    weights, found = positions.weights(), embedded
-    for c, weight in enumerate(weights):
-        told = positions.design(cells) @ weight
-        found = torch.where((classes == c)[:, None], F.normalize(embedded - told, dim=1), found)
-    return found
+@torch.no_grad()
+def subclasses_of(features: Tensor, classes: Tensor, loss: nn.Module, design: Tensor | None = None) -> Tensor:
+    """(N,) nearest subclass of features (N, C) within their class, as training assigns them.
+
+    ``design`` (N, P): their regressors, where the loss removes what embeddings tell of their position.
+    """
+    embedded = F.normalize(loss.projector(features), dim=1)
+    if design is not None:
+        for c, weight in enumerate(loss.positions.weights()):
+            mine = classes == c
+            embedded[mine] = F.normalize(embedded[mine] - design[mine] @ weight, dim=1)
+    return nearest_subclass(embedded, classes, loss.memory)
 
 
 def true_classes(sample) -> Tensor | None:

@@ -41,7 +41,7 @@ class ClusteringBranch(nn.Module):
         # Cylinder3D has an output for ignored points besides, which is no class to the loss
         outputs = getattr(getattr(model, 'decode_head', None), 'num_classes', None)
         self.extra_output = outputs is not None and getattr(loss, 'num_classes', outputs) == outputs - 1
-        self.running = self.watching = self.called_otherwise = self.warned = False
+        self.running = self.watching = self.called_otherwise = self.warned = self.warned_of_calls = False
         self.enabled = True  # False: the model trains as if it had no clustering loss, to measure what it costs
 
     @contextmanager
@@ -72,6 +72,16 @@ class ClusteringBranch(nn.Module):
                     f'{type(model).__name__} returned a loss without being called as model(inputs, data_samples, '
                     f"mode='loss'), so the clustering loss cannot find labels and was not computed. Call it that way, "
                     f'or add the loss yourself: clusterplug.losses.PointClusterLoss()(features, labels, logits)'
+                )
+            if self.called_otherwise and not self.watching and not self.warned_of_calls and _has_gradient(losses):
+                self.warned_of_calls = True
+                warnings.warn(
+                    f"{type(model).__name__} was called in training without mode='loss', so that the clustering loss "
+                    f'was not computed. Where a loop of your own computes the losses from the output, let it read the '
+                    f'feature as well: with model.clustering.watch(): output = model(...); features = '
+                    f'model.clustering.embedding.take().features; loss += sum(model.clustering.loss(features, labels, '
+                    f'output).values())',
+                    stacklevel=3,
                 )
             return None
         self.running = self.embedding.open = False
@@ -188,7 +198,9 @@ class ClusteringBranch(nn.Module):
         predicted = None
         if self.predictions is not None:
             found = self.predictions.take()
-            classes = found.features.detach().argmax(1)
+            logits = found.features.detach()
+            # one output for two classes, as mmsegmentation's binary heads have it
+            classes = logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
             if found.grid not in (None, rows.grid):
                 classes = image_rows(rows, classes.view(len(masks), *found.grid)).flatten()
             predicted = classes if found.grid is not None else None
@@ -202,6 +214,15 @@ def _is_loss(value) -> bool:
     if isinstance(value, dict):
         return any('loss' in str(name) and _is_loss(each) for name, each in value.items())
     return isinstance(value, torch.Tensor) and value.dim() == 0 and value.requires_grad
+
+
+def _has_gradient(value) -> bool:
+    """Whether a model returned something that a loop of one's own may go backward from."""
+    if isinstance(value, (tuple, list)):
+        return any(map(_has_gradient, value))
+    if isinstance(value, dict):
+        return any(map(_has_gradient, value.values()))
+    return isinstance(value, torch.Tensor) and value.requires_grad
 
 
 def _complete(loss: dict, model: nn.Module, tap: Tap, boxes: BoxLabels | None) -> dict:

@@ -18,6 +18,7 @@ from clusterplug.evaluation.retrieval import RetrievalMetric
 from clusterplug.evaluation.retrieval_ranks import rank_summary, ranks_of_targets, retrieval_ranks
 from clusterplug.evaluation.subclass_agreement import SubclassAgreement, subclass_agreement
 from clusterplug.evaluation.submission import SemanticKittiSubmission
+from clusterplug.evaluation.subtype_agreement import SubtypeTable, subtype_agreement
 
 __all__ = [
     'ClusteringMetric',
@@ -30,6 +31,7 @@ __all__ = [
     'RetrievalMetric',
     'SemanticKittiSubmission',
     'SubclassAgreement',
+    'SubtypeTable',
     'effective_rank',
     'group_instances',
     'kmeans_within_classes',
@@ -43,4 +45,5 @@ __all__ = [
     'ranks_of_targets',
     'retrieval_ranks',
     'subclass_agreement',
+    'subtype_agreement',
 ]  # fmt: skip

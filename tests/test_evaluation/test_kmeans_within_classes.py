@@ -40,3 +40,19 @@ def test_small_classes_and_ignored_points_get_none():
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r'\(6, 4\) and \(5,\)'):
         kmeans_within_classes(torch.randn(6, 4), torch.zeros(5, dtype=torch.long), 2, 2)
+
+
+def test_regions_are_grouped_by_their_mean():
+    """Objects around two directions, each of a point far off to the one and one to the other side of its mean."""
+    mean = torch.eye(4)[:2].repeat_interleave(3, 0)  # six objects
+    off = torch.tensor([[0.0, 0.0, 5.0, 0.0], [0.0, 0.0, -5.0, 0.0]])
+    features = (mean[:, None] + off).flatten(0, 1)
+    objects, kinds = torch.arange(6).repeat_interleave(2), torch.arange(2).repeat_interleave(6)
+    classes = torch.zeros(12, dtype=torch.long)
+    ids = kmeans_within_classes(features, classes, 1, 2, regions=objects)
+    assert subclass_agreement(classes, ids, kinds, 1).mean == pytest.approx(1)
+    alone = kmeans_within_classes(features, classes, 1, 2, regions=torch.full((12,), -1))
+    assert torch.equal(alone, kmeans_within_classes(features, classes, 1, 2))
+    assert subclass_agreement(classes, alone, kinds, 1).mean < 0.1
+    # more clusters than objects, though not than points
+    assert (kmeans_within_classes(features, classes, 1, 7, regions=objects) == -1).all()
