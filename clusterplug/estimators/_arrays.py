@@ -3,7 +3,7 @@
 
 import numbers
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat, cast
 
 import numpy as np
 import torch
@@ -92,7 +92,9 @@ def read_weights(sample_weight: Any, points: Points) -> Tensor | None:
     tensor = points.tensor
     dtype = working_dtype(tensor.dtype)
     if isinstance(sample_weight, numbers.Number):
-        sample_weight = torch.full((len(tensor),), float(sample_weight), dtype=dtype, device=tensor.device)
+        sample_weight = torch.full(
+            (len(tensor),), float(cast(SupportsFloat, sample_weight)), dtype=dtype, device=tensor.device
+        )
     if not isinstance(sample_weight, Tensor):
         sample_weight = torch.from_numpy(np.array(sample_weight, dtype=np.float64))
     weights = sample_weight.detach().to(tensor.device, dtype)
@@ -106,7 +108,7 @@ def read_weights(sample_weight: Any, points: Points) -> Tensor | None:
     return weights
 
 
-def make_generator(random_state: Any, device: torch.device) -> torch.Generator | None:
+def make_generator(random_state: Any, device: torch.device) -> torch.Generator:
     """Turn a seed, a NumPy generator or a torch generator into a torch generator on ``device``.
 
     None draws the seed from NumPy's global generator, as in scikit-learn, so that ``np.random.seed`` decides.

@@ -4,8 +4,9 @@
 import inspect
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -45,14 +46,14 @@ class _PlainEstimator:
 class _PlainCluster:
     _estimator_type = 'clusterer'
 
-    def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> Any:
+    def fit_predict(self: Any, X: Any, y: Any = None, **kwargs: Any) -> Any:
         """Fit and return the labels."""
         self.fit(X, **kwargs)
         return self.labels_
 
 
 class _PlainTransformer:
-    def fit_transform(self, X: Any, y: Any = None, **kwargs: Any) -> Any:
+    def fit_transform(self: Any, X: Any, y: Any = None, **kwargs: Any) -> Any:
         """Fit and return the distances to the centers."""
         return self.fit(X, **kwargs).transform(X)
 
@@ -69,7 +70,19 @@ def _bases() -> tuple[type, type, type]:
     return BaseEstimator, ClusterMixin, NamedTransformer
 
 
-BaseEstimator, ClusterMixin, TransformerMixin = _bases()
+if TYPE_CHECKING:  # what is there with and without scikit-learn, and __sklearn_tags__, which it alone calls
+
+    class BaseEstimator(_PlainEstimator):
+        __sklearn_tags__: Callable[[], Any]
+
+    class ClusterMixin:
+        fit_predict: Callable[..., Any]
+
+    class TransformerMixin:
+        fit_transform: Callable[..., Any]
+
+else:
+    BaseEstimator, ClusterMixin, TransformerMixin = _bases()
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -80,8 +93,54 @@ class ConvergenceWarning(UserWarning):
     """Warned of fewer clusters than asked for, where scikit-learn's own class is not there."""
 
 
-class Clusterer(ClusterMixin, BaseEstimator):
-    """Base of the estimators: files, and the check that fit has been called."""
+_Estimator = TypeVar('_Estimator', bound='SavedEstimator')
+
+
+class SavedEstimator(BaseEstimator):
+    """Base of all estimators: files and reports."""
+
+    verbose: int  # set by the constructors
+
+    def _report(self, message: str) -> None:
+        if self.verbose:
+            print(f'{type(self).__name__}: {message}', flush=True)
+
+    def save(self, path: str | Path) -> None:
+        """Write arguments and results into one .npz file, atomically and without pickle.
+
+        Raises:
+            ValueError: If an argument, such as a generator, cannot be written; use an int as ``random_state``.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        header: dict[str, Any] = {'class': type(self).__name__, 'version': __version__, 'params': {}, 'results': {}}
+        for name, value in self.get_params(deep=False).items():
+            header['params'][name] = _pack(f'params.{name}', value, arrays)
+        for name, value in vars(self).items():
+            if name.endswith('_') and not name.startswith('_'):
+                header['results'][name] = _pack(f'results.{name}', value, arrays)
+        save_arrays(path, arrays, header)
+
+    @classmethod
+    def load(cls: type[_Estimator], path: str | Path) -> _Estimator:
+        """Read what :meth:`save` wrote; tensors come back on the CPU.
+
+        Raises:
+            FileNotFoundError, ValueError: If the file is missing, cut off, or of another class.
+        """
+        arrays, header = load_arrays(path)
+        if header.get('class') != cls.__name__:
+            raise ValueError(f'{path} holds a {header.get("class")}, not a {cls.__name__}; load it with that class')
+        estimator = cls(**{name: _unpack(value, arrays) for name, value in header['params'].items()})
+        for name, value in header['results'].items():
+            setattr(estimator, name, _unpack(value, arrays))
+        return estimator
+
+
+class Clusterer(ClusterMixin, SavedEstimator):
+    """Base of the estimators of clusters: the checks that fit has been called, and that it found all of them."""
+
+    n_clusters: Any  # set by the constructors
+    labels_: Any
 
     def _check_fitted(self) -> None:
         if hasattr(self, 'labels_') or hasattr(self, 'cluster_centers_'):
@@ -107,40 +166,6 @@ class Clusterer(ClusterMixin, BaseEstimator):
             category,
             stacklevel=3,
         )
-
-    def _report(self, message: str) -> None:
-        if self.verbose:
-            print(f'{type(self).__name__}: {message}', flush=True)
-
-    def save(self, path: str | Path) -> None:
-        """Write arguments and results into one .npz file, atomically and without pickle.
-
-        Raises:
-            ValueError: If an argument, such as a generator, cannot be written; use an int as ``random_state``.
-        """
-        arrays: dict[str, np.ndarray] = {}
-        header = {'class': type(self).__name__, 'version': __version__, 'params': {}, 'results': {}}
-        for name, value in self.get_params(deep=False).items():
-            header['params'][name] = _pack(f'params.{name}', value, arrays)
-        for name, value in vars(self).items():
-            if name.endswith('_') and not name.startswith('_'):
-                header['results'][name] = _pack(f'results.{name}', value, arrays)
-        save_arrays(path, arrays, header)
-
-    @classmethod
-    def load(cls, path: str | Path) -> 'Clusterer':
-        """Read what :meth:`save` wrote; tensors come back on the CPU.
-
-        Raises:
-            FileNotFoundError, ValueError: If the file is missing, cut off, or of another class.
-        """
-        arrays, header = load_arrays(path)
-        if header.get('class') != cls.__name__:
-            raise ValueError(f'{path} holds a {header.get("class")}, not a {cls.__name__}; load it with that class')
-        estimator = cls(**{name: _unpack(value, arrays) for name, value in header['params'].items()})
-        for name, value in header['results'].items():
-            setattr(estimator, name, _unpack(value, arrays))
-        return estimator
 
 
 def _pack(name: str, value: Any, arrays: dict[str, np.ndarray]) -> dict:

@@ -62,7 +62,8 @@ def number_of_clusters(estimator: Any, z: Tensor) -> int:
     if estimator.n_clusters != 'auto':
         count = int(estimator.n_clusters)
     else:
-        count = estimate_n_clusters(z, random_state=0)
+        found = estimate_n_clusters(z, random_state=0)
+        count = found if isinstance(found, int) else found[0]
     if len(z) < count:
         raise ValueError(f'n_clusters={count} needs as many unlabelled samples, got {len(z)}; ask for fewer clusters')
     return count
@@ -92,6 +93,7 @@ def novel_kmeans(
         pick = int(inertia.argmin())
         if best is None or inertia[pick] < best[2]:
             best = result.centers[pick], result.labels[pick], float(inertia[pick]), int(result.num_iters[pick])
+    assert best is not None, 'n_init is at least 1'
     return best
 
 

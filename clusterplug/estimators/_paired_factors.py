@@ -21,7 +21,7 @@ class Factors(NamedTuple):
     y: Tensor  # (m, q)
     x_mean: Tensor  # (p,)
     y_mean: Tensor  # (q,)
-    count: int
+    number: int  # n
 
 
 def triangle(x: Tensor, y: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def canonical(given: Factors, number: int | None, ridge: float) -> CCAResult:
 
 def held_out_correlations(x: Tensor, y: Tensor, parts: list[Tensor], triangles: list[Tensor], ridge: float) -> Tensor:
     """Correlation of each pair of directions on rows that they were not fitted to, averaged over the parts."""
-    total = None
+    total: Tensor | None = None
     for number, part in enumerate(parts):
         others = triangles[:number] + triangles[number + 1 :]
         given = factors(joined(others), len(x) - len(part), x.shape[1])
@@ -69,6 +69,7 @@ def held_out_correlations(x: Tensor, y: Tensor, parts: list[Tensor], triangles: 
         else:  # a part may have a direction less
             width = min(len(total), len(value))
             total = total[:width] + value[:width]
+    assert total is not None, 'there is a part'
     return total / len(x)
 
 

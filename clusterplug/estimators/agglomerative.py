@@ -75,6 +75,7 @@ class AgglomerativeClustering(Clusterer):
             labels = cut_linkage(tree, int(self.n_clusters))
         else:
             # A merge AT the threshold does not take place, as in scikit-learn; the function, as scipy, does it.
+            assert self.distance_threshold is not None, 'one of the two was given'
             height = torch.tensor(float(self.distance_threshold), dtype=tree.heights.dtype, device='cpu')
             labels = cut_linkage_at(tree, float(torch.nextafter(height, torch.full_like(height, -torch.inf))))
         self.labels_ = points.like(labels)

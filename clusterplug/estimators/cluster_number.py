@@ -72,7 +72,7 @@ def estimate_n_clusters(
     scores = {}
     for k in numbers:
         result = kmeans(x.expand(n_init, -1, -1), k, generator=generator)
-        if criterion == 'silhouette':
+        if distances is not None:
             found = [_silhouette(distances, labels[picked], k) for labels in result.labels]
         else:
             found = [_calinski_harabasz(x, *each) for each in zip(result.labels, result.centers, strict=True)]

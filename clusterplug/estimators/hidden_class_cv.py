@@ -108,8 +108,8 @@ class HiddenClassCV(BaseEstimator):
         if unknown or not space:
             raise ValueError(f'param_distributions must name arguments of the estimator, got {unknown or space}')
         if self.n_iter is None:
-            lists = [value if isinstance(value, list | tuple | np.ndarray) else None for value in space.values()]
-            if any(each is None for each in lists):
+            lists = [value for value in space.values() if isinstance(value, list | tuple | np.ndarray)]
+            if len(lists) < len(space):
                 raise ValueError('n_iter must be a number where param_distributions holds distributions')
             return [dict(zip(space, values, strict=True)) for values in itertools.product(*lists)]
         draws = []

@@ -23,6 +23,9 @@ from clusterplug.functional.kmeans import kmeans, nearest_center
 class CenterClusterer(TransformerMixin, Clusterer):
     """Base of the estimators whose clusters are the points nearest to a center."""
 
+    init: Any  # set by the constructors
+    cluster_centers_: Any
+
     def predict(self, X: Any) -> Any:
         """Return the nearest center of each sample of ``X`` (N, D): (N,) int64."""
         points, centers = self._beside_centers(X)
@@ -151,6 +154,7 @@ class KMeans(CenterClusterer):
             self._report(f'start {number} of {starts}: {int(result.num_iters)} iterations, {float(result.inertia):.6g}')
             if best is None or result.inertia < best.inertia:
                 best = result
+        assert best is not None, 'n_init is at least 1'
         self.cluster_centers_ = points.like(best.centers)
         self.n_iter_ = int(best.num_iters)
         self._label(points, weights)

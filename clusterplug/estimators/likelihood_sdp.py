@@ -202,11 +202,11 @@ class LikelihoodSDP(Clusterer):
             starts = x.expand(10, *x.shape).contiguous()
             result = kmeans(starts, int(self.n_clusters), generator=generator)
             return result.labels[int(result.inertia.argmin())]
-        result = kmeans_sdp(
+        relaxed = kmeans_sdp(
             x, int(self.n_clusters), solver=solver, tol=self.tol, num_iters=self._iterations(solver),
             generator=generator,
         )  # fmt: skip
-        return membership_labels(result.memberships, int(self.n_clusters), generator=generator)
+        return membership_labels(relaxed.memberships, int(self.n_clusters), generator=generator)
 
     def _iterations(self, solver: str) -> int:
         return int(self.solver_iter) * (10 if solver == 'factorized' else 1)  # its steps are a hundred times cheaper

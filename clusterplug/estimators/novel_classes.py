@@ -4,6 +4,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from clusterplug.core.checks import check_count, check_number
 from clusterplug.estimators._arrays import as_tensor_beside, check_parameter, read_points
@@ -189,6 +190,7 @@ class NovelClassSpectral(Clusterer):
         width = self.n_components if self.n_components is not None else int(self.n_clusters) + len(split.classes)
         width = check_parameter(check_count, width, 'n_components', 1, max(1, len(x) - 1))
         z = spectral_embedding(graph, width)
+        assert isinstance(z, Tensor), 'no full output was asked for'
         known = class_means(z[~split.novel], split.labels[~split.novel], split.classes)
         novel = z[split.novel]
         self.n_clusters_ = number_of_clusters(self, novel)

@@ -52,6 +52,8 @@ class OnlineSubclassClusterer(Clusterer):
         ([1, 1, 1, 1], 4)
     """
 
+    n_features_in_: int
+
     def __init__(
         self,
         n_clusters: int | Sequence[int] = 10,
@@ -162,8 +164,8 @@ class OnlineSubclassClusterer(Clusterer):
         self._module = self._build(points.tensor.device)
 
     def _build(self, device: torch.device) -> PointClusterLoss:
-        clusters = self.n_clusters if isinstance(self.n_clusters, numbers.Integral) else list(self.n_clusters)
-        clusters = int(clusters) if isinstance(clusters, numbers.Integral) else [int(k) for k in clusters]
+        given = self.n_clusters
+        clusters = int(given) if isinstance(given, int | numbers.Integral) else [int(k) for k in given]
         most = clusters if isinstance(clusters, int) else max(clusters, default=1)
         if self.samples_per_class is not None:
             check_parameter(check_count, self.samples_per_class, 'samples_per_class', 1)
@@ -185,7 +187,7 @@ class OnlineSubclassClusterer(Clusterer):
         return self._module.to(device)
 
     def __getstate__(self):
-        state = dict(super().__getstate__())
+        state = dict(vars(self))
         state.pop('_module', None)
         return state
 

@@ -153,7 +153,8 @@ class PerceptualClusterer(Clusterer):
         """Return the network, in evaluation mode and without a gradient; the user's own module is copied."""
         if isinstance(self.weights, PointClusterNet):
             with torch.device('cpu'):
-                network = PointClusterNet(**self.weights.options)
+                options: dict[str, Any] = self.weights.options
+                network = PointClusterNet(**options)
             network.load_state_dict(self.weights.state_dict())
             return network.eval().requires_grad_(False)
         if self.weights is not None and not isinstance(self.weights, str | Path):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clusterplug.core.checks import check_choice, check_count
 from clusterplug.core.numerics import exact_products, working_dtype
 from clusterplug.estimators._arrays import check_parameter
-from clusterplug.estimators._base import BaseEstimator, Clusterer, NotFittedError, TransformerMixin
+from clusterplug.estimators._base import NotFittedError, SavedEstimator, TransformerMixin
 from clusterplug.estimators._erasure_maps import as_tensor, leace, read_tokens, stepwise
 from clusterplug.estimators._moments import Moments, probe_r2
 
@@ -19,7 +19,7 @@ MODES = ('leace', 'iterative', 'sigmoid')
 _BLOCK, _HELD_OUT = 8192, 5  # rows at once; every fifth part of the rows is for the probe
 
 
-class PositionEraser(TransformerMixin, BaseEstimator):
+class PositionEraser(TransformerMixin, SavedEstimator):
     r"""Find a D x D matrix after which no linear probe reads the position of a token from its feature.
 
     With :math:`\Sigma` the covariance of the features z, and C their cross-covariance with the positions y:
@@ -76,6 +76,9 @@ class PositionEraser(TransformerMixin, BaseEstimator):
         >>> bool(np.abs((erased - erased.mean(0)).T @ (positions - positions.mean(0))).max() < 1e-9)
         True
     """
+
+    n_features_in_: int
+    r2_: np.ndarray
 
     def __init__(self, n_iter: int = 8, mode: str = 'leace', *, verbose: int = 0):
         self.n_iter = n_iter
@@ -153,7 +156,7 @@ class PositionEraser(TransformerMixin, BaseEstimator):
         if isinstance(module, nn.LayerNorm):
             self._check_width(module.normalized_shape[-1] if len(module.normalized_shape) == 1 else 0, module)
             width, like = self.n_features_in_, module.weight
-            options = {} if like is None else {'device': like.device, 'dtype': like.dtype}
+            options: dict[str, Any] = {} if like is None else {'device': like.device, 'dtype': like.dtype}
             linear = nn.Linear(width, width, **options)
             diagonal = torch.eye(width, device=linear.weight.device, dtype=torch.float64)
             if like is not None:
@@ -161,17 +164,14 @@ class PositionEraser(TransformerMixin, BaseEstimator):
             self._fold(linear, diagonal, module.bias)
             plain = nn.LayerNorm(width, eps=module.eps, elementwise_affine=False)
             return nn.Sequential(plain, linear).train(module.training)
-        if isinstance(getattr(module, 'norm', None), nn.LayerNorm):
-            module.norm = self.fold_into(module.norm)
+        norm = getattr(module, 'norm', None)
+        if isinstance(norm, nn.LayerNorm):
+            module.norm = self.fold_into(norm)
             return module
         raise TypeError(
             f'fold_into takes an nn.Linear, an nn.LayerNorm, or a module whose attribute norm is one, got '
             f'{type(module).__name__}; apply transform to the features instead'
         )
-
-    save = Clusterer.save
-    load = classmethod(Clusterer.load.__func__)
-    _report = Clusterer._report
 
     @property
     def _n_features_out(self) -> int:
@@ -283,7 +283,7 @@ class PositionEraser(TransformerMixin, BaseEstimator):
             data = _rows(self._data, slice(self._num_kept))
         if train.count <= dim or test.count < 2:
             train = test = everything
-            data = None if data is None else _rows(self._data, slice(None))
+            data = None if self._data is None else _rows(self._data, slice(None))
         found = [probe_r2(train, test, torch.eye(dim, dtype=torch.float64, device=train.sums.device))]
         if self.mode == 'leace':
             _, covariance = train.around()

@@ -162,7 +162,7 @@ class ProgressiveTransportClustering(TransformerMixin, Clusterer):
         return _unit(weight.detach())
 
     def _labels(self, scores: Tensor, x: Tensor, share: float, init: Tensor | None) -> Any:
-        options = {
+        options: dict[str, Any] = {
             'epsilon': float(self.epsilon), 'mass': share, 'penalty': float(self.penalty), 'init': init,
             'full_output': True,
         }  # fmt: skip

@@ -37,7 +37,8 @@ class _Network(nn.Module):
         self.up = nn.ModuleList(self._part(*each) for each in ((latent_dim, narrow), (narrow, wide)))
         self.output = skip_init(nn.Linear, wide, in_features)
         self.classifier = skip_init(nn.Linear, latent_dim, max(1, num_classes))
-        self.dropout, self.generator = dropout, None
+        self.dropout = dropout
+        self.generator: torch.Generator | None = None
 
     @staticmethod
     def _part(before: int, after: int) -> nn.Sequential:

@@ -77,6 +77,10 @@ class SampleLikelihood(BaseEstimator):
         [0.333, 0.333, 0.333, 0.333, 0.492, 0.492]
     """
 
+    _is_torch: bool
+    key_: Any  # of a file, as ``about_``
+    about_: Any
+
     def __init__(
         self,
         cluster: str = 'hdbscan',
@@ -169,7 +173,7 @@ class SampleLikelihood(BaseEstimator):
         sizes = np.bincount(self.labels_, minlength=int(self.n_clusters))
         return sizes[self._model.predict(rows)] / sizes.max()
 
-    def weights(self, eta: float, gamma: float, normalize: str | None = None) -> np.ndarray:
+    def weights(self, eta: float, gamma: float, normalize: str | None = None) -> np.ndarray | Tensor:
         """Return the weight (N,) of each sample in the loss: a tensor where the labels were one, else a float64 array.
 
         Args:

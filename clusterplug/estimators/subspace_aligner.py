@@ -10,7 +10,7 @@ from torch import Tensor
 from clusterplug.core.checks import check_choice, check_count, check_number
 from clusterplug.core.numerics import exact_products
 from clusterplug.estimators._arrays import check_parameter, make_generator
-from clusterplug.estimators._base import BaseEstimator, Clusterer, NotFittedError
+from clusterplug.estimators._base import NotFittedError, SavedEstimator
 from clusterplug.estimators._paired_factors import (
     canonical,
     factors,
@@ -30,7 +30,7 @@ METHODS = ('affine', 'local_cka', 'cosine')
 DIRECTIONS = ('y->x', 'x->y')
 
 
-class SubspaceAligner(BaseEstimator):
+class SubspaceAligner(SavedEstimator):
     r"""Align two frozen feature spaces by known pairs (anchors), then match or retrieve unseen pairs.
 
     .. math:: C_x^{-1/2} C_{xy} C_y^{-1/2} = U S V^\top, \quad X^r = (X - \mu_x) C_x^{-1/2} U_k, \quad
@@ -87,6 +87,10 @@ class SubspaceAligner(BaseEstimator):
         >>> aligner.n_components_, bool((aligner.match(x[200:], y[200:]) == torch.arange(20)).float().mean() > 0.8)
         (3, True)
     """
+
+    anchors_x_: Any  # or map_, as the method goes
+    anchors_y_: Any
+    map_: Any
 
     def __init__(
         self,
@@ -184,10 +188,6 @@ class SubspaceAligner(BaseEstimator):
             pairs, lists = (torch.as_tensor(each) for each in (self.match(X, Y), self.retrieve(X, Y, k)))
         return paired_shares(y, pairs.cpu(), lists.cpu())
 
-    save = Clusterer.save
-    load = classmethod(Clusterer.load.__func__)
-    _report = Clusterer._report
-
     def _check_parameters(self) -> None:
         if not (self.n_components is None or self.n_components in ('auto', 'full')):
             if isinstance(self.n_components, str):
@@ -247,7 +247,7 @@ class SubspaceAligner(BaseEstimator):
             return None
         if self.n_components is None or self.n_components == 'auto':
             return max(1, min(rank, largest_gap(correlations if held_out is None else held_out)))
-        if self.n_components > rank:
+        if int(self.n_components) > rank:
             raise ValueError(
                 f'n_components must be at most {rank}, the rank that the two sets of anchors share, got '
                 f"{self.n_components}; lower it, or use 'auto'"
@@ -279,8 +279,8 @@ class SubspaceAligner(BaseEstimator):
         y = y.to(x.device)
         with exact_products(x):
             if self.method == 'local_cka':
-                anchors = (torch.as_tensor(each).to(x.device) for each in (self.anchors_x_, self.anchors_y_))
-                return local_cka_scores(*anchors, x, y)
+                x_anchor, y_anchor = (torch.as_tensor(each).to(x.device) for each in (self.anchors_x_, self.anchors_y_))
+                return local_cka_scores(x_anchor, y_anchor, x, y)
             if self.method == 'affine':
                 carried = torch.as_tensor(self.map_).to(x.device)
                 x, y = (x, y @ carried) if self.direction == 'y->x' else (x @ carried, y)

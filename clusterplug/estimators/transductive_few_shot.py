@@ -11,7 +11,14 @@ from clusterplug.core.checks import check_choice, check_count, check_finite, che
 from clusterplug.core.numerics import exact_products, working_dtype
 from clusterplug.estimators._arrays import check_parameter, read_points
 from clusterplug.estimators._base import Clusterer
-from clusterplug.functional import KNNGraph, knn_graph, laplacian_assign, nearest_center, pairwise_distances
+from clusterplug.functional import (
+    KNNGraph,
+    LaplacianAssignment,
+    knn_graph,
+    laplacian_assign,
+    nearest_center,
+    pairwise_distances,
+)
 
 METHODS = ('kmeans', 'kmodes')
 _MODE_STEPS, _MODE_TOL = 1000, 1e-5
@@ -217,15 +224,17 @@ class TransductiveFewShot(Clusterer):
         # a fifth as in the authors' code, whatever the number of neighbors
         width = graph.weights.square().sum((-2, -1)) / (5 * z.shape[1])
         graph = KNNGraph(graph.indices, torch.ones_like(graph.weights))
-        options = {'strength': float(self.strength), 'concave': bool(self.concave), 'full_output': True}
+        options: dict[str, Any] = {'strength': float(self.strength), 'concave': bool(self.concave), 'full_output': True}
         hot = torch.nn.functional.one_hot(targets.clamp_min(0), count).to(z.dtype) * known.unsqueeze(-1)
         prototypes = (hot.mT @ z) / hot.sum(1).unsqueeze(-1).clamp_min(1)
         labels = torch.where(known, targets, nearest_center(z, prototypes)[0])
         solution = _Solution(hot, prototypes, torch.zeros(0), rounds := torch.zeros_like(targets[:, 0]))
-        history, rows = [], torch.arange(len(z), device=z.device)  # episodes whose energy has not settled
+        history: list[Tensor] = []
+        rows = torch.arange(len(z), device=z.device)  # episodes whose energy has not settled
         for number in range(int(self.max_iter)):
             prototypes = self._prototypes(z, labels, prototypes, width, count)
             found = laplacian_assign(self._costs(z, prototypes, width), graph, fixed=targets, **options)
+            assert isinstance(found, LaplacianAssignment), 'the full output was asked for'
             labels = found.memberships.argmax(-1)
             solution.memberships[rows], solution.prototypes[rows] = found.memberships, prototypes
             rounds[rows] += 1

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_count
+from clusterplug.core.distributed import gather_ranks
 from clusterplug.core.numerics import keep_fp32
-from clusterplug.functional import gather_ranks
 from clusterplug.registry import MODELS
 
 _PREFIX = 'column_'

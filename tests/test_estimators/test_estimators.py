@@ -238,11 +238,11 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     KMeans(4, random_state=0).fit(X).save(path)
     before = path.read_bytes()
 
-    def full_disk(file, **arrays):
+    def full_disk(file, array, **options):
         file.write(b'half')
         raise OSError('No space left on device')
 
-    monkeypatch.setattr(np, 'savez', full_disk)
+    monkeypatch.setattr(np.lib.format, 'write_array', full_disk)
     with pytest.raises(OSError, match='No space'):
         KMeans(3, random_state=0).fit(X).save(path)
     assert path.read_bytes() == before

@@ -88,6 +88,17 @@ class DeepClusterer(TransformerMixin, Clusterer):
 
     # --- what a method gives -----------------------------------------------------------------------------------------
 
+    # set by the constructors
+    batch_size: int
+    lr: float
+    embed_dims: Any
+    checkpoint: str | Path | None
+    checkpoint_every: int
+    device: Any
+    random_state: Any
+
+    network_: Any  # what _make_network returned: a module with the parts that the methods of the class name
+
     def _make_network(self, input_shape: tuple[int, ...], device: torch.device) -> nn.Module:
         """Return the network; parameters made by skip_init are filled by :meth:`_initialize`."""
         raise NotImplementedError(f'{type(self).__name__} must define _make_network')
@@ -202,9 +213,6 @@ class DeepClusterer(TransformerMixin, Clusterer):
 
     def _start(self, x: Tensor) -> None:
         generator = make_generator(self.random_state, torch.device('cpu'))
-        if generator is None:
-            generator = torch.Generator('cpu')
-            generator.seed()
         self._seed = int(torch.randint(2**62, (), generator=generator, device='cpu'))
         self._fit_scaling(x)
         self.network_ = self._make_network(tuple(self.input_shape_), self._device).to(self._device)

@@ -141,6 +141,7 @@ class DenoisingAutoencoder(DeepClusterer):
         self.scale_ = 1 / (high - low) if high > low else 1.0
 
     def _make_network(self, input_shape: tuple[int, ...], device: torch.device) -> nn.Module:
+        network: nn.Module
         if isinstance(self._encoder_kind, str) and self._encoder_kind == 'cnn':
             network = DenoisingConvNet(input_shape, self.channels, device)
         else:
@@ -157,7 +158,7 @@ class DenoisingAutoencoder(DeepClusterer):
                 seen = batch + self.noise * drawn.to(batch.device)
             return {'reconstruction': (self._decoded(seen).flatten(1) - batch.flatten(1)).square().mean()}
 
-        options = dict(lr=self.lr, batch_size=self.batch_size, patience=self.patience)
+        options: dict[str, Any] = dict(lr=self.lr, batch_size=self.batch_size, patience=self.patience)
         return [Phase('autoencoder', self.epochs, reconstruct, **options)]
 
     def _decoded(self, batch: Tensor) -> Tensor:
@@ -231,7 +232,7 @@ class DenoisingConvNet(nn.Module):
     def _encode(self, x: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
         sizes = []
         for block in self.down:
-            sizes.append(tuple(x.shape[2:]))
+            sizes.append((x.shape[2], x.shape[3]))
             x = F.max_pool2d(block(x), 2)
         return x, sizes
 

@@ -155,8 +155,7 @@ class DEPICT(DeepClusterer):
         else:
             encoder, decoder = _mlp_stages(input_shape[0], self.channels, embed, device)
         network = nn.Module()
-        one = not isinstance(self.dropout, Sequence)
-        shares = [*[self.dropout] * len(self.channels), 0.0] if one else self.dropout
+        shares = self.dropout if isinstance(self.dropout, Sequence) else [*[self.dropout] * len(self.channels), 0.0]
         network.encoder = NoisyCleanEncoder(encoder, dropout=shares)
         network.decoder = decoder
         with torch.device('meta'):  # elsewhere Linear draws its first values from the global generator
@@ -169,7 +168,7 @@ class DEPICT(DeepClusterer):
 
     def _make_phases(self, x: Tensor) -> list[Phase]:
         reconstruction = LayerwiseReconstructionLoss(self.hidden_weight, self.detach_targets)
-        common = {'lr': self.lr, 'batch_size': self.batch_size}
+        common: dict[str, Any] = {'lr': self.lr, 'batch_size': self.batch_size}
 
         def passes(rows: Tensor, generator: torch.Generator, weight: float) -> tuple[dict, Tensor, Tensor]:
             batch = self._rows(x, rows)

@@ -64,6 +64,8 @@ class DeepEmbeddedClustering(DeepClusterer):
         True
     """
 
+    hidden: Any  # widths; one for all of several branches
+
     def __init__(
         self,
         n_clusters: int = 8,
@@ -121,7 +123,7 @@ class DeepEmbeddedClustering(DeepClusterer):
         return network
 
     def _make_phases(self, x: Tensor) -> list[Phase]:
-        common = {'lr': self.lr, 'batch_size': self.batch_size}
+        common: dict[str, Any] = {'lr': self.lr, 'batch_size': self.batch_size}
 
         def reconstruct(rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
             batch = self._rows(x, rows)

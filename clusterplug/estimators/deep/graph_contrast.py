@@ -142,7 +142,8 @@ class GraphContrastClustering(DeepClusterer):
         self._check_parameters()
         data = self._read(X, reset=True)
         self._weights = self._graph(data, edge_index, knn)
-        return self._fit(data, resume)
+        self._fit(data, resume)
+        return self
 
     def fit_predict(self, X: Any, edge_index: Any = None, *, knn: int | None = None) -> Any:
         """Fit and return the labels."""
@@ -186,7 +187,7 @@ class GraphContrastClustering(DeepClusterer):
         else:
             adjacency = symmetric_adjacency(read_edges(edge_index, count), count, warn=True)
         adjacency = adjacency.to(device)
-        base = {'self_loops': True, 'normalize': 'row'}
+        base: dict[str, Any] = {'self_loops': True, 'normalize': 'row'}
         if self.max_neighbors is None:
             return adjacency_power(adjacency, self.order, self.cumulative, **base)
         step = adjacency_power(adjacency, 1, **base)
@@ -223,7 +224,7 @@ class GraphContrastClustering(DeepClusterer):
             self._state.tensors['target'] = cluster_target(q).to(self.network_.centers.device)
             return label_change(self._state.tensors, q.argmax(-1))
 
-        nodes = {'lr': self.lr, 'batch_size': self.node_batch}
+        nodes: dict[str, Any] = {'lr': self.lr, 'batch_size': self.node_batch}
         return [
             Phase('autoencoder', self.pretrain_epochs, reconstruct, lr=self.lr, batch_size=self.batch_size),
             Phase('contrast', self.warmup_epochs, contrast, **nodes),

@@ -101,7 +101,7 @@ class KoopmanAutoencoder:
         self.num_neighbors = check_count(num_neighbors, 'num_neighbors', 1)
         if check_number(contrast_weight, 'contrast_weight', 0) and self.window <= 2 * num_neighbors:
             raise ValueError(f'window must be above 2 * num_neighbors = {2 * num_neighbors}, got {window}')
-        self._options = dict(
+        self._options: dict[str, Any] = dict(
             operator=operator,
             ridge=ridge,
             num_neighbors=num_neighbors,
@@ -131,12 +131,14 @@ class KoopmanAutoencoder:
         trained = list(modules.parameters())  # none where the user's modules have none and K is fitted
         optimizer = torch.optim.Adam(trained, lr=self.lr) if trained else None
         self.history_ = []
-        for _ in range(self.epochs if trained else 0):
-            totals, count = {}, 0
+        for _ in range(self.epochs if optimizer is not None else 0):
+            assert optimizer is not None  # or there is no epoch
+            totals: dict[str, float] = {}
+            count = 0
             for rows in torch.randperm(len(windows), generator=generator).split(self.batch_size):
                 losses = self._losses(windows[rows])
                 optimizer.zero_grad()
-                sum(losses.values()).backward()
+                torch.stack(list(losses.values())).sum().backward()
                 nn.utils.clip_grad_norm_(trained, 1.0)
                 optimizer.step()
                 count += len(rows)

@@ -193,7 +193,8 @@ class ManifoldClustering(DeepClusterer):
 
         def reduce(rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
             hidden = views(rows, generator)
-            z = F.normalize(sum(features(self.network_.feature_head, h) for h in hidden), dim=1)
+            one, two = (features(self.network_.feature_head, h) for h in hidden)
+            z = F.normalize(one + two, dim=1)
             gammas = [self._membership(features(self._cluster_head, h)) for h in hidden]
             gamma = (gammas[0] + gammas[1]) / 2
             return {
@@ -201,7 +202,7 @@ class ManifoldClustering(DeepClusterer):
                 'rate_of_parts': self.gamma * conditional_coding_rate(z, gamma, eps2=self.eps2),
             }
 
-        common = {'batch_size': self.batch_size, 'even': True}
+        common: dict[str, Any] = {'batch_size': self.batch_size, 'even': True}
         return [
             Phase('warm-up', self.warmup_epochs, warm_up, lr=self.lr, **common),
             Phase('rate reduction', self.epochs, reduce, lr=0.3 * self.lr, start=self._copy_head, **common),
@@ -249,7 +250,7 @@ class ManifoldClustering(DeepClusterer):
             most = min(int(self.max_clusters), len(rows))
             cuts = {k: self._cut(gamma, k) for k in range(1, most + 1)}
             self.coding_lengths_ = {str(k): coding_length(z[rows], cut, float(self.eps2)) for k, cut in cuts.items()}
-            self.n_clusters_ = int(min(self.coding_lengths_, key=self.coding_lengths_.get))
+            self.n_clusters_ = int(min(self.coding_lengths_, key=lambda k: self.coding_lengths_[k]))
             labels = cuts[self.n_clusters_]
         else:
             self.n_clusters_ = int(self.n_clusters)

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -166,13 +167,14 @@ class MultiViewClustering(DeepEmbeddedClustering):
         tensors = [views[number].tensor for number in kept]
         if reset or not hasattr(self, 'view_scaling_'):
             self.view_scaling_ = ViewStack.scaling_of(tensors, self.normalize)
-        return Points(ViewStack(tensors, self.normalize, self.view_scaling_), views[0].is_torch)
+        stack: Any = ViewStack(tensors, self.normalize, self.view_scaling_)  # takes the place of a tensor
+        return Points(stack, views[0].is_torch)
 
-    def _fit_scaling(self, x: ViewStack) -> None:
+    def _fit_scaling(self, x: Any) -> None:
         self.shift_, self.scale_ = None, 1.0  # every view has its own
 
     def _make_network(self, input_shape: tuple[int, ...], device: torch.device) -> nn.Module:
-        network = nn.Module()
+        network: Any = nn.Module()
         network.encoder = _Branches(input_shape, int(self.hidden), int(self.embed_dims), device)
         network.decoder = mlp([int(self.embed_dims), int(self.hidden), sum(input_shape)], device)
         network.decode = network.decoder.forward
@@ -181,7 +183,7 @@ class MultiViewClustering(DeepEmbeddedClustering):
 
     # --- JULE --------------------------------------------------------------------------------------------------------
 
-    def _make_phases(self, x: ViewStack) -> list[Phase]:
+    def _make_phases(self, x: Any) -> list[Phase]:
         if self.objective != 'jule':
             return super()._make_phases(x)
         if 'chains' not in self._state.tensors:
@@ -194,7 +196,7 @@ class MultiViewClustering(DeepEmbeddedClustering):
                     f'triplets of {count}',
                     self.period_epochs,
                     lambda rows, generator: {'triplets': self._triplets(x, rows, generator)},
-                    start=lambda count=count, number=number: self._merge(x, count if number else None),
+                    start=partial(self._merge, x, count if number else None),
                     lr=self.lr,
                     batch_size=self.batch_size,
                 )
@@ -202,7 +204,7 @@ class MultiViewClustering(DeepEmbeddedClustering):
         return phases
 
     @torch.no_grad()
-    def _chains(self, x: ViewStack) -> Tensor:
+    def _chains(self, x: Any) -> Tensor:
         """Label the chains of nearest neighbors of all views side by side; single samples where those are too few."""
         count = len(x)
         alone = torch.arange(count, device=x.device)
@@ -220,7 +222,7 @@ class MultiViewClustering(DeepEmbeddedClustering):
         labels = torch.unique(labels, return_inverse=True)[1]
         return labels if int(labels.max()) + 1 >= self.n_clusters else alone
 
-    def _merge(self, x: ViewStack, count: int | None) -> None:
+    def _merge(self, x: Any, count: int | None) -> None:
         """Merge the clusters of now by the embedding down to ``count``; None starts from the chains."""
         if count is None:
             self._state.tensors['labels'] = self._state.tensors['chains']
@@ -231,7 +233,7 @@ class MultiViewClustering(DeepEmbeddedClustering):
             num_candidates=int(self.n_candidates), labels=self._state.tensors['labels'],
         )  # fmt: skip
 
-    def _triplets(self, x: ViewStack, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def _triplets(self, x: Any, rows: Tensor, generator: torch.Generator) -> Tensor:
         z = nn.functional.normalize(self.network_.encoder(self._rows(x, rows)), dim=-1)
         labels = self._state.tensors['labels'].to(z.device)[rows.to(z.device)]
         squared = (2 - 2 * z @ z.mT).clamp_min(0)
@@ -250,7 +252,7 @@ class MultiViewClustering(DeepEmbeddedClustering):
     # --- results -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _soft_labels(self, x: ViewStack) -> Tensor:
+    def _soft_labels(self, x: Any) -> Tensor:
         if self.objective != 'jule':
             return super()._soft_labels(x)
 

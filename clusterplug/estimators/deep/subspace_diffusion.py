@@ -142,7 +142,7 @@ class SubspaceDiffusion(DeepClusterer):
             network = LowRankDenoiser(input_shape[0], dims, soft=self.soft, orthogonal=self.orthogonal)
         return network.to(device)
 
-    def _initialize(self, network: nn.Module, generator: torch.Generator, own: nn.Module | None) -> None:
+    def _initialize(self, network: Any, generator: torch.Generator, own: nn.Module | None) -> None:
         network.reset_parameters(generator)
 
     def _make_phases(self, x: Tensor) -> list[Phase]:

@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -171,6 +171,7 @@ def _run_epoch(phase, state, optimizer, parameters, num_samples, seed, stop) -> 
     size = num_samples if phase.batch_size is None else min(phase.batch_size, num_samples)
     generator = torch.Generator('cpu')
     generator.manual_seed(_mix(seed, state.phase, state.epoch))
+    batches: Sequence[Tensor]
     order = torch.randperm(num_samples, generator=generator, device='cpu')
     if phase.even:
         batches = order.tensor_split(max(1, min(math.ceil(num_samples / size), num_samples // 2)))
@@ -208,13 +209,14 @@ def _epoch_is_last(phase: Phase, state: TrainingState, num_samples: int, bar) ->
     """Book the epoch; return whether the loss has not fallen for too long."""
     terms = {name: float(value) / num_samples for name, value in state.sums.items()}
     _check_finite(terms, phase, state)
-    entry = {'phase': phase.name, 'epoch': state.epoch + 1, 'loss': sum(terms.values()), **terms}
+    loss = sum(terms.values())
+    entry: dict[str, Any] = {'phase': phase.name, 'epoch': state.epoch + 1, 'loss': loss, **terms}
     if state.changed is not None:
         entry['label_change'] = state.changed
     state.history.append(entry)
     bar.show(entry)
-    state.waited = 0 if entry['loss'] < state.best else state.waited + 1
-    state.best = min(state.best, entry['loss'])
+    state.waited = 0 if loss < state.best else state.waited + 1
+    state.best = min(state.best, loss)
     state.epoch, state.batch, state.sums, state.refreshed = state.epoch + 1, 0, {}, False
     if phase.settled is not None:
         losses = [each['loss'] for each in state.history[-state.epoch :] if each['phase'] == phase.name]

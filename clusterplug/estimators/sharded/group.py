@@ -3,6 +3,8 @@
 
 import io
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +40,7 @@ class ProcessGroup:
                 whole.add(Node(level, index, value.numpy()))
         return whole.total()
 
-    def broadcast(self, value: object) -> object:
+    def broadcast(self, value: object) -> Any:
         """Return rank 0's value (see :meth:`gather`) on every rank."""
         return self.gather(value if self.rank == 0 else None)[0] if self.size > 1 else value
 
@@ -74,7 +76,8 @@ def _pack(value: object) -> bytes:
     arrays: dict[str, np.ndarray] = {}
     text = json.dumps(_describe(value, arrays)).encode()
     buffer = io.BytesIO()
-    np.savez(buffer, __header__=np.frombuffer(text, dtype=np.uint8), **arrays)
+    named: dict[str, Any] = arrays  # array0, array1, ...: no argument of savez itself
+    np.savez(buffer, __header__=np.frombuffer(text, dtype=np.uint8), **named)
     return buffer.getvalue()
 
 
@@ -91,12 +94,12 @@ def _describe(value: object, arrays: dict[str, np.ndarray]) -> list:
     return ['plain', value.item() if isinstance(value, np.generic) else value]
 
 
-def _unpack(content: bytes) -> object:
+def _unpack(content: bytes) -> Any:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return _restore(json.loads(arrays['__header__'].tobytes()), arrays)
 
 
-def _restore(described: list, arrays: dict[str, np.ndarray]) -> object:
+def _restore(described: list, arrays: Mapping[str, np.ndarray]) -> Any:
     kind, content = described
     if kind == 'array':
         return arrays[content]

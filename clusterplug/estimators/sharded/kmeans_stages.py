@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """k-means over shards: exact passes, or a step after each block."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -30,7 +32,7 @@ def lloyd(run: Run, loaded: tuple[dict, dict] | None) -> tuple[dict, dict]:
     """Iterate until the centers stand still; return arrays and values of the result."""
     if loaded is None:
         centers, variance = _first_centers(run)
-        values = {'iteration': 0, 'variance': variance, 'history': [], 'converged': False}
+        values: dict[str, Any] = {'iteration': 0, 'variance': variance, 'history': [], 'converged': False}
         run.save_state('lloyd', {'centers': centers}, **values)
     else:
         centers = loaded[0]['centers']
@@ -83,9 +85,9 @@ def minibatch(run: Run, loaded: tuple[dict, dict] | None) -> tuple[dict, dict]:
     """Step after each block, in a new random order in each pass; return arrays and values of the result."""
     if loaded is None:
         first, variance = _first_centers(run)
-        arrays = {'centers': first.astype(np.float32), 'counts': np.zeros(len(first))}
+        arrays: dict[str, Any] = {'centers': first.astype(np.float32), 'counts': np.zeros(len(first))}
         arrays['before'] = arrays['centers']
-        values = {'iteration': 0, 'position': 0, 'inertia': 0.0, 'variance': variance, 'history': []}
+        values: dict[str, Any] = {'iteration': 0, 'position': 0, 'inertia': 0.0, 'variance': variance, 'history': []}
         values['converged'] = False
     else:
         arrays = loaded[0]

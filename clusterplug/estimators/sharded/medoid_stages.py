@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """k-medoids over shards: medoids of several samples, compared on all rows."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -17,7 +19,8 @@ def medoids_of_samples(run: Run, loaded: tuple[dict, dict] | None) -> tuple[dict
     """Return the medoids, of those of each sample, that have the smallest sum of distances over all rows."""
     if loaded is None:
         rows, centers = run.on_first_rank(lambda: _candidates(run))
-        arrays, values = {'medoids': rows, 'centers': centers}, {'best': -1, 'costs': []}
+        arrays: dict[str, Any] = {'medoids': rows, 'centers': centers}
+        values: dict[str, Any] = {'best': -1, 'costs': []}
         run.save_state('samples', arrays, **values)
     else:
         arrays, values = loaded[0], {name: loaded[1][name] for name in ('best', 'costs')}

@@ -7,10 +7,10 @@ import numpy as np
 
 
 class Node(NamedTuple):
-    """The sum of the blocks ``index * 2^level`` to ``(index + 1) * 2^level - 1``."""
+    """The sum of the blocks ``number * 2^level`` to ``(number + 1) * 2^level - 1``."""
 
     level: int
-    index: int
+    number: int
     value: np.ndarray
 
 
@@ -39,8 +39,8 @@ class OrderedSum:
 
     def add(self, node: Node) -> None:
         """Add the next node in the order of the blocks."""
-        while self.nodes and node.index % 2 and self.nodes[-1][:2] == (node.level, node.index - 1):
-            node = Node(node.level + 1, node.index // 2, self.nodes.pop().value + node.value)
+        while self.nodes and node.number % 2 and self.nodes[-1][:2] == (node.level, node.number - 1):
+            node = Node(node.level + 1, node.number // 2, self.nodes.pop().value + node.value)
         self.nodes.append(node)
 
     def total(self) -> np.ndarray:

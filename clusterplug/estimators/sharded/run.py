@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from clusterplug.core.files import load_arrays, save_arrays
 from clusterplug.estimators.sharded.group import ProcessGroup
 from clusterplug.estimators.sharded.nearest import ENGINES, make_engine
 from clusterplug.estimators.sharded.shards import ShardFolder
+
+_Value = TypeVar('_Value')
 
 ALGORITHMS = ('lloyd', 'minibatch', 'kmedoids')
 
@@ -148,7 +151,7 @@ class Run:
         rows = np.sort(draws.choice(len(self.shards), min(num_rows, len(self.shards)), replace=False))
         return rows, self.shards.take(rows)
 
-    def on_first_rank(self, compute: Callable[[], object]) -> object:
+    def on_first_rank(self, compute: Callable[[], _Value]) -> _Value:
         """Return what rank 0 computes on every rank; an error on rank 0 stops all."""
         value, error = None, None
         if self.group.rank == 0:
