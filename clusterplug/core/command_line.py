@@ -10,11 +10,13 @@ from pathlib import Path
 __all__ = ['add_counts', 'add_out', 'add_splits', 'exit_code', 'number', 'parse', 'tool_parser', 'whole_number']
 
 
-def tool_parser(description: str | None, **options) -> argparse.ArgumentParser:
+class _ToolParser(argparse.ArgumentParser):
+    needs_out = False  # whether the tool ends without a place to write
+
+
+def tool_parser(description: str | None, **options) -> _ToolParser:
     """Return a parser whose help shows ``description``, the docstring of the tool, line by line."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options
-    )
+    return _ToolParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
 
 class _Out(argparse.Action):
@@ -28,7 +30,7 @@ class _Out(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def add_out(parser: argparse.ArgumentParser, text: str, *, required: bool = True) -> None:
+def add_out(parser: _ToolParser, text: str, *, required: bool = True) -> None:
     """Add ``--out``, where a tool writes; with ``required`` also as the last word without its name.
 
     Args:
@@ -84,10 +86,10 @@ def add_splits(parser: argparse.ArgumentParser, texts: Mapping[str, str], metava
         parser.add_argument(f'--{split}', nargs='+', metavar=metavar, help=text)
 
 
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(parser: _ToolParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read a command line whose last word may stand between options; without a needed ``--out`` the tool ends."""
     args = parser.parse_intermixed_args(arguments)
-    if getattr(parser, 'needs_out', False) and args.out is None:
+    if parser.needs_out and args.out is None:
         parser.error('the following arguments are required: --out')
     return args
 

@@ -66,6 +66,11 @@ class LikelihoodSDP(Clusterer):
         (1, 1, 2)
     """
 
+    objective_: float
+    duality_gap_: float
+    n_iter_: int
+    converged_: bool
+
     def __init__(
         self,
         n_clusters: int = 8,
