@@ -222,6 +222,19 @@ def _existing(path: str, option: str) -> str:
     return os.path.expanduser(path)
 
 
+def data_folders(config) -> list[str]:
+    """Return the folders that the data sets of a config read, before anything is built: no output may lie in them."""
+    found = {}
+    for split in ('train', 'val', 'test'):
+        dataset = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
+        while isinstance(dataset.get('dataset'), dict):  # RepeatDataset, CBGSDataset
+            dataset = dataset['dataset']
+        root, prefixes = dataset.get('data_root'), dataset.get('data_prefix')
+        below = [each for each in (prefixes or {}).values() if isinstance(each, str)] or ['']
+        found |= {os.path.join(root or '', each): None for each in below if root or each}
+    return [folder for folder in found if os.path.isdir(folder)]
+
+
 @contextmanager
 def work_folder(config) -> Iterator[None]:
     """Hold the work folder of a training, so that a second one in it is refused; of several ranks the first does."""

@@ -6,11 +6,14 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pickle import UnpicklingError
 
 from clusterplug.core.distributed import leave_ranks
-from clusterplug.core.outputs import FolderInUse
+from clusterplug.core.outputs import FolderInUse, check_folder
 from clusterplug.dependencies import DEPENDENCIES
+
+__all__ = ['check_folder', 'check_packages', 'install_line', 'run_tool']
 
 _ALWAYS_OF_THE_USER = ('CheckpointMismatch', 'UnreadableCheckpoint', 'RunFailed')
 _OTHER_PACKAGES = dict(
@@ -31,6 +34,8 @@ def run_tool(run: Callable[[], int], name: str) -> int:
     middle of a training keeps its traceback, and so does every error with ``CLUSTERPLUG_TRACEBACK=1``. A rank whose run
     went well leaves its process group.
     """
+    with suppress(AttributeError, ValueError):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         code = run()
         leave_ranks()
@@ -110,20 +115,3 @@ def check_packages(config) -> None:
     if missing:
         lines = ', '.join(f'{name} ({install_line(name)})' for name in missing)
         raise ModuleNotFoundError(f'the config needs packages that are not installed: {lines}')
-
-
-def check_folder(path: str | os.PathLike, option: str) -> None:
-    """Make an output folder, or say in one sentence why that cannot be.
-
-    Raises:
-        NotADirectoryError: If a file stands in its place, or in that of one of its parents.
-        PermissionError: If it cannot be created or written to.
-    """
-    try:
-        os.makedirs(path, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f'{option} must be a folder, got {path}, where a file stands in its place') from None
-    except OSError as error:
-        raise type(error)(f'{option} must be a folder that can be written to, got {path}: {error.strerror}') from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise PermissionError(f'{option} must be a folder that can be written to, got {path}: no permission')

@@ -20,6 +20,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from clusterplug.core.outputs import output_folder, settings_of
+from clusterplug.user_errors import run_tool
+
 KINDS = {'class': 'classes', 'subtype': 'sub-types'}
 NO_ENCODER = (
     'name a sentence encoder: --encoder FOLDER of a transformers model, or --encoder MODULE:FUNCTION, which takes a '
@@ -165,15 +168,21 @@ def _subtype(each):
 
 def run(args):
     """Return the report, and write it."""
+    if not args.encoder:
+        raise ValueError(NO_ENCODER)
+    if not 0 < args.unseen < 1:
+        raise ValueError(f'--unseen must be between 0 and 1, got {args.unseen:g}')
+    names = ('alignment.json', 'gallery.png')
+    with output_folder(args.out, 'align_text', files=names, sources=[args.city], settings=settings_of(args)):
+        return align(args)
+
+
+def align(args):
     from clusterplug.core.files import write_json
     from clusterplug.datasets.lidar_city import city_objects, side_view
     from clusterplug.estimators import SubspaceAligner
     from clusterplug.visualization import save_contact_sheet
 
-    if not args.encoder:
-        raise ValueError(NO_ENCODER)
-    if not 0 < args.unseen < 1:
-        raise ValueError(f'--unseen must be between 0 and 1, got {args.unseen:g}')
     components = args.components if args.components == 'auto' else int(args.components)
     objects = city_objects(args.city, min_points=args.min_points)
     anchors, unseen, seen, held = split(objects, args.unseen, args.queries, args.seed, args.hold_out)
@@ -194,7 +203,6 @@ def run(args):
             best = aligner
     report['held_out_correlations'] = best.held_out_correlations_.tolist()
     scores = best.score_matrix(x[unseen], y[unseen])
-    args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / 'alignment.json', report)
     chosen = range(min(args.rows, len(unseen)))
     if args.rows > 0:
@@ -230,4 +238,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'align_text'))

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clusterplug.core.command_line import add_out, parse, tool_parser
 from clusterplug.estimators.sharded import ALGORITHMS, ShardedOptions, ShardFolder, cluster_shards
+from clusterplug.user_errors import run_tool
 
 
 def parse_arguments(arguments=None):
@@ -96,4 +97,4 @@ def main(arguments=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'cluster_embeddings'))

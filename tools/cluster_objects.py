@@ -33,8 +33,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clusterplug.core.config_options import ConfigOptions
 from clusterplug.core.files import save_arrays, write_json
+from clusterplug.core.outputs import output_folder, refuse_source_targets, settings_of
+from clusterplug.user_errors import run_tool
 
 THINGS = ('car', 'bicycle', 'motorcycle', 'truck', 'bus', 'person', 'bicyclist', 'motorcyclist')
+FILES = ('objects.npz', 'summary.json', 'contact_sheet.png', 'birds_eye_*.png', 'points/*.npz')
 SKLEARN = {'HDBSCAN': 'cluster', 'DBSCAN': 'cluster', 'GaussianMixture': 'mixture'}
 
 
@@ -314,7 +317,6 @@ def write(args, scans, labels, chosen, names):
     classes = np.concatenate([scan['classes'] for scan in scans])
     joined |= {'class': classes, 'label': labels}
     joined['scan'] = np.repeat(np.arange(len(scans)), [len(scan['classes']) for scan in scans])
-    args.out.mkdir(parents=True, exist_ok=True)
     (args.out / 'points').mkdir(exist_ok=True)
     save_arrays(args.out / 'objects.npz', joined, header)
     first = 0
@@ -343,10 +345,8 @@ def write(args, scans, labels, chosen, names):
 
 
 def run(args):
-    from clusterplug.checkpoints import load_checkpoint_into
-    from clusterplug.cli import build_runner, load_config
+    from clusterplug.cli import data_folders, load_config
     from clusterplug.core.checks import check_count, check_number
-    from clusterplug.core.outputs import refuse_source_targets
 
     check_count(args.min_points, '--min-points', 1)
     check_number(args.cell_size, '--cell-size', above=0)
@@ -358,6 +358,15 @@ def run(args):
     config = load_config(args.config, args.cfg_options, str(args.out / 'log'))
     if config.get('val_dataloader') is None:
         raise ValueError(f'{args.config} has no val_dataloader, whose scans are taken')
+    sources = [*data_folders(config), *([args.checkpoint] if args.checkpoint != 'none' else [])]
+    with output_folder(args.out, 'cluster_objects', files=FILES, sources=sources, settings=settings_of(args)):
+        return cluster_units(args, config, estimator)
+
+
+def cluster_units(args, config, estimator):
+    from clusterplug.checkpoints import load_checkpoint_into
+    from clusterplug.cli import build_runner
+
     add_instances(config.val_dataloader)
     runner = build_runner(config)
     if args.checkpoint == 'none':
@@ -396,4 +405,4 @@ def main(arguments=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'cluster_objects'))

@@ -14,6 +14,7 @@ LikelihoodSampler) and pictures: scatter.png, likelihood.png, rarest.png, common
 
 import argparse
 import copy
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -23,13 +24,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from clusterplug.cli import load_config
-from clusterplug.core.files import save_arrays, whole_file
+from clusterplug.cli import data_folders, load_config
+from clusterplug.core.files import load_arrays, save_arrays, write_json
+from clusterplug.core.outputs import difference, fingerprint, output_folder, read_marker, settings_of
 from clusterplug.datasets.transforms import sample_id
 from clusterplug.estimators import SampleLikelihood
 from clusterplug.registry import DATASETS, MODELS
+from clusterplug.user_errors import run_tool
 
 _PART = 32  # samples of a part of the features: what an interrupted run embeds again at most
+FILES = ('likelihood.json', 'scatter.png', 'likelihood.png', 'rarest.png', 'commonest.png')
 _TAPS = ('neck', 'pts_neck', 'backbone', 'pts_backbone', 'middle_encoder')
 
 
@@ -199,28 +203,49 @@ def _one(packed):
     return packed
 
 
+def files_of(info) -> list:
+    """Size and time of the files of a sample: what tells a scan or an image that was replaced."""
+    cameras = [each for each in (info.get('images') or {}).values() if isinstance(each, dict)]
+    named = [(info.get('lidar_points') or {}).get('lidar_path'), info.get('img_path')]
+    named += [camera.get('img_path') for camera in cameras]
+    return [fingerprint(each) for each in named if each and Path(each).is_file()]
+
+
 def embed_all(dataset, embedder, ids, folder: Path, settings: dict) -> np.ndarray:
-    """Features (N, D); parts that an earlier run of the same settings left are not computed again."""
+    """Features (N, D); parts that an earlier run of the same settings and files left are not computed again."""
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / 'settings.json'
-    if marker.exists() and json.loads(marker.read_text()) != settings:
-        raise ValueError(f'{folder} holds features of other settings; choose another --out or remove it')
-    with whole_file(marker) as file:
-        json.dump(settings, file, indent=1)
+    if marker.exists():
+        differs = difference({**(read_marker(marker) or {}), 'samples': 0}, {**settings, 'samples': 0})
+        if differs or read_marker(marker)['samples'] != settings['samples']:
+            raise ValueError(
+                f'{folder} holds features of other settings ({differs or "other samples"}); choose another --out'
+            )
+    write_json(marker, settings)
     parts = []
     for start in range(0, len(ids), _PART):
         path = folder / f'part_{start // _PART:06}.npz'
         rows = ids[start : start + _PART]
-        if path.exists():
-            found = np.load(path)['features']
-        else:
+        infos = [dataset.get_data_info(start + i) for i in range(len(rows))]
+        about = dict(ids=[str(each) for each in rows], files=[files_of(info) for info in infos])
+        found = part_of(path, about)
+        if found is None:
             with torch.no_grad():
-                vectors = [embedder(dataset, start + i, dataset.get_data_info(start + i)) for i in range(len(rows))]
+                vectors = [embedder(dataset, start + i, info) for i, info in enumerate(infos)]
             found = torch.stack(vectors).numpy()
-            save_arrays(path, dict(features=found), dict(ids=[str(each) for each in rows]))
+            save_arrays(path, dict(features=found), about)
             print(f'{start + len(rows)} of {len(ids)} samples embedded', file=sys.stderr, flush=True)
         parts.append(found)
     return np.concatenate(parts)
+
+
+def part_of(path: Path, about: dict) -> np.ndarray | None:
+    """Features of a part that was made of the same files; None if it is missing, damaged or of others."""
+    try:
+        arrays, header = load_arrays(path)
+    except (OSError, ValueError):
+        return None
+    return arrays.get('features') if header == about else None
 
 
 def picture_of(dataset, info, index, root):
@@ -265,6 +290,13 @@ def draw_pictures(out: Path, dataset, ids, found: SampleLikelihood, weights: np.
 
 def run(args) -> str:
     config = load_config(args.config)
+    sources = [*data_folders(config), *([args.checkpoint] if args.checkpoint else [])]
+    with output_folder(args.out, 'dataset_equity', files=FILES, sources=sources, settings=settings_of(args)):
+        return weigh(args, config)
+
+
+def weigh(args, config) -> str:
+    """Embed the samples, find their likelihoods and write them."""
     from mmengine.registry import init_default_scope
 
     init_default_scope(config.get('default_scope', 'mmdet3d'))
@@ -284,6 +316,8 @@ def run(args) -> str:
         print('the weights of the embedder are random: pass --checkpoint or --pretrained', file=sys.stderr)
     settings = dict(
         embedder=embedder.name, checkpoint=args.checkpoint, pretrained=args.pretrained, size=args.size, seed=args.seed,
+        weights=fingerprint(args.checkpoint) if args.checkpoint else None, image_root=args.image_root,
+        config=hashlib.sha256(repr([config.model, dataset.pipeline]).encode()).hexdigest(),
         samples=[str(each) for each in ids],
     )  # fmt: skip
     out = Path(args.out)
@@ -330,4 +364,4 @@ def main(arguments=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'dataset_equity'))

@@ -210,6 +210,7 @@ def main() -> int:
 def demo(args, begin: float) -> int:
     """Generate, train both, read what they have learned, draw and compare."""
     from clusterplug import compat
+    from clusterplug.core.files import write_bytes
     from clusterplug.datasets.lidar_city import generate_lidar_city
     from clusterplug.experiments import RunFailed, run_all
 
@@ -228,7 +229,7 @@ def demo(args, begin: float) -> int:
     agreement, scenes = discovered(args)
     files = draw(scenes, model.clustering.loss.memory.num_clusters, args.out)
     text = table(results, agreement, cost)
-    (args.out / 'table.md').write_text(text + '\n')
+    write_bytes(args.out / 'table.md', (text + '\n').encode())
     print('\n' + text + '\n')
     say(f'one run of each, seed {args.seed}: differences of about 1.5 mIoU between seeds are usual')
     say(f'pictures: {", ".join(str(file) for file in files)}')

@@ -25,6 +25,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clusterplug.core.config_options import ConfigOptions
+from clusterplug.core.files import whole_file
+from clusterplug.core.outputs import output_folder, refuse_source_targets, settings_of
+from clusterplug.user_errors import run_tool
 
 METHODS = dict(kmeans='NovelClassKMeans', spectral='NovelClassSpectral', projection='ProjectionBasedNCD')
 
@@ -180,14 +183,23 @@ def score(objects: list[dict], numbers: np.ndarray, hidden: list[int]) -> str:
 
 
 def run(args) -> str:
-    from clusterplug.checkpoints import load_checkpoint_into
-    from clusterplug.cli import build_runner, load_config
-    from clusterplug.core.files import whole_file
-    from clusterplug.core.outputs import refuse_source_targets
+    from clusterplug.cli import data_folders, load_config
 
     if not Path(args.checkpoint).is_file():
         raise ValueError(f'CHECKPOINT must be a file, got {args.checkpoint}, which does not exist')
-    runner = build_runner(load_config(args.config, args.cfg_options, str(args.out / 'log')))
+    config = load_config(args.config, args.cfg_options, str(args.out / 'log'))
+    sources = [args.checkpoint, *data_folders(config)]
+    names = ('objects.json', 'cluster_*.png')
+    with output_folder(args.out, 'discover_classes', files=names, sources=sources, settings=settings_of(args)):
+        return discover(args, config)
+
+
+def discover(args, config) -> str:
+    """Find the objects, cluster them and write what was found."""
+    from clusterplug.checkpoints import load_checkpoint_into
+    from clusterplug.cli import build_runner
+
+    runner = build_runner(config)
     load_checkpoint_into(runner.model, args.checkpoint)
     dataset = labelled_set(runner.cfg, args.split)
     names = list(dataset.metainfo['classes'])
@@ -203,7 +215,6 @@ def run(args) -> str:
     objects, features = collect(runner.model, dataset, number, hidden, args)
     labels = np.array([found['label'] for found in objects], dtype=np.int64)
     numbers = cluster(features, labels, args)
-    args.out.mkdir(parents=True, exist_ok=True)
     kept = [
         {**{key: value for key, value in found.items() if key != 'rows'}, 'cluster': int(n)}
         for found, n in zip(objects, numbers)
@@ -229,4 +240,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'discover_classes'))

@@ -15,11 +15,13 @@ CONFIG is a Python file with
     )
     batch_size = 64          # optional, as are dtype = 'float16' and device = 'cpu'
 
-Maps (B, C, H, W) are averaged over their positions. A view that is in the bank already is not computed again. Then:
+Maps (B, C, H, W) are averaged over their positions. A view that the bank holds of the same settings, checkpoint and
+pictures is not computed again. Pictures that cannot be read are listed in bank.json and have no row. Then:
 MultiViewClustering(20).fit(read_bank('bank')).
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -29,7 +31,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from clusterplug.estimators.feature_bank import write_view
+from clusterplug.core.outputs import fingerprint, output_folder
+from clusterplug.estimators.feature_bank import is_current, write_view
+from clusterplug.user_errors import run_tool
 
 SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.webp', '.ppm'}
 
@@ -37,6 +41,7 @@ SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.webp', '.ppm'}
 def build(name, settings):
     """Return a frozen extractor, and the transform of a picture to its input."""
     settings = dict(settings)
+    torch.manual_seed(0)  # of weights that nobody trained
     kind, size, checkpoint = settings.pop('type'), settings.pop('image_size', None), settings.pop('checkpoint', None)
     if kind.startswith('timm.'):
         import timm
@@ -63,7 +68,7 @@ def build(name, settings):
         state = torch.load(checkpoint, map_location='cpu', weights_only=True)
         missing = model.load_state_dict(state.get('state_dict', state), strict=False).missing_keys
         if missing:
-            sys.exit(f'view {name}: {checkpoint} lacks {len(missing)} weights, such as {missing[0]}')
+            raise ValueError(f'view {name}: {checkpoint} lacks {len(missing)} weights, such as {missing[0]}')
     return model.eval(), transform
 
 
@@ -116,30 +121,64 @@ def main(arguments=None):
     if not out:
         parser.error('name the folder of the bank: out in the config, or --out')
     source = Path(config.inputs)
+    if not source.exists():
+        parser.error(f'{options.config} names inputs that do not exist: {source}')
+    try:
+        with output_folder(out, 'embed', sources=[source, options.config], keep=True):
+            fill(config, source, Path(out), torch.device(options.device or config.get('device', 'cpu')))
+    except (OSError, ValueError) as error:
+        sys.exit(f'embed: {error}')
+
+
+def fill(config, source, out, device):
+    """Write the views that the bank does not hold yet, or holds of other settings or inputs."""
+    unreadable = {}
     if source.suffix == '.npy':
-        inputs = np.load(source, mmap_mode='r')
+        inputs = np.load(source, mmap_mode='r', allow_pickle=False)
         rows = [str(number) for number in range(len(inputs))]
+        state = fingerprint(source)
     else:
-        inputs = sorted(path for path in source.rglob('*') if path.suffix.lower() in SUFFIXES)
+        found = sorted(path for path in source.rglob('*') if path.suffix.lower() in SUFFIXES)
+        unreadable = unreadable_of(source, found)
+        inputs = [path for path in found if path.relative_to(source).as_posix() not in unreadable]
         rows = [path.relative_to(source).as_posix() for path in inputs]
+        state = hashlib.sha256(json.dumps([[name, fingerprint(path)] for name, path in zip(rows, inputs)]).encode())
+        state = state.hexdigest()
     if not rows:
-        parser.error(f'{source} holds no pictures; allowed are {sorted(SUFFIXES)}')
-    device = torch.device(options.device or config.get('device', 'cpu'))
-    listed = Path(out) / 'bank.json'
-    known = json.loads(listed.read_text())['views'] if listed.is_file() else []
+        raise ValueError(f'{source} holds no pictures; allowed are {sorted(SUFFIXES)}')
+    dtype = config.get('dtype', 'float16')
     for name, settings in config.views.items():
-        if name in known:
+        checkpoint = settings.get('checkpoint')
+        made_of = dict(inputs=state, dtype=dtype, settings=repr(sorted(dict(settings).items())))
+        made_of['checkpoint'] = fingerprint(checkpoint) if checkpoint else None
+        if is_current(out, name, made_of):
             print(f'{name}: in the bank already')
             continue
-        model, transform = build(name, settings)
-        found = blocks(model.to(device), transform, inputs, device, int(config.get('batch_size', 64)))
-        try:
-            shape = write_view(out, name, found, rows, config.get('dtype', 'float16'))
-        except ValueError as error:
-            sys.exit(str(error))
+        with torch.random.fork_rng(devices=[]):
+            model, transform = build(name, settings)
+        parts = blocks(model.to(device), transform, inputs, device, int(config.get('batch_size', 64)))
+        shape = write_view(out, name, parts, rows, dtype, made_of, unreadable)
         print(f'{name}: {shape[0]} x {shape[1]}')
+    if unreadable:
+        print(f'{len(unreadable)} pictures could not be read and have no row:')
+        print('\n'.join(f'  {name!r}: {why}' for name, why in unreadable.items()))
     print(f'bank of {len(rows)} rows in {out}')
 
 
+def unreadable_of(source, paths):
+    """Pictures that cannot be decoded, with the reason; found first, as all views have the same rows."""
+    from PIL import Image
+
+    found = {}
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                picture.draft('RGB', (1, 1))  # JPEG is read to its end at an eighth of its size
+                picture.load()
+        except Exception as error:  # decoders raise SyntaxError, struct.error and more for damaged files
+            found[path.relative_to(source).as_posix()] = f'{type(error).__name__}: {error}'.splitlines()[0]
+    return found
+
+
 if __name__ == '__main__':
-    main()
+    sys.exit(run_tool(main, 'embed'))

@@ -19,6 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from clusterplug.core.outputs import check_output_file
+from clusterplug.user_errors import run_tool
+
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,6 +61,7 @@ def main(arguments=None) -> int:
 
     generator = torch.Generator().manual_seed(args.seed)
     try:
+        check_output_file(args.out, [each for each in (args.config, args.checkpoint) if each])
         if args.config:
             fn, x, draw = of_diffusion(args, generator)
         else:
@@ -121,6 +125,7 @@ def of_generator(args, generator):
 
     module, _, name = args.generator.partition(':')
     sys.path.insert(0, '.')
+    importlib.invalidate_caches()
     network = getattr(importlib.import_module(module), name)()
     if isinstance(network, torch.nn.Module):
         network.eval().requires_grad_(False)
@@ -136,9 +141,8 @@ def save_grid(path, rows, names, steps) -> None:
     from clusterplug.visualization import save_image_grid
 
     images = [[image.detach().float().cpu().numpy() for image in row] for row in rows]
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_image_grid(path, images, names, [f'{step:+g}' for step in steps])
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'latent_directions'))

@@ -13,6 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from clusterplug.core.outputs import check_output_file
+from clusterplug.user_errors import run_tool
+
 METHODS = ('average', 'task-arithmetic', 'ties', 'adamerging', 'concrete')
 
 
@@ -119,12 +122,12 @@ def main(arguments=None) -> int:
     import torch
 
     from clusterplug.core.files import whole_file
-    from clusterplug.core.outputs import refuse_source_targets
     from clusterplug.fusion import TaskVector
 
     try:
         history_file = args.out.with_suffix('.csv')
-        refuse_source_targets([args.base, *args.tuned], [args.out, history_file])
+        for path in (args.out, history_file):
+            check_output_file(path, [args.base, *args.tuned, *args.configs])
         base, meta = weights_of(args.base)
         vectors = []
         for path in args.tuned:
@@ -133,7 +136,6 @@ def main(arguments=None) -> int:
             print(f'{path}: {len(vector)} tensors, moved by {length:.4g}')
             vectors.append(vector)
         state, history = merge(args, base, vectors)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(args.out, 'wb') as file:
             torch.save(dict(meta=meta, state_dict=state), file)
         if history:
@@ -147,4 +149,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'merge_models'))

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from clusterplug.core.command_line import add_out, add_splits, exit_code, parse, tool_parser
 from clusterplug.datasets.kitti_converters import IMAGE_SIZE
 from clusterplug.datasets.kitti_frames import find_frames
+from clusterplug.user_errors import run_tool
 
 SPLITS = ('train', 'val', 'test')
 
@@ -86,4 +87,4 @@ def _splits(args: argparse.Namespace) -> dict[str, list[str]]:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'prepare_kitti'))

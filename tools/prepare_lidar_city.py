@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clusterplug.datasets.lidar_city.cli import main
+from clusterplug.user_errors import run_tool
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'prepare_lidar_city'))

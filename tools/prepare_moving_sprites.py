@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clusterplug.core.command_line import add_counts, add_out, exit_code, parse, tool_parser
 from clusterplug.datasets.moving_sprites import all_sprites, generate_moving_sprites
+from clusterplug.user_errors import run_tool
 
 
 def main() -> int:
@@ -43,4 +44,4 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'prepare_moving_sprites'))

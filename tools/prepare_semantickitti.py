@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from clusterplug.core.command_line import add_out, add_splits, exit_code, parse, tool_parser
 from clusterplug.core.outputs import LOCK, locked_folder
 from clusterplug.datasets.semantickitti_infos import RAW_LABELS, find_scans, refuse_sources, write_infos
+from clusterplug.user_errors import run_tool
 
 OFFICIAL = {
     'train': [f'{sequence:02d}' for sequence in (0, 1, 2, 3, 4, 5, 6, 7, 9, 10)],
@@ -124,4 +125,4 @@ def _existing_official(data_root: Path) -> dict[str, list[str]]:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'prepare_semantickitti'))

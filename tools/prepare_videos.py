@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from clusterplug.core.command_line import add_out, exit_code, number, parse, tool_parser, whole_number
 from clusterplug.core.outputs import refuse_source_targets
 from clusterplug.datasets.video.prepare import ENCODERS, REPORT, one_line, prepare_videos, survey
+from clusterplug.user_errors import run_tool
 
 
 def main() -> int:
@@ -139,4 +140,4 @@ def _is_text(name: str) -> bool:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'prepare_videos'))

@@ -17,6 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from clusterplug.user_errors import run_tool
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Index or query; returns the exit code."""
@@ -118,4 +120,4 @@ def _query(args: argparse.Namespace) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'search_texts'))

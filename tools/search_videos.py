@@ -27,6 +27,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clusterplug.core.config_options import ConfigOptions
+from clusterplug.user_errors import run_tool
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -269,4 +270,4 @@ def _tokens(args: argparse.Namespace) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'search_videos'))

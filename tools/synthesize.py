@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from clusterplug.cli import find_config
 from clusterplug.core.checks import check_choice
 from clusterplug.core.files import write_bytes, write_json
+from clusterplug.core.outputs import output_folder, settings_of
 from clusterplug.datasets.synthesis import (
     GeneratorUnavailable,
     LidarCityGenerator,
@@ -30,7 +31,9 @@ from clusterplug.datasets.synthesis import (
     coverage,
     write_lidar_city,
 )
+from clusterplug.user_errors import run_tool
 
+FILES = ('samples.jsonl', 'report.json', 'tree.txt', 'tree.html')
 _KEYS = ('tree', 'generator', 'n_per_leaf', 'city')
 
 
@@ -124,13 +127,21 @@ def run(args):
         return 0
     if not args.out:
         raise ValueError('--out must be a folder for answers, tree and samples; pass --out')
+    sources = [args.rebalance] if args.rebalance else []
+    options = dict(files=FILES, sources=sources, settings=settings_of(args), lock=False)
+    with output_folder(args.out, 'synthesize', **options):
+        return make(args, config, tree, n_per_leaf)
+
+
+def make(args, config, tree, n_per_leaf):
+    """Grow the tree, fill or balance it, and write what came of it."""
     generator, out = build_generator(config['generator']), Path(args.out)
     options = dict(folder=out, workers=args.workers, budget=args.budget)
     with warnings.catch_warnings(record=True) as stops:
         warnings.simplefilter('always', RuntimeWarning)
         tree.grow(generator, **options)
-        make = fill if args.rebalance is None else balance
-        lines, leaf, missing, more = make(tree, args, generator, n_per_leaf, options)
+        fill_or_balance = fill if args.rebalance is None else balance
+        lines, leaf, missing, more = fill_or_balance(tree, args, generator, n_per_leaf, options)
     stops = [str(each.message) for each in stops if 'budget' in str(each.message)]
     report = report_of(tree, leaf, missing, **more)
     write_lines(out / 'samples.jsonl', lines)
@@ -166,4 +177,4 @@ def main(arguments=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'synthesize'))

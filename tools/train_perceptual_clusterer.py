@@ -23,8 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from clusterplug.backbones import PointClusterNet
 from clusterplug.core.command_line import add_out, parse, tool_parser
 from clusterplug.core.files import save_arrays
+from clusterplug.core.outputs import check_output_file
 from clusterplug.datasets.scatterplots import make_scatterplot
 from clusterplug.functional import adjusted_rand_index, matched_cross_entropy, pair_loss, point_agreement
+from clusterplug.user_errors import run_tool
 
 # family -> share of the training plots
 SHARES = dict(blobs=0.2, moons=0.1, circles=0.1, curves=0.1, many=0.15, touching=0.15, shapes=0.2)
@@ -118,6 +120,7 @@ def evaluate(net, number, seed):
 
 def main(arguments=None):
     args = parse_arguments(arguments)
+    check_output_file(args.out, option='OUT')  # before an hour of training
     begin = time.process_time()
     options = dict(
         num_clusters=args.num_clusters, in_channels=2, kind=args.kind, embed_dims=args.embed_dims, depth=args.depth,
@@ -138,4 +141,4 @@ def main(arguments=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'train_perceptual_clusterer'))

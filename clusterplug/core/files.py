@@ -21,6 +21,7 @@ _REASONS = {
     errno.ENOSPC: 'the disk is full; make room and run the same command again',
     errno.EDQUOT: 'the disk quota is used up; make room and run the same command again',
     errno.EACCES: 'no permission to write; choose another folder or change its permissions',
+    errno.EFBIG: 'the file is larger than `ulimit -f` or the file system allows; raise the limit',
     errno.EROFS: 'the file system is read-only; choose another folder',
 }
 
@@ -69,8 +70,7 @@ def whole_file(path: str | os.PathLike, mode: str = 'w', **options) -> Iterator[
             os.unlink(temporary)
         # The caller's own errors inside the block (reading another file) keep their text.
         if isinstance(error, OSError) and error.errno is not None and error.filename in (None, temporary, target):
-            reason = _REASONS.get(error.errno, error.strerror)
-            raise OSError(error.errno, f'{reason}; it was not written, older files are untouched', target) from error
+            raise _named(error, target, 'it was not written, older files are untouched') from error
         raise
 
 
@@ -119,6 +119,81 @@ def load_arrays(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict]:
     except (KeyError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f'{path} is cut off or was not saved by clusterplug ({error}); save it again') from error
     return arrays, header
+
+
+def append_line(path: str | os.PathLike, line: bytes) -> None:
+    """Add a line to a file that one process writes, whole or not at all: a part of it is taken back.
+
+    Args:
+        path: The file; it is created where it is missing.
+        line: With its end.
+
+    Raises:
+        OSError: As ``open`` and ``write`` raise it (full disk, no permission), with the path.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp(), 'journal')
+        >>> append_line(path, b'one' + bytes([10]))
+        >>> path.read_bytes()
+        b'one\\n'
+    """
+    descriptor = None
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, 'O_CLOEXEC', 0), 0o666)
+        size = os.fstat(descriptor).st_size
+        try:
+            while line:
+                line = line[os.write(descriptor, line) :]
+        except BaseException:
+            os.ftruncate(descriptor, size)
+            raise
+    except OSError as error:
+        raise _named(error, os.fspath(path), 'the line was not added, what it holds is untouched') from error
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def mapped_array(path: str | os.PathLike, dtype: str | type, shape: tuple[int, ...]) -> np.memmap:
+    """Create a .npy file that is written in place, with its room on the disk reserved.
+
+    Without that, a disk that fills up later ends the process with a signal (SIGBUS) rather than an error. What lay
+    under the name is replaced, and a link there is not followed.
+
+    Args:
+        path: The file, a temporary name: it is not complete until its owner has filled and renamed it.
+        dtype: Of the array.
+        shape: Of the array.
+
+    Raises:
+        OSError: If there is no room or no permission, with the path.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> mapped_array(pathlib.Path(tempfile.mkdtemp(), '.a.partial'), 'int32', (3,)).shape
+        (3,)
+    """
+    path = os.fspath(path)
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        array = np.lib.format.open_memmap(path, mode='w+', dtype=dtype, shape=shape)
+        if hasattr(os, 'posix_fallocate'):
+            with open(path, 'r+b') as file:
+                os.posix_fallocate(file.fileno(), 0, max(1, os.fstat(file.fileno()).st_size))
+        return array
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that reserves nothing
+            return array
+        with suppress(OSError):
+            os.unlink(path)
+        raise _named(error, path, 'it was not written') from error
+
+
+def _named(error: OSError, path: str, outcome: str) -> OSError:
+    """The same error with the reason in words, the path and what became of the file."""
+    return OSError(error.errno, f'{_REASONS.get(error.errno, error.strerror)}; {outcome}', path)
 
 
 def _create_only(path, flags: int) -> int:

@@ -2,10 +2,11 @@
 """Output folders: never inside the source, never two writers at once, never taken for what other settings made."""
 
 import errno
+import fnmatch
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from clusterplug.core.files import write_json
@@ -19,6 +20,152 @@ class SourceOverwritten(ValueError):
 
 class FolderInUse(RuntimeError):
     """Another process writes to the output folder."""
+
+
+class ForeignOutput(ValueError):
+    """A file that would be replaced was not written by the tool that asks."""
+
+
+def check_folder(path: str | os.PathLike, option: str) -> None:
+    """Make an output folder, or say in one sentence why that cannot be.
+
+    Raises:
+        NotADirectoryError: If a file stands in its place, or in that of one of its parents.
+        PermissionError: If it cannot be created or written to.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(f'{option} must be a folder, got {path}, where a file stands in its place') from None
+    except OSError as error:
+        raise type(error)(f'{option} must be a folder that can be written to, got {path}: {error.strerror}') from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(f'{option} must be a folder that can be written to, got {path}: no permission')
+
+
+def check_output_file(
+    path: str | os.PathLike, sources: Iterable[str | os.PathLike] = (), option: str = '--out'
+) -> None:
+    """Check a single file that a tool will write, before the work that leads to it, and make its folder.
+
+    Args:
+        path: The file.
+        sources: Files and folders that are read.
+        option: How the user named it, for messages.
+
+    Raises:
+        SourceOverwritten: If it is a source, or lies in one.
+        IsADirectoryError: If it is a folder.
+        OSError: If its folder cannot be created or written to.
+    """
+    refuse_source_targets(sources, [path])
+    if os.path.isdir(path):
+        raise IsADirectoryError(f'{option} must be a file, got the folder {path}')
+    check_folder(os.path.dirname(os.path.realpath(path)), f'the folder of {option}')
+
+
+@contextmanager
+def output_folder(
+    folder: str | os.PathLike,
+    tool: str,
+    *,
+    files: Iterable[str] = (),
+    sources: Iterable[str | os.PathLike] = (),
+    settings: dict | None = None,
+    keep: bool = False,
+    lock: bool = True,
+    option: str = '--out',
+) -> Iterator[Path]:
+    """Hold the output folder of a tool for a whole run: made, not in a source, locked, without what others wrote.
+
+    A marker ``.TOOL.json`` lists what the tool wrote, with its settings and whether the run came to its end. Files
+    that a finished run did not write again (a picture of a cluster that is no longer found) are removed, so that
+    results of two runs never stand side by side.
+
+    Args:
+        folder: The folder.
+        tool: Name of the tool.
+        files: Names or patterns (``cluster_*.png``, ``points/*.npz``) of what it writes below the folder.
+        sources: Files and folders that are read.
+        settings: Plain values that the marker keeps.
+        keep: Keep what earlier runs wrote: each run adds files of its own names.
+        lock: False for a tool whose own steps hold the folder.
+        option: How the user named the folder, for messages.
+
+    Yields:
+        The folder.
+
+    Raises:
+        SourceOverwritten: If the folder, or a link in it at the place of a file, leads into a source.
+        ForeignOutput: If files of these names lie there that the tool did not write.
+        FolderInUse: If another process holds the folder.
+        OSError: If it cannot be created or written to.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as out, output_folder(out, 'count', files=['count.json']) as folder:
+        ...     write_json(folder / 'count.json', 3)
+    """
+    folder, files = Path(folder), list(files)
+    marker = folder / f'.{tool}.json'
+    sources = list(sources)
+    there = [folder / name for name in _matches(folder, files)]
+    refuse_source_targets(sources, [folder, folder / LOCK, marker, *there])
+    check_folder(folder, option)
+    with locked_folder(folder) if lock else nullcontext():
+        before, known = _matches(folder, files), read_marker(marker) or {}
+        # a run that was ended in the middle had checked the folder, and what it wrote is not listed yet
+        listed = set(before) if known.get('finished') is False else set(known.get('files', ()))
+        foreign = sorted(set(before) - listed)
+        if foreign:
+            more = f' and {len(foreign) - 3} more' if len(foreign) > 3 else ''
+            raise ForeignOutput(
+                f'{folder} holds {", ".join(foreign[:3])}{more}, not written by {tool}; nothing was changed. Choose '
+                f'another folder ({option}), or move what is there'
+            )
+        about = {'tool': tool, 'settings': settings or {}}
+        write_marker(marker, {**about, 'finished': False})
+        try:
+            yield folder
+        except BaseException:
+            if _matches(folder, files) == before:  # refused before anything was written
+                write_marker(marker, known) if known else marker.unlink(missing_ok=True)
+            raise
+        found = _matches(folder, files)
+        if not keep:
+            for name in [name for name, state in found.items() if before.get(name) == state]:
+                (folder / name).unlink()
+                del found[name]
+        kept = sorted({*found, *(listed if keep else ())})
+        write_marker(marker, {**about, 'finished': True, 'files': kept})
+
+
+def settings_of(arguments) -> dict[str, str]:
+    """Return the options of a command as text, for the marker of its output.
+
+    Args:
+        arguments (argparse.Namespace): What the parser found.
+
+    Example:
+        >>> import argparse
+        >>> settings_of(argparse.Namespace(seed=0, out=Path('x')))
+        {'out': 'x', 'seed': '0'}
+    """
+    return {name: str(value) for name, value in sorted(vars(arguments).items())}
+
+
+def _matches(folder: Path, patterns: list[str]) -> dict[str, tuple]:
+    """Return what lies below the folder under one of the names, with what changes when it is replaced."""
+    found = {}
+    for below in sorted({os.path.dirname(pattern) for pattern in patterns}):
+        names = [os.path.basename(pattern) for pattern in patterns if os.path.dirname(pattern) == below]
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder / below) as entries:
+            for entry in entries:
+                if any(fnmatch.fnmatchcase(entry.name, name) or entry.name == name for name in names):
+                    with suppress(FileNotFoundError):
+                        state = os.stat(entry.path) if entry.is_file() else entry.stat(follow_symlinks=False)
+                        found[os.path.join(below, entry.name)] = (state.st_ino, state.st_mtime_ns, state.st_size)
+    return found
 
 
 def refuse_source_targets(
@@ -81,14 +228,15 @@ def locked_folder(folder: str | os.PathLike) -> Iterator[None]:
         ...     pass
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder, 'the output folder')
     # A link under this name is refused by the system: the number of the process would go into another file.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, 'O_CLOEXEC', 0) | getattr(os, 'O_NOFOLLOW', 0)
     descriptor = os.open(folder / LOCK, flags, 0o666)
     try:
         _take(descriptor, folder)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f'{os.getpid()}\n'.encode(), 0)
+        with suppress(OSError):  # a full disk: the lock holds, and the first file of the output will say it
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f'{os.getpid()}\n'.encode(), 0)
         yield
     finally:
         os.close(descriptor)  # the file stays: removing it would let two processes lock two files of one name

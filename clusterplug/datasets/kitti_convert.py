@@ -248,7 +248,7 @@ def _part(root, out, work, converters, frames: list[str], training: bool, settin
         if training:
             converters.kitti._calculate_num_points_in_gt(str(out), infos, True)
         listing = scratch / 'infos.pkl'
-        listing.write_bytes(pickle.dumps(infos))
+        write_bytes(listing, pickle.dumps(infos))
         converters.kitti._create_reduced_point_cloud(str(out), str(listing), str(scratch))
         empty = [frame for frame in frames if not (scratch / f'{frame}.bin').stat().st_size]
         if empty:
@@ -296,7 +296,7 @@ def _write_infos(converters, parts: list[Path], work: Path, path: Path) -> None:
         before, after = scratch / 'first', scratch / 'second'
         before.mkdir()
         after.mkdir()
-        (before / path.name).write_bytes(pickle.dumps(_infos(parts)))
+        write_bytes(before / path.name, pickle.dumps(_infos(parts)))
         with contextlib.redirect_stdout(io.StringIO()):
             converters.update.update_kitti_infos(str(before / path.name), str(after))
         (after / path.name).replace(path)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from mmengine.hooks import Hook
 
+from clusterplug.core.files import write_bytes
+
 FILE = 'total_steps'
 
 
@@ -15,4 +17,4 @@ class TotalSteps(Hook):
         self.folder = Path(folder)
 
     def before_train(self, runner) -> None:
-        (self.folder / FILE).write_text(str(runner.max_iters))
+        write_bytes(self.folder / FILE, str(runner.max_iters).encode())

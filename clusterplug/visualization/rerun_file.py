@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clusterplug.core.files import whole_file
 from clusterplug.visualization._checks import check_cloud
 
 
@@ -32,13 +33,10 @@ def save_rerun(
         for title, colors in colorings:
             check_cloud(np.asarray(points), np.asarray(colors), f"colours of '{title}'")
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # rerun writes the file itself
-    temporary = path.with_name(f'.{path.name}.part')
-    try:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, 'wb') as file:  # rerun writes by name, into the temporary file
         recording = rerun.RecordingStream(name)
-        recording.save(str(temporary))
+        recording.save(file.name)
         for number, (points, colorings) in enumerate(scans):
             recording.set_time('scan', sequence=number)
             for title, colors in colorings:
@@ -46,6 +44,3 @@ def save_rerun(
                 recording.log(title.replace(' ', '_'), cloud)
         recording.flush()
         recording.disconnect()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -7,11 +7,20 @@ import os
 import stat
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
-from clusterplug.core.files import load_arrays, save_arrays, whole_file, write_bytes, write_json
+from clusterplug.core.files import (
+    append_line,
+    load_arrays,
+    mapped_array,
+    save_arrays,
+    whole_file,
+    write_bytes,
+    write_json,
+)  # fmt: skip
 
 
 def mode_of(path):
@@ -162,3 +171,42 @@ def test_foreign_arrays_are_refused_by_name(tmp_path, content):
 def test_json_takes_names_that_are_no_utf8(tmp_path):
     write_json(tmp_path / 'a.json', {'name': 'clip\udcff.mp4'})
     assert json.loads((tmp_path / 'a.json').read_text()) == {'name': 'clip\udcff.mp4'}
+
+
+def test_a_line_is_added_whole_or_not_at_all(tmp_path):
+    path = tmp_path / 'journal'
+    append_line(path, b'one\n')
+    with room(6), pytest.raises(OSError, match=r'ulimit -f.*the line was not added.*journal'):
+        append_line(path, b'a long line\n')
+    assert path.read_bytes() == b'one\n'
+    append_line(path, b'two\n')
+    assert path.read_bytes() == b'one\ntwo\n'
+    with pytest.raises(OSError, match='nowhere'):
+        append_line(tmp_path / 'nowhere' / 'journal', b'')
+
+
+def test_a_mapped_array_has_its_room_before_it_is_filled(tmp_path):
+    path = tmp_path / '.a.partial'
+    (tmp_path / 'mine').write_text('mine')
+    path.symlink_to(tmp_path / 'mine')
+    array = mapped_array(path, 'int32', (5, 2))
+    array[:] = 7
+    array.flush()
+    assert (np.load(path) == 7).all()
+    assert (tmp_path / 'mine').read_text() == 'mine'
+    assert os.stat(path).st_blocks * 512 >= 40
+    with room(100), pytest.raises(OSError, match=r'was not written.*partial'):
+        mapped_array(path, 'float32', (10**6, 4))
+    assert not path.exists()
+
+
+@contextmanager
+def room(size):
+    """Files of at most ``size`` bytes, what a full disk is to a writer."""
+    resource = pytest.importorskip('resource')
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -8,12 +8,16 @@ import sys
 import pytest
 
 from clusterplug.core import outputs
+from clusterplug.core.files import write_bytes
 from clusterplug.core.outputs import (
     FolderInUse,
+    ForeignOutput,
     SourceOverwritten,
+    check_output_file,
     difference,
     fingerprint,
     locked_folder,
+    output_folder,
     read_marker,
     refuse_source_targets,
     write_marker,
@@ -118,3 +122,88 @@ def test_a_link_in_the_place_of_the_lock_is_not_written_through(tmp_path):
     with pytest.raises(OSError), locked_folder(tmp_path / 'out'):
         pass
     assert (tmp_path / 'source').read_text() == 'mine'
+
+
+def names(folder):
+    return sorted(path.name for path in folder.rglob('*') if path.is_file() and not path.name.startswith('.'))
+
+
+def test_results_of_two_runs_never_stand_side_by_side(tmp_path):
+    out = tmp_path / 'out'
+    files = ['sum.json', 'cluster_*.png', 'points/*.npz']
+    for written in (['sum.json', 'cluster_0.png', 'cluster_1.png', 'points/a.npz'], ['sum.json', 'cluster_0.png']):
+        with output_folder(out, 'tool', files=files, settings=dict(seed=3)):
+            assert read_marker(out / '.tool.json')['finished'] is False
+            for name in written:
+                write_bytes(out / name, b'x')
+            (out / 'note.txt').write_text('of the user')
+        marker = read_marker(out / '.tool.json')
+        assert marker == dict(tool='tool', settings=dict(seed=3), finished=True, files=sorted(written))
+        assert names(out) == sorted([*(name.rpartition('/')[2] for name in written), 'note.txt'])
+    with output_folder(out, 'tool', files=files, keep=True):
+        write_bytes(out / 'cluster_7.png', b'x')
+    assert names(out) == ['cluster_0.png', 'cluster_7.png', 'note.txt', 'sum.json']
+
+
+def test_files_of_others_are_refused_and_named(tmp_path):
+    (tmp_path / 'sum.json').write_text('mine')
+    for tool in ('tool', 'tool'):  # a refusal does not make the file the tool's own
+        with (
+            pytest.raises(ForeignOutput, match=r'holds sum\.json, not written by tool'),
+            output_folder(tmp_path, tool, files=['sum.json']),
+        ):
+            pytest.fail('entered')
+    assert (tmp_path / 'sum.json').read_text() == 'mine'
+    assert not (tmp_path / '.tool.json').exists()
+    with output_folder(tmp_path, 'other', files=['else.json']):
+        pass
+
+
+@pytest.mark.parametrize('writes', [False, True])
+def test_a_run_that_fails_leaves_what_was_there_as_its_own(tmp_path, writes):
+    with output_folder(tmp_path, 'tool', files=['a', 'b']):
+        write_bytes(tmp_path / 'a', b'first')
+
+    def run():
+        with output_folder(tmp_path, 'tool', files=['a', 'b']):
+            if writes:
+                write_bytes(tmp_path / 'b', b'second')
+            raise RuntimeError
+
+    pytest.raises(RuntimeError, run)
+    assert (tmp_path / 'a').read_bytes() == b'first'
+    assert read_marker(tmp_path / '.tool.json')['finished'] is not writes
+    with output_folder(tmp_path, 'tool', files=['a', 'b']):  # no file of an earlier run is foreign
+        write_bytes(tmp_path / 'a', b'third')
+    assert names(tmp_path) == ['a']
+
+
+def test_output_folders_know_the_source(source, tmp_path):
+    (tmp_path / 'link').symlink_to(source)
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'sum.json').symlink_to(source / 'training/000.bin')
+    for folder in (source, source / 'new', tmp_path / 'link', out):
+        with (
+            pytest.raises(SourceOverwritten, match='only read'),
+            output_folder(folder, 'tool', files=['sum.json'], sources=[source]),
+        ):
+            pytest.fail('entered')
+    assert names(source) == ['000.bin']
+    assert not any(path.name.startswith('.') for path in source.rglob('*'))
+    with locked_folder(tmp_path / 'held'), pytest.raises(FolderInUse), output_folder(tmp_path / 'held', 'tool'):
+        pytest.fail('entered')
+
+
+def test_output_files_are_checked_before_the_work(source, tmp_path):
+    check_output_file(tmp_path / 'new' / 'deep' / 'x.png', [source])
+    assert (tmp_path / 'new' / 'deep').is_dir()
+    (tmp_path / 'link.bin').symlink_to(source / 'training/000.bin')
+    for path in (source / 'x', tmp_path / 'link.bin'):
+        with pytest.raises(SourceOverwritten):
+            check_output_file(path, [source])
+    with pytest.raises(IsADirectoryError, match='--sheet must be a file'):
+        check_output_file(tmp_path, option='--sheet')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(NotADirectoryError, match='folder of --out'):
+        check_output_file(tmp_path / 'file' / 'x')

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clusterplug.estimators import CoAssociation, read_bank
-from clusterplug.estimators.feature_bank import write_view
+from clusterplug.estimators.feature_bank import is_current, write_view
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,9 +31,22 @@ def test_bank_of_mapped_views(tmp_path):
         with pytest.raises(ValueError, match=match):
             write_view(tmp_path, 'c', blocks, names)
     assert list(read_bank(tmp_path)) == ['a', 'b'], 'what is not complete is not listed'
+    write_view(tmp_path, 'a', [values], rows, made_of=dict(settings=1))
+    assert is_current(tmp_path, 'a', dict(settings=1))
+    assert not is_current(tmp_path, 'a', dict(settings=2))
+    assert not is_current(tmp_path, 'b', dict(settings=1))
+    np.save(tmp_path / 'mine.npy', values)
+    for name in ('../up', '', '.hidden', 'a/b', 'mine'):
+        with pytest.raises(ValueError, match=r'name of a view|not of this bank'):
+            write_view(tmp_path, name, [values], rows)
+    np.testing.assert_array_equal(np.load(tmp_path / 'mine.npy'), values)
     (tmp_path / 'b.npy').unlink()
     with pytest.raises(ValueError, match='view b'):
         read_bank(tmp_path)
+    (tmp_path / 'bank.json').write_text('{"views": 3')
+    for read in (read_bank, lambda folder: is_current(folder, 'a', {})):
+        with pytest.raises(ValueError, match='damaged'):
+            read(tmp_path)
     with pytest.raises(FileNotFoundError, match=r'tools/embed\.py'):
         read_bank(tmp_path / 'nothing')
 
@@ -62,6 +75,32 @@ def test_tool_on_pictures(tmp_path, capsys):
     tool.main([str(config)])
     assert 'one: in the bank already' in capsys.readouterr().out
     np.testing.assert_array_equal(read_bank(tmp_path / 'bank')['one'], before)
+    (tmp_path / 'pictures' / 'cut.jpg').write_bytes(b'\xff\xd8\xff\xe0 not a picture')
+    (tmp_path / 'pictures' / 'a\nb<!--<script>.png').write_bytes(
+        (tmp_path / 'pictures' / '0' / '0.png').read_bytes()[:90]
+    )
+    tool.main([str(config)])
+    said = capsys.readouterr().out
+    assert '2 pictures could not be read' in said
+    assert "'a\\nb<!--<script>.png': " in said, 'one line a picture'
+    assert 'one: in the bank already' in said, 'rows are those of the pictures that can be read'
+    image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / 'pictures' / '0' / '0.png')
+    tool.main([str(config)])
+    assert 'one: 5 x' in capsys.readouterr().out, 'a replaced picture is embedded again'
+    after = np.array(read_bank(tmp_path / 'bank')['one'])
+    assert (after[0] != before[0]).any()
+    np.testing.assert_array_equal(after[1:], before[1:])
+    config.write_text(config.read_text().replace('image_size=64', 'image_size=32'))
+    tool.main([str(config)])
+    said = capsys.readouterr().out
+    assert 'one: 5 x' in said, 'other settings'
+    assert 'two: in the bank already' in said
+    image.fromarray(array).save(tmp_path / 'pictures' / '9.png')
+    with pytest.raises(SystemExit, match='bank of other inputs'):
+        tool.main([str(config)])
+    (tmp_path / 'linked').symlink_to(tmp_path / 'pictures')
+    with pytest.raises(SystemExit, match='only read'):
+        tool.main([str(config), '--out', str(tmp_path / 'linked')])
     config.write_text("inputs = 'nothing'\nout = 'x'\nviews = dict()\n")
     with pytest.raises(SystemExit):
         tool.main([str(config)])

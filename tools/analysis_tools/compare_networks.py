@@ -14,6 +14,10 @@ from pickle import UnpicklingError
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from clusterplug.core.config_options import ConfigOptions
+from clusterplug.core.outputs import output_folder, settings_of
+from clusterplug.user_errors import check_packages, run_tool
+
+FILES = ('units.json', 'curves.png', 'correlation_*.png', 'maps_*.png')
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -53,7 +57,6 @@ def build(config, checkpoint):
     from mmengine.registry import MODELS, init_default_scope
 
     from clusterplug.checkpoints import load_checkpoint_into
-    from clusterplug.user_errors import check_packages
 
     check_packages(config)
     init_default_scope(config.get('default_scope', 'mmengine'))
@@ -130,38 +133,47 @@ def draw(matching, name, number, args):
         save_activation_pairs(args.out / f'maps_{number}.png', pairs)
 
 
+def compare(args, configs):
+    """Match the units and write what was found; return the summaries and all details."""
+    from clusterplug.analysis import UnitMatching
+    from clusterplug.core.files import write_json
+    from clusterplug.visualization import save_match_curves
+
+    models = [build(*each) for each in zip(configs, (args.checkpoint_a, args.checkpoint_b))]
+    if not args.layers:
+        print('\n'.join(name for name, _ in models[0].named_modules() if name))
+        raise ValueError('name the layers to compare with --layers; those of A are above')
+    from mmengine.runner import Runner
+
+    loader = Runner.build_dataloader(configs[0].val_dataloader)
+    layers = [tuple(each.split('=', 1)) if '=' in each else each for each in args.layers]
+    matching = UnitMatching(*models, layers, pool=args.pool).fit(loader, args.max_batches)
+    rows = matching.summary(args.permutations)
+    found = [row._asdict() | details(matching, row.layer, args) for row in rows]
+    write_json(args.out / 'units.json', found)
+    curves = {name: tuple(matching.curve(name, method).cpu().numpy() for method in ('bipartite', 'semi'))
+              for name in matching.pairs}  # fmt: skip
+    save_match_curves(args.out / 'curves.png', curves)
+    for number, name in enumerate(matching.pairs):
+        draw(matching, name, number, args)
+    return rows, found
+
+
 def main(arguments=None) -> int:
     args = parse_arguments(arguments)
     for path in (args.checkpoint_a, args.checkpoint_b):
         if path != 'none' and not Path(path).is_file():
             sys.exit(f'compare_networks: a checkpoint must be a file or none, got {path}, which does not exist')
-    from clusterplug.analysis import UnitMatching
-    from clusterplug.cli import load_config
-    from clusterplug.core.files import write_json
-    from clusterplug.visualization import save_match_curves
+    from clusterplug.cli import data_folders, load_config
 
     try:
         configs = [load_config(each, args.cfg_options, str(args.out)) for each in (args.config_a, args.config_b)]
         if configs[0].get('val_dataloader') is None:
             raise ValueError(f'{args.config_a} has no val_dataloader, whose samples both networks see')
-        models = [build(*each) for each in zip(configs, (args.checkpoint_a, args.checkpoint_b))]
-        if not args.layers:
-            print('\n'.join(name for name, _ in models[0].named_modules() if name))
-            raise ValueError('name the layers to compare with --layers; those of A are above')
-        from mmengine.runner import Runner
-
-        loader = Runner.build_dataloader(configs[0].val_dataloader)
-        layers = [tuple(each.split('=', 1)) if '=' in each else each for each in args.layers]
-        matching = UnitMatching(*models, layers, pool=args.pool).fit(loader, args.max_batches)
-        rows = matching.summary(args.permutations)
-        args.out.mkdir(parents=True, exist_ok=True)
-        found = [row._asdict() | details(matching, row.layer, args) for row in rows]
-        write_json(args.out / 'units.json', found)
-        curves = {name: tuple(matching.curve(name, method).cpu().numpy() for method in ('bipartite', 'semi'))
-                  for name in matching.pairs}  # fmt: skip
-        save_match_curves(args.out / 'curves.png', curves)
-        for number, name in enumerate(matching.pairs):
-            draw(matching, name, number, args)
+        sources = [each for each in (args.checkpoint_a, args.checkpoint_b) if each != 'none']
+        sources += [folder for config in configs for folder in data_folders(config)]
+        with output_folder(args.out, 'compare_networks', files=FILES, sources=sources, settings=settings_of(args)):
+            rows, found = compare(args, configs)
     except (OSError, ValueError, UnpicklingError) as error:
         sys.exit(f'compare_networks: {error}')
     print('\n'.join(table(rows)))
@@ -174,4 +186,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'compare_networks'))

@@ -14,6 +14,8 @@ from pickle import UnpicklingError
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from clusterplug.core.config_options import ConfigOptions
+from clusterplug.core.outputs import output_folder, refuse_source_targets, settings_of
+from clusterplug.user_errors import run_tool
 
 TRUTH = (60, 220, 60)
 COLORS = [(255, 90, 90), (90, 170, 255), (255, 190, 40), (220, 110, 255), (80, 230, 230)]
@@ -44,14 +46,13 @@ def main() -> int:
     from mmengine.dataset import pseudo_collate
 
     from clusterplug.checkpoints import load_checkpoint_into
-    from clusterplug.cli import build_runner, load_config
-    from clusterplug.core.outputs import refuse_source_targets
+    from clusterplug.cli import build_runner, data_folders, load_config
 
-    if args.out.exists() and not args.out.is_dir():
-        sys.exit(f'draw_boxes: --out must be a folder, got the file {args.out}')
     if args.checkpoint and not Path(args.checkpoint).is_file():
         sys.exit(f'draw_boxes: CHECKPOINT must be a file, got {args.checkpoint}, which does not exist')
-    runner = build_runner(load_config(args.config, args.cfg_options, str(args.out / 'log')))
+    config = load_config(args.config, args.cfg_options, str(args.out / 'log'))
+    refuse_source_targets(data_folders(config), [args.out])  # before the log is begun
+    runner = build_runner(config)
     dataset = runner.build_dataloader(runner.cfg.val_dataloader).dataset
     frames = range(len(dataset)) if args.frames is None else args.frames
     if frames and not 0 <= min(frames) <= max(frames) < len(dataset):
@@ -62,21 +63,20 @@ def main() -> int:
             load_checkpoint_into(model, args.checkpoint)
         except (OSError, ValueError, UnpicklingError) as error:
             sys.exit(f'draw_boxes: {error}')
-    try:
-        refuse_source_targets(_sources(dataset, frames, args), [args.out, *(_target(dataset, n, args) for n in frames)])
-    except ValueError as error:
-        sys.exit(f'draw_boxes: {error}')
-    for number in frames:
-        data, found = dataset[number], None
-        if args.checkpoint:
-            import torch
+    names, sources = [_target(dataset, n, args).name for n in frames], _sources(dataset, frames, args)
+    options = dict(settings=settings_of(args), keep=True)
+    with output_folder(args.out, 'draw_boxes', files=names, sources=sources, **options):
+        for number in frames:
+            data, found = dataset[number], None
+            if args.checkpoint:
+                import torch
 
-            with torch.no_grad():
-                found = model.test_step(pseudo_collate([data]))[0].pred_instances_3d.to('cpu')
-            found = found[found.scores_3d >= args.score_thr]
-        path = _target(dataset, number, args)
-        draw(path, dataset, number, data['inputs']['points'].numpy(), found)
-        print(path)
+                with torch.no_grad():
+                    found = model.test_step(pseudo_collate([data]))[0].pred_instances_3d.to('cpu')
+                found = found[found.scores_3d >= args.score_thr]
+            path = _target(dataset, number, args)
+            draw(path, dataset, number, data['inputs']['points'].numpy(), found)
+            print(path)
     return 0
 
 
@@ -130,10 +130,9 @@ def draw(path: Path, dataset, number: int, points, found) -> None:
     figure.suptitle(path.stem)
     figure.legend(handles=legend, loc='lower center', ncols=len(legend), frameon=False)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, 'wb') as out:
         figure.savefig(out, format='png')
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'draw_boxes'))

@@ -15,6 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from clusterplug.core.outputs import check_output_file
+from clusterplug.user_errors import run_tool
+
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -43,9 +46,9 @@ def main(arguments=None) -> int:
     try:
         if len(set(args.dims)) > 1:
             raise ValueError(f'--dims must be equal, as k-subspaces has one dimension, got {args.dims}')
+        check_output_file(args.out)
         errors = [recovery_error(args, max(1, round(ratio * args.dims[0]))) for ratio in args.ratios]
         ranks = [denoiser_rank(args, noise) for noise in args.noises]
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         levels = [f'{noise:g}' for noise in args.noises]
         save_curves(
             args.out,
@@ -96,4 +99,4 @@ def denoiser_rank(args, noise: float) -> float:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'phase_transition'))

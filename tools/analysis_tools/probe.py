@@ -11,6 +11,9 @@ from pickle import UnpicklingError
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from clusterplug.core.config_options import ConfigOptions
+from clusterplug.core.files import write_json
+from clusterplug.core.outputs import check_output_file
+from clusterplug.user_errors import run_tool
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -41,6 +44,8 @@ def main() -> int:
     from clusterplug.checkpoints import load_checkpoint_into
     from clusterplug.cli import build_runner, load_config
 
+    if args.out is not None:
+        check_output_file(args.out, [each for each in (args.config, args.checkpoint) if Path(each).is_file()])
     config = load_config(args.config, args.cfg_options, args.work_dir)
     if config.get('val_dataloader') is None:
         sys.exit(f'probe: {args.config} has no val_dataloader, whose samples are probed')
@@ -60,13 +65,11 @@ def main() -> int:
     except (OSError, ValueError, UnpicklingError) as error:
         sys.exit(f'probe: {error}')
     numbers = {name: float(value) for name, value in numbers.items()}
-    text = json.dumps(numbers, indent=2)
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + '\n')
-    print(text)
+        write_json(args.out, numbers)
+    print(json.dumps(numbers, indent=2))
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'probe'))

@@ -30,8 +30,9 @@ from _token_models import build, miou, normalization, pictures, read_labels
 
 from clusterplug import patch
 from clusterplug.core.files import whole_file, write_bytes
-from clusterplug.core.outputs import refuse_source_targets
+from clusterplug.core.outputs import output_folder, settings_of
 from clusterplug.patch.hosts import find_layout
+from clusterplug.user_errors import run_tool
 
 COLUMNS = (
     'method', 'start', 'keep', 'gflops', 'ideal', 'median_ms', 'quartile1_ms', 'quartile3_ms', 'images_per_s',
@@ -287,16 +288,17 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(0)
     try:
         folder = Path(arguments.out)
-        refuse_source_targets([source for source in (arguments.images, arguments.labels) if source], [folder])
-        folder.mkdir(parents=True, exist_ok=True)
-        device = torch.empty(1, device=arguments.device).device
-        model = build(arguments.model, arguments.size, arguments.pretrained).to(device)
-        scale = normalization(model, arguments.model, arguments.pretrained)
-        images = pictures(arguments.images, arguments.num_images, arguments.size, scale).to(device)
-        print('| ' + ' | '.join(COLUMNS) + ' |')
-        rows = sweep(model, images, arguments, lambda rows: write_table(rows, folder))
-        write_table(rows, folder)
-        draw(rows, folder, f'{arguments.model} at {arguments.size}, batch {arguments.batch_size}')
+        sources = [source for source in (arguments.images, arguments.labels) if source]
+        names = ('pareto.csv', 'pareto.md', 'pareto.png')
+        with output_folder(folder, 'token_pareto', files=names, sources=sources, settings=settings_of(arguments)):
+            device = torch.empty(1, device=arguments.device).device
+            model = build(arguments.model, arguments.size, arguments.pretrained).to(device)
+            scale = normalization(model, arguments.model, arguments.pretrained)
+            images = pictures(arguments.images, arguments.num_images, arguments.size, scale).to(device)
+            print('| ' + ' | '.join(COLUMNS) + ' |')
+            rows = sweep(model, images, arguments, lambda rows: write_table(rows, folder))
+            write_table(rows, folder)
+            draw(rows, folder, f'{arguments.model} at {arguments.size}, batch {arguments.batch_size}')
     except KeyboardInterrupt:
         print(f'stopped; what was measured is in {arguments.out}', file=sys.stderr)
         return 130
@@ -327,4 +329,4 @@ def _recommend(rows: list[dict], speedup: float | None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'token_pareto'))

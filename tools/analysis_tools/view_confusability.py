@@ -8,6 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from clusterplug.core.outputs import check_output_file
+from clusterplug.user_errors import run_tool
+
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -26,12 +29,11 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 def main(arguments=None) -> int:
     args = parse_arguments(arguments)
     from clusterplug.checkpoints import read_checkpoint
-    from clusterplug.core.outputs import refuse_source_targets
     from clusterplug.functional import class_overlap, orthonormalize_bases
     from clusterplug.visualization import save_class_overlap
 
     try:
-        refuse_source_targets([args.checkpoint], [args.out])
+        check_output_file(args.out, [args.checkpoint])
         content = read_checkpoint(args.checkpoint)
         state = content.get('state_dict', content)
         keys = [args.key] if args.key else [name for name in state if name.endswith('fc.weight')]
@@ -43,7 +45,6 @@ def main(arguments=None) -> int:
                 f'--subspace-dim must divide the {weight.shape[0]} rows of {keys[0]}, got {args.subspace_dim}'
             )
         overlap = class_overlap(orthonormalize_bases(weight.unflatten(0, (-1, args.subspace_dim)).mT)).numpy()
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         save_class_overlap(args.out, overlap, args.names)
     except (OSError, ValueError) as error:
         sys.exit(f'view_confusability: {error}')
@@ -56,4 +57,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'view_confusability'))

@@ -8,6 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from clusterplug.core.outputs import output_folder, refuse_source_targets, settings_of
+from clusterplug.user_errors import run_tool
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -42,25 +45,31 @@ def read_image(path: Path, size: int):
 
 def main(arguments=None) -> int:
     args = parse_arguments(arguments)
+    page, panels = args.out / f'{args.image.stem}.html', args.out / f'{args.image.stem}.png'
+    try:
+        sources = [each for each in (args.image, args.checkpoint) if each is not None and str(each) != 'demo']
+        refuse_source_targets(sources, [page, panels])
+        names, settings = [page.name, panels.name], settings_of(args)
+        with output_folder(args.out, 'view_fec', files=names, sources=sources, settings=settings, keep=True):
+            draw(args, page, panels)
+    except (OSError, ValueError) as error:
+        sys.exit(f'view_fec: {error}')
+    print(page, panels, sep='\n')
+    return 0
+
+
+def draw(args, page: Path, panels: Path) -> None:
     import torch
 
     from clusterplug.backbones import FEC, load_fec
-    from clusterplug.core.outputs import refuse_source_targets
-    from clusterplug.user_errors import check_folder
     from clusterplug.visualization.cluster_page import save_cluster_page, save_cluster_panels
     from clusterplug.visualization.cluster_views import cluster_views
 
     torch.manual_seed(args.seed)
-    page, panels = args.out / f'{args.image.stem}.html', args.out / f'{args.image.stem}.png'
-    try:
-        refuse_source_targets([args.image, *([args.checkpoint] if args.checkpoint else [])], [page, panels])
-        check_folder(args.out, '--out')
-        image = read_image(args.image, args.size)
-        model = FEC(args.arch).eval()
-        if args.checkpoint is not None:
-            load_fec(model, args.checkpoint)
-    except (OSError, ValueError) as error:
-        sys.exit(f'view_fec: {error}')
+    image = read_image(args.image, args.size)
+    model = FEC(args.arch).eval()
+    if args.checkpoint is not None:
+        load_fec(model, args.checkpoint)
     pixels = torch.tensor(image).permute(2, 0, 1)[None] / 255
     mean, std = (torch.tensor(each)[:, None, None] for each in (MEAN, STD))
     views = cluster_views(model, (pixels - mean) / std, args.groups)
@@ -68,9 +77,7 @@ def main(arguments=None) -> int:
     save_cluster_page(page, image, views, title=f'{args.image.name}: FEC-{args.arch}, {weights}')
     chosen = [view for view in views if 'block' not in view.name or view.name.endswith('block 1, head 1')]
     save_cluster_panels(panels, image, chosen)
-    print(page, panels, sep='\n')
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'view_fec'))

@@ -10,6 +10,8 @@ from pickle import UnpicklingError
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from clusterplug.core.config_options import ConfigOptions
+from clusterplug.core.outputs import output_folder, refuse_source_targets, settings_of
+from clusterplug.user_errors import run_tool
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,20 +39,29 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
+    from clusterplug.cli import data_folders, load_config
+
+    if not Path(args.checkpoint).is_file():
+        sys.exit(f'view_subclasses: CHECKPOINT must be a file, got {args.checkpoint}, which does not exist')
+    config = load_config(args.config, args.cfg_options, str(args.out / 'log'))
+    names = ['subclass_sizes.png', 'centers.png', *(f'scan_{number}[._]*' for number in args.scans), 'scans.rrd']
+    options = dict(sources=[args.checkpoint, *data_folders(config)], settings=settings_of(args), keep=True)
+    with output_folder(args.out, 'view_subclasses', files=names, **options):
+        files = draw(args, config)
+    print('\n'.join(str(file) for file in files))
+    return 0
+
+
+def draw(args, config) -> list[Path]:
     from mmengine.dataset import pseudo_collate
 
     from clusterplug.attach import check_predictable, predict_subclasses, true_classes
     from clusterplug.checkpoints import load_checkpoint_into
-    from clusterplug.cli import build_runner, load_config
-    from clusterplug.core.outputs import refuse_source_targets
+    from clusterplug.cli import build_runner
     from clusterplug.visualization import save_rerun
     from clusterplug.visualization.subclass_views import save_memory_views, save_scan_views, scan_colorings
 
-    if args.out.exists() and not args.out.is_dir():
-        sys.exit(f'view_subclasses: --out must be a folder, got the file {args.out}')
-    if not Path(args.checkpoint).is_file():
-        sys.exit(f'view_subclasses: CHECKPOINT must be a file, got {args.checkpoint}, which does not exist')
-    runner = build_runner(load_config(args.config, args.cfg_options, str(args.out / 'log')))
+    runner = build_runner(config)
     model = runner.model
     try:
         check_predictable(model)
@@ -86,9 +97,8 @@ def main() -> int:
     if args.rerun:
         save_rerun(args.out / 'scans.rrd', recorded)
         files.append(args.out / 'scans.rrd')
-    print('\n'.join(str(file) for file in files))
-    return 0
+    return files
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'view_subclasses'))

@@ -9,6 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from clusterplug.core.command_line import add_out, parse, tool_parser
+from clusterplug.core.outputs import check_output_file
+from clusterplug.user_errors import run_tool
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -28,10 +30,9 @@ def main(arguments=None) -> int:
     from clusterplug.backbones import FEC, list_models, load_fec
     from clusterplug.backbones.fec_checkpoint import backbone_weights, read_weights
     from clusterplug.core.files import whole_file
-    from clusterplug.core.outputs import refuse_source_targets
 
     try:
-        refuse_source_targets([args.source], [args.out])
+        check_output_file(args.out, [args.source])
         weights = read_weights(args.source)
         head = weights.get('head.weight')
         classes = len(head) if head is not None and head.ndim else 0
@@ -51,7 +52,6 @@ def main(arguments=None) -> int:
     model = model.to_empty(device='cpu')
     load_fec(model, weights)
     try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(args.out, 'wb') as file:
             torch.save(dict(meta=dict(arch=name, num_classes=classes), state_dict=dict(weights)), file)
     except OSError as error:
@@ -62,4 +62,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main, 'fec'))

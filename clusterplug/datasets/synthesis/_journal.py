@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from clusterplug.core.files import whole_file
+from clusterplug.core.files import append_line, whole_file
 from clusterplug.core.outputs import difference
 
 JOURNAL = 'journal.jsonl'
@@ -64,6 +64,7 @@ class Journal:
             with whole_file(path, encoding='utf-8') as file:
                 file.writelines(_line(entry) for entry in [{'settings': settings}, *entries])
         self._answers = {entry['call']: entry for entry in entries}
+        self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, 'O_CLOEXEC', 0))
 
     def get(self, key: str) -> dict | None:
@@ -95,7 +96,7 @@ class Journal:
             entry = json.loads(line)
         with self._lock:
             if line is not None:
-                _write_all(self._file, line.encode('utf-8', 'surrogateescape'))
+                append_line(self._path, line.encode('utf-8', 'surrogateescape'))
                 if time.monotonic() - self._synced > _SECONDS_BETWEEN_SYNCS:
                     os.fsync(self._file)
                     self._synced = time.monotonic()
@@ -112,8 +113,3 @@ class Journal:
 
 def _line(entry: dict) -> str:
     return json.dumps(entry, allow_nan=False) + '\n'
-
-
-def _write_all(file: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(file, content) :]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from clusterplug.core.files import whole_file
+from clusterplug.core.files import append_line, whole_file
 
 JOURNAL = '.prepared_videos.jsonl'
 
@@ -75,8 +75,7 @@ class Journal:
             self._add([_line(name, None)])
 
     def _add(self, lines: Iterable[str]) -> None:
-        with open(self._path, 'a', encoding='utf-8') as file:
-            file.writelines(lines)
+        append_line(self._path, ''.join(lines).encode())
 
 
 def _line(name: str, record: dict | None) -> str:

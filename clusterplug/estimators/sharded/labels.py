@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clusterplug.core.files import whole_file
+from clusterplug.core.files import mapped_array, whole_file
 from clusterplug.estimators.sharded.passes import sum_over_blocks
 from clusterplug.estimators.sharded.run import Run
 from clusterplug.estimators.sharded.shards import Block
@@ -63,7 +63,7 @@ def _prepare(run: Run, partial: list[Path]) -> bool:
     for path in done:
         path.unlink(missing_ok=True)
     for path, rows in zip(partial, run.shards.rows):
-        np.lib.format.open_memmap(path, mode='w+', dtype=np.int32, shape=(rows,)).flush()
+        mapped_array(path, np.int32, (rows,)).flush()
     return True
 
 

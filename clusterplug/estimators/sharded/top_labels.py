@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from clusterplug.core.checks import check_choice, check_count
-from clusterplug.core.files import whole_file, write_json
-from clusterplug.core.outputs import locked_folder
+from clusterplug.core.files import mapped_array, whole_file, write_json
+from clusterplug.core.outputs import locked_folder, read_marker
 from clusterplug.estimators.sharded.nearest import ENGINES
 from clusterplug.estimators.sharded.shards import ShardFolder
 
@@ -80,8 +80,8 @@ def label_shards(
     if not shards.normalize:
         raise ValueError('shards must be read with normalize=True: labels are by cosine')
     out = Path(out)
-    shards.refuse_targets([out / name for name in (*_FILES, 'centers.npy', 'labels.json')])
-    out.mkdir(parents=True, exist_ok=True)
+    names = (*_FILES, *(f'.{name}.partial' for name in _FILES), 'centers.npy', 'labels.json')
+    shards.refuse_targets([out / name for name in names])
     with locked_folder(out):
         return _label(shards, centers, out, num_labels, _search(engine, device, centers), block_rows, report)
 
@@ -138,10 +138,18 @@ def _label(shards, centers, out: Path, num_labels: int, search: Callable, block_
     identity |= {'num_clusters': len(centers), 'checksum': float(np.abs(centers).sum(dtype=np.float64))}
     identity |= {'corner': centers[:: max(1, len(centers) // 64), 0].tolist()}
     done, state = 0, {}
+    foreign = [name for name in (*_FILES, 'centers.npy') if os.path.lexists(out / name)]
+    if foreign and not state_path.exists():
+        raise ValueError(
+            f'{out} holds {", ".join(foreign)}, which no run of this tool has written; choose another output folder'
+        )
     if state_path.exists():
-        state = json.loads(state_path.read_text())
+        state = read_marker(state_path) or {}
         if state.get('identity') != json.loads(json.dumps(identity)):
-            raise ValueError(f'{out} holds labels of other shards, centers or options; choose another output folder')
+            raise ValueError(
+                f'{out} holds labels of other shards, centers or options, or a damaged {state_path.name}; '
+                'choose another output folder'
+            )
         if state.get('summary') is not None and all((out / name).is_file() for name in _FILES):
             report('already labeled; choose another output folder for another run')
             return state['summary']
@@ -149,8 +157,9 @@ def _label(shards, centers, out: Path, num_labels: int, search: Callable, block_
     partial = [out / f'.{name}.partial' for name in _FILES]
     if not done or not all(path.exists() for path in partial):
         done = 0
+        write_json(state_path, {'identity': identity, 'blocks': 0})  # what lies here from now on is of this run
         for path, kind in zip(partial, (np.int32, np.float32), strict=True):
-            np.lib.format.open_memmap(path, mode='w+', dtype=kind, shape=(len(shards), num_labels)).flush()
+            mapped_array(path, kind, (len(shards), num_labels)).flush()
     labels, similarities = (np.lib.format.open_memmap(path, mode='r+') for path in partial)
     blocks, begin, clock = shards.blocks(block_rows), time.monotonic(), time.monotonic()
     for number in range(done, len(blocks)):
