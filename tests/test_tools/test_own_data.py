@@ -36,7 +36,9 @@ def write_scans(folder, scans=2, points=1500):
 
 
 def blocks(language):
-    return re.findall(rf'```{language}\n(.*?)```', (ROOT / 'docs/own_data.md').read_text(), re.DOTALL)
+    """Blocks of the part on scans."""
+    text = (ROOT / 'docs/own_data.md').read_text().partition('\n## Videos')[0]
+    return re.findall(rf'```{language}\n(.*?)```', text, re.DOTALL)
 
 
 def run(line, folder, *more):
