@@ -172,9 +172,12 @@ def main() -> int:
     parser.add_argument('--num-val', type=int, default=150, help='scans of other streets for the evaluation')
     parser.add_argument('--epochs', type=int, default=5, help='passes over the training scans')
     parser.add_argument('--jobs', type=int, default=2, help='trainings at a time')
+    parser.add_argument(
+        '--page', help='page whose part between the marks "point_cluster_subtypes" is replaced by the NMI'
+    )
     args = parser.parse_args()
 
-    from _timing import describe_machine
+    from _timing import describe_machine, publish
 
     from clusterplug import compat
     from clusterplug.datasets.lidar_city import generate_lidar_city
@@ -186,7 +189,8 @@ def main() -> int:
     runs = runs_of(args)
     results = run_all(runs, jobs=args.jobs, threads=1)
 
-    print(*describe_machine(('mmdet3d', 'spconv')), sep='\n')
+    machine, page = describe_machine(('mmdet3d', 'spconv')), []
+    print(*machine, sep='\n')
     metrics = [name for name in next(iter(results.values()))['metrics'] if name not in ('acc_cls',)]
     for setting in args.settings:
         print(f'\ncity {args.city}, {setting}, seeds {args.seeds}\n')
@@ -204,10 +208,18 @@ def main() -> int:
                 f'| {low:+.1f} to {high:+.1f} |'
             )
         agreements = [agreement_of(runs[f'{setting}-seed{seed}'], runs[f'plain-seed{seed}']) for seed in args.seeds]
-        print(f'\nNMI with the hidden sub-types, {agreements[0]["scans"]} scans\n')
-        print(agreement_table(agreements, class_names()))
+        page += [
+            f'City {args.city}, setting `{setting}`, seeds {", ".join(map(str, args.seeds))}: NMI with the hidden '
+            f'sub-types over {agreements[0]["scans"]} scans',
+            '',
+            agreement_table(agreements, class_names()),
+            '',
+        ]
+        print('', *page[-4:], sep='\n')
         for name in ('worst', 'collapsed'):
             print(f'{name}: {", ".join(f"{each[name]:.3f}" for each in agreements)}')
+    if args.page:
+        publish(args.page, 'point_cluster_subtypes', ['', *(f'{line}<br>' for line in machine), '', *page])
     return 0
 
 

@@ -79,6 +79,33 @@ def test_plain_and_wrapped_model_predict_the_same_bits(data, tmp_path):
         assert all(tap.value is None and not tap.open for tap in taps)
 
 
+def test_positions_inside_a_stride_from_training_to_prediction(data, tmp_path):
+    """The regression sees the coordinates of the coarse voxels, and so does the prediction of subclasses."""
+    from clusterplug.attach import predict_subclasses
+
+    def with_positions(model):
+        wrapped = wrap(model, embedding='backbone.encoder.1')
+        wrapped['loss'].update(assigner=dict(position_period=2), regions='cell')
+        return wrapped
+
+    runner, seen = build_tiny_runner(tmp_path, data, wrap=with_positions), {}
+    tap, loss = runner.model.get_submodule('backbone.encoder.1'), runner.model.clustering.loss
+    tap.register_forward_hook(lambda _, inputs, output: seen.update(tap=output))
+    loss.register_forward_pre_hook(lambda _, inputs: seen.update(cells=inputs[5], labels=inputs[1], regions=inputs[4]))
+    runner.train()
+    assert loss.positions.moments.any()
+    assert seen['regions'].shape == seen['labels'].shape
+    batch = next(iter(runner.build_dataloader(runner.cfg.train_dataloader)))
+    runner.model.train()(**runner.model.data_preprocessor(batch, training=True), mode='loss')
+    assert torch.equal(seen['cells'], seen['tap'].indices[:, 1:].long())
+    (scan,) = predict_subclasses(runner.model, next(iter(runner.build_dataloader(runner.cfg.val_dataloader))))
+    assert scan.cells.shape == (len(scan.points), 3)
+    known = scan.features.isfinite().all(1)
+    table = {tuple(cell): row for row, cell in enumerate(seen['tap'].indices[:, 1:].tolist())}
+    rows = torch.tensor([table[tuple(cell)] for cell in scan.cells[known].tolist()])
+    assert torch.equal(scan.features[known], seen['tap'].features[rows])
+
+
 @pytest.mark.parametrize(('embedding', 'stride'), [('backbone.encoder.0', 2), ('backbone.encoder.1', 4)])
 def test_sparse_tap_gives_each_voxel_the_feature_of_its_cell(data, tmp_path, embedding, stride):
     runner = build_tiny_runner(tmp_path, data, wrap=functools.partial(wrap, embedding=embedding))
