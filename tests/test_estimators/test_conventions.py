@@ -9,15 +9,20 @@ sklearn_checks = pytest.importorskip('sklearn.utils.estimator_checks')
 
 from clusterplug.estimators import (  # noqa: E402
     AgglomerativeClustering,
+    CoAssociation,
+    DeepSubspaceClustering,
     GraphDegreeLinkage,
     KMeans,
     KMedoids,
+    ManifoldClustering,
     MiniBatchKMeans,
+    MultiViewClustering,
     SpectralClustering,
 )
 
 # Checks that cannot hold, with the reason.
 DRAWS = {'check_sample_weight_equivalence_on_dense_data'}  # k-means++ draws other points from repeated samples
+VIEWS = {'check_n_features_in', 'check_n_features_in_after_fitting'}  # several views have several numbers
 SQUARE = {'check_clustering'}  # it passes points (50, 2) whatever the estimator says of itself
 # These set n_clusters next to the threshold, which is refused; scikit-learn's own class fails them alike.
 THRESHOLD = {
@@ -37,14 +42,21 @@ ESTIMATORS = [
     # its samples are not square either
     (SpectralClustering(2, affinity='precomputed'), SQUARE | {'check_positive_only_tag_during_fit'}),
     (GraphDegreeLinkage(3), set()),
+    (CoAssociation(3), VIEWS),
+    (MultiViewClustering(3, hidden=8, period_epochs=1, random_state=0), VIEWS),
+    (DeepSubspaceClustering(3, 2, hidden=(8,), embed_dims=4, pretrain_epochs=1, random_state=0), set()),
+    (ManifoldClustering(3, hidden=(8,), embed_dims=8, feature_dims=4, warmup_epochs=1, epochs=1, random_state=0),
+     set()),
     (AgglomerativeClustering(3), set()),
     (AgglomerativeClustering(2, metric='precomputed', linkage='average'), SQUARE),
     (AgglomerativeClustering(None, distance_threshold=1.0), THRESHOLD),
     (AgglomerativeClustering(None, distance_threshold=1.0, metric='precomputed', linkage='single'), THRESHOLD),
-]
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(('estimator', 'allowed'), ESTIMATORS, ids=[str(each) for each, _ in ESTIMATORS])
+@pytest.mark.parametrize(
+    ('estimator', 'allowed'), ESTIMATORS, ids=[str(each).replace('\n', '') for each, _ in ESTIMATORS]
+)
 def test_scikit_learn_convention(estimator, allowed):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of few clusters in tiny data

@@ -81,6 +81,25 @@ def test_small_program_is_feasible_and_certified():
     assert 0 <= float(gap) < 1e-2
 
 
+@pytest.mark.parametrize('covariances_differ', [False, True])
+def test_objective_and_bound_equal_those_of_an_interior_point_solver(covariances_differ):
+    cp = pytest.importorskip('cvxpy')
+    pytest.importorskip('clarabel')
+    x = randn(14, 2)  # no clusters: the relaxation is not tight
+    covariances = torch.stack([torch.eye(2), (0.3 if covariances_differ else 1.0) * torch.eye(2)]).double()
+    weights = affinity(x, covariances)
+    blocks = [cp.Variable((14, 14), PSD=True) for _ in range(2)]
+    limits = [sum(blocks) @ np.ones(14) == 1]
+    for block in blocks:
+        limits += [block >= 0, cp.trace(block) == 1]
+    value = cp.sum([cp.sum(cp.multiply(a.numpy(), block)) for a, block in zip(weights, blocks)])
+    best = cp.Problem(cp.Maximize(value), limits).solve(solver='CLARABEL')
+    result = likelihood_sdp(x, covariances, tol=1e-7, num_iters=5000)
+    assert float((weights * result.memberships).sum()) == pytest.approx(best, rel=1e-4)
+    assert float(result.objective) == pytest.approx(best, rel=1e-4)
+    assert float(result.objective + result.gap) >= best - 1e-6 * abs(best)
+
+
 def test_bound_is_never_below_a_partition():
     x = randn(20, 3)
     result = kmeans_sdp(x, 3, tol=1e-4, num_iters=300)
