@@ -188,7 +188,7 @@ def mixture(seeds: int) -> list[tuple[str, str]]:
 
 
 def scatter(seeds: int) -> list[tuple[str, str]]:
-    """Plane sets with one or several labelings; number of clusters of the first, noise points of it left out."""
+    """Plane sets with one or several labelings: number of clusters of the first, noise of a labeling left out."""
     from sklearn.mixture import GaussianMixture
 
     file, lines = np.load(FOLDER / 'scatter' / 'scatter.npz'), []
