@@ -5,8 +5,10 @@
     python benchmarks/point_cluster_gain.py --city 1 --seeds 0 1 2 3 4 5 6 7 --settings cell         # to report
 
 Each pair of trainings shares seed, order of the scans and number of steps; only the loss differs. Every training is
-kept under ``--out`` and is not repeated; an interrupted one goes on. Settings are chosen on city 2, figures of city 1
-are reported. A training takes about five minutes on one core; two run at a time.
+kept under ``--out`` and is not repeated; an interrupted one goes on. Every pair that is finished is noted in
+``--ledger``, which goes with the code, so that hours of it can be done on several machines: the two trainings of a pair
+always on one. Settings are chosen on city 2, figures of city 1 are reported. A training takes about five minutes on one
+core; two run at a time.
 
 Printed: mean and spread of both, the paired difference with its 95 % interval (Student's t), per class as well, and for
 each setting how well its subclasses agree with the hidden sub-types (NMI, by class), next to k-means by point and by
@@ -23,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs' / 'point_cluster'
 PLAIN = CONFIGS / 'minkunet18_w8_spconv_1xb1-5e_lidar-city.py'
 OURS = CONFIGS / 'point-cluster_minkunet18_w8_spconv_1xb1-5e_lidar-city.py'
+LEDGER = Path(__file__).with_name('point_cluster_gain.json')
 WITH_INSTANCES = [
     dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=4, use_dim=4),
     dict(
@@ -142,22 +145,59 @@ def agreement_table(results: list[dict], classes: list[str]) -> str:
     return '\n'.join(lines)
 
 
-def interval(differences) -> tuple[float, float]:
-    """95 % interval of the mean of paired differences; infinite for one pair."""
-    import numpy as np
-    from scipy import stats
-
-    if len(differences) < 2:
-        return float('-inf'), float('inf')
-    error = np.std(differences, ddof=1) / len(differences) ** 0.5
-    half = stats.t.ppf(0.975, len(differences) - 1) * error
-    return float(np.mean(differences) - half), float(np.mean(differences) + half)
-
-
 def class_names() -> list[str]:
     from mmdet3d.datasets import SemanticKittiDataset
 
     return list(SemanticKittiDataset.METAINFO['classes'])
+
+
+def pair_of(args, runs: dict, setting: str, seed: int, ledger) -> dict | None:
+    """One pair: as it stands in the ledger, else trained, compared and noted there; None where nothing is trained."""
+    from _gain_ledger import content_key
+    from _timing import describe_machine
+
+    from clusterplug.experiments import run_all
+    from clusterplug.experiments.identity import versions
+
+    plain, ours = runs[f'plain-seed{seed}'], runs[f'{setting}-seed{seed}']
+    key = dict(city=args.city, setting=setting, seed=seed, content=content_key(plain, ours))
+    pair = ledger.find(key)
+    if pair is not None or args.only_print:
+        return pair
+    results = run_all({f'plain-seed{seed}': plain, f'{setting}-seed{seed}': ours}, jobs=args.jobs, threads=1)
+    without, found = (
+        {name: value for name, value in results[f'{name}-seed{seed}']['metrics'].items() if name != 'acc_cls'}
+        for name in ('plain', setting)
+    )
+    machine = '; '.join(describe_machine(('mmdet3d', 'spconv')))
+    return ledger.add(key, without, found, agreement_of(ours, plain), machine, versions()['clusterplug'])
+
+
+def gains(city: int, setting: str, pairs: list[dict]) -> list[str]:
+    """Lines of a page: what a setting brings, and where its pairs come from."""
+    from _gain_ledger import gain_table
+
+    title = f'City {city}, setting `{setting}`'
+    if not pairs:
+        return [f'{title}: no pair yet.', '']
+    sources = sorted({(pair['machine'], pair['code']) for pair in pairs})
+    return [
+        f'{title}, {len(pairs)} pairs (seeds {", ".join(str(pair["seed"]) for pair in pairs)}):', '',
+        *gain_table(pairs), '', *(f'- {machine}; clusterplug {code}' for machine, code in sources), '',
+    ]  # fmt: skip
+
+
+def subtypes(city: int, setting: str, pairs: list[dict]) -> list[str]:
+    """Lines of a page: how well the subclasses of a setting agree with the hidden sub-types."""
+    if not pairs:
+        return []
+    found = [pair['agreement'] for pair in pairs]
+    shares = ', '.join(f'{each["worst"]:.3f}' for each in found)
+    return [
+        f'City {city}, setting `{setting}`, seeds {", ".join(str(pair["seed"]) for pair in pairs)}: NMI with the '
+        f'hidden sub-types over {found[0]["scans"]} scans', '', agreement_table(found, class_names()), '',
+        f'Largest share of a subclass: {shares}; collapsed classes: {sum(each["collapsed"] for each in found)}.', '',
+    ]  # fmt: skip
 
 
 def main() -> int:
@@ -173,53 +213,39 @@ def main() -> int:
     parser.add_argument('--epochs', type=int, default=5, help='passes over the training scans')
     parser.add_argument('--jobs', type=int, default=2, help='trainings at a time')
     parser.add_argument(
-        '--page', help='page whose part between the marks "point_cluster_subtypes" is replaced by the NMI'
+        '--ledger', type=Path, default=LEDGER, help='file of the finished pairs, of all machines (default: %(default)s)'
+    )
+    parser.add_argument('--only-print', action='store_true', help='train nothing; the tables of what is in the ledger')
+    parser.add_argument(
+        '--page', help='page whose parts "point_cluster_gain" and "point_cluster_subtypes" are replaced'
     )
     args = parser.parse_args()
 
-    from _timing import describe_machine, publish
+    from _gain_ledger import Ledger
+    from _timing import publish
 
     from clusterplug import compat
     from clusterplug.datasets.lidar_city import generate_lidar_city
-    from clusterplug.experiments import run_all
 
     compat.apply_all()
-    sizes = dict(num_train=args.num_train, num_val=args.num_val)
-    generate_lidar_city(args.out / f'city{args.city}', seed=args.city - 1, **sizes)
+    ledger = Ledger(args.ledger)
+    if not args.only_print:
+        sizes = dict(num_train=args.num_train, num_val=args.num_val)
+        generate_lidar_city(args.out / f'city{args.city}', seed=args.city - 1, **sizes)
     runs = runs_of(args)
-    results = run_all(runs, jobs=args.jobs, threads=1)
-
-    machine, page = describe_machine(('mmdet3d', 'spconv')), []
-    print(*machine, sep='\n')
-    metrics = [name for name in next(iter(results.values()))['metrics'] if name not in ('acc_cls',)]
-    for setting in args.settings:
-        print(f'\ncity {args.city}, {setting}, seeds {args.seeds}\n')
-        print('| | without | with | difference | 95 % interval |\n|---|---|---|---|---|')
-        for metric in metrics:
-            without, found = (
-                [100 * results[f'{name}-seed{seed}']['metrics'][metric] for seed in args.seeds]
-                for name in ('plain', setting)
-            )
-            differences = [b - a for a, b in zip(without, found)]
-            low, high = interval(differences)
-            mean = sum(differences) / len(differences)
-            print(
-                f'| {metric} | {sum(without) / len(without):.1f} | {sum(found) / len(found):.1f} | {mean:+.1f} '
-                f'| {low:+.1f} to {high:+.1f} |'
-            )
-        agreements = [agreement_of(runs[f'{setting}-seed{seed}'], runs[f'plain-seed{seed}']) for seed in args.seeds]
-        page += [
-            f'City {args.city}, setting `{setting}`, seeds {", ".join(map(str, args.seeds))}: NMI with the hidden '
-            f'sub-types over {agreements[0]["scans"]} scans',
-            '',
-            agreement_table(agreements, class_names()),
-            '',
-        ]
-        print('', *page[-4:], sep='\n')
-        for name in ('worst', 'collapsed'):
-            print(f'{name}: {", ".join(f"{each[name]:.3f}" for each in agreements)}')
-    if args.page:
-        publish(args.page, 'point_cluster_subtypes', ['', *(f'{line}<br>' for line in machine), '', *page])
+    pairs = {setting: [] for setting in args.settings}
+    for seed in args.seeds:
+        for setting in args.settings:
+            pair = pair_of(args, runs, setting, seed, ledger)
+            pairs[setting] += [] if pair is None else [pair]
+    tables = {
+        'point_cluster_gain': [line for name in pairs for line in gains(args.city, name, pairs[name])],
+        'point_cluster_subtypes': [line for name in pairs for line in subtypes(args.city, name, pairs[name])],
+    }
+    for name, lines in tables.items():
+        print('', *lines, sep='\n')
+        if args.page:
+            publish(args.page, name, ['', *lines])
     return 0
 
 
