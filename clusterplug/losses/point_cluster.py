@@ -136,6 +136,7 @@ class PointClusterLoss(nn.Module):
     temperature: float
     loss_weight: float
     weight_factor: float
+    positions: PositionRegression | None
 
     def __init__(
         self,
@@ -244,13 +245,13 @@ class PointClusterLoss(nn.Module):
                 if self.regions != 'point' and regions is not None:  # as checked
                     units, units_valid, unit_of = self._units(features, regions, rows, valid, feature_rows)
                 told = None  # what the rows tell of their position, (C, V R, P)
-                if design is not None:
+                if design is not None and self.positions is not None:
                     told = _all_ranks(gather_ranks(design[picked].view(*valid.shape, -1)))
-                    of_units = told
-                    if unit_of is not None:
+                    units_told = told
+                    if unit_of is not None and regions is not None:
                         means = region_means(design, regions, rows, valid.flatten(), feature_rows).means
-                        of_units = _all_ranks(gather_ranks(means.view(*valid.shape, -1)))
-                    units = self.positions(units, of_units)
+                        units_told = _all_ranks(gather_ranks(means.view(*valid.shape, -1)))
+                    units = self.positions(units, units_told)
                 unit_ids, left_out, distance = self.assigner(units, units_valid, self.memory)
                 ids = unit_ids
                 if unit_of is not None:
@@ -264,7 +265,7 @@ class PointClusterLoss(nn.Module):
             if self.training:
                 of_units = (units, unit_ids) if units is not everyone else None
                 self.memory.update(everyone, ids, distance, units_valid, self.momentum, of_units, subclass)
-                if told is not None:
+                if told is not None and self.positions is not None:
                     self.positions.update(everyone, told, everyone_valid)
         return {f'loss_cluster_{name}': loss for name, loss in zip(names, losses, strict=True)}
 

@@ -51,6 +51,10 @@ class PositionRegression(nn.Module):
 
     sync_buffers_exempt = True  # every rank holds the same values by construction
 
+    moments: Tensor
+    products: Tensor
+    damping: Tensor
+
     def __init__(
         self, num_classes: int, embed_dims: int, period: int, momentum: float = 0.99, ridge: float = 10.0
     ) -> None:
