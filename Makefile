@@ -14,7 +14,7 @@ help:
 	@echo 'make test       the fast tests'
 	@echo 'make test-quick  the kernels and the rules of the house, in about a minute'
 	@echo 'make test-slow  the tests that take more than ten seconds each;  make test-all  both'
-	@echo 'make lint       ruff;  make format  lets ruff mend what it can'
+	@echo 'make lint       ruff and mypy;  make format  lets ruff mend what it can'
 	@echo 'make docs       the documentation, into site/'
 	@echo 'make setup      everything that the others need, and nothing else'
 	@echo 'make lock       write requirements/constraints.txt from .venv'
@@ -46,10 +46,12 @@ test-all:
 	$(SETUP) test
 	$(PYTEST) $(ARGS)
 
+# mypy reads the types of torch and NumPy, so they have to be there.
 lint:
-	$(SETUP) lint
+	$(SETUP) types
 	@$(PY) -m ruff check . $(ARGS)
 	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
 
 format:
 	$(SETUP) lint
@@ -71,4 +73,4 @@ wheel:
 	@$(PY) -m pip wheel . --no-deps --no-build-isolation -w dist
 
 clean:
-	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

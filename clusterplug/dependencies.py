@@ -80,6 +80,7 @@ DEPENDENCIES = (
     Dependency('pytest', 'pytest', '>=8', 'test'),
     Dependency('hypothesis', 'hypothesis', '>=6.100', 'test'),
     Dependency('ruff', 'ruff', '>=0.8', 'test'),
+    Dependency('mypy', 'mypy', '>=2.0', 'test'),
     Dependency('mkdocs', 'mkdocs', '>=1.6,<2', 'docs'),
     Dependency('mkdocs-material', 'material', '>=9.5,<10', 'docs'),
     Dependency('mkdocstrings', 'mkdocstrings', '>=0.30', 'docs'),

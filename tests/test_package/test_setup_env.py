@@ -161,7 +161,7 @@ class TestMain:
     def test_second_start_does_nothing_and_a_changed_pin_does(self, house):
         first = self.start(house, 'lint')
         assert first.returncode == 0, first.stderr
-        assert '[2/2] ruff' in first.stdout
+        assert '[2/2] ruff and mypy' in first.stdout
         second = self.start(house, 'lint')
         assert (second.returncode, second.stdout) == (0, '')
         (house / 'requirements' / 'lint.txt').write_text('no-such-package-of-clusterplug==1.0\n')
@@ -191,7 +191,7 @@ class TestMain:
     def test_unknown_groups_and_choices_are_named(self, house):
         result = self.start(house, 'everything')
         assert result.returncode == 2
-        assert 'groups are host, test, lint, docs; got everything' in result.stderr
+        assert 'groups are host, test, lint, types, docs; got everything' in result.stderr
         result = self.start(house, 'host', CLUSTERPLUG_SPCONV='gpu')
         assert "CLUSTERPLUG_SPCONV is 'gpu'; allowed: cpu, cuda" in result.stderr
 

@@ -40,6 +40,7 @@ GROUPS = {
     'host': ('environment', 'build', 'torch', 'mmcv', 'mmdet3d', 'spconv', 'package', 'doctor'),
     'test': ('environment', 'build', 'torch', 'mmcv', 'mmdet3d', 'spconv', 'test', 'package', 'doctor'),
     'lint': ('environment', 'lint'),
+    'types': ('environment', 'torch', 'lint'),
     'docs': ('environment', 'docs'),
 }
 
@@ -62,7 +63,7 @@ STEPS = {
     'mmdet3d': Step('mmdet3d and Open3D', 'mmdet3d.txt', 120, '700 MB to download'),
     'spconv': Step('sparse convolution', 'spconv-cpu.txt', 15),
     'test': Step('test tools', 'test.txt', 30),
-    'lint': Step('ruff', 'lint.txt', 10),
+    'lint': Step('ruff and mypy', 'lint.txt', 15),
     'docs': Step('documentation tools', 'docs.txt', 20),
     'package': Step('clusterplug itself, editable', seconds=15),
     'doctor': Step('check: python -m clusterplug doctor', seconds=40),
