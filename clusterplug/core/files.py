@@ -17,7 +17,7 @@ import numpy as np
 
 PART = '.part'
 _HEADER = '__header__'
-_REASONS = {
+_REASONS: dict[int | None, str] = {
     errno.ENOSPC: 'the disk is full; make room and run the same command again',
     errno.EDQUOT: 'the disk quota is used up; make room and run the same command again',
     errno.EACCES: 'no permission to write; choose another folder or change its permissions',
@@ -175,6 +175,7 @@ def mapped_array(path: str | os.PathLike, dtype: str | type, shape: tuple[int, .
         (3,)
     """
     path = os.fspath(path)
+    array: np.memmap | None = None
     try:
         with suppress(FileNotFoundError):
             os.unlink(path)
@@ -184,8 +185,8 @@ def mapped_array(path: str | os.PathLike, dtype: str | type, shape: tuple[int, .
                 os.posix_fallocate(file.fileno(), 0, max(1, os.fstat(file.fileno()).st_size))
         return array
     except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that reserves nothing
-            return array
+        if array is not None and error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            return array  # a file system that reserves nothing
         with suppress(OSError):
             os.unlink(path)
         raise _named(error, path, 'it was not written') from error

@@ -4,6 +4,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def write_view(
     if not name or name != Path(name).name or not name.isprintable() or name.startswith('.'):
         raise ValueError(f'the name of a view must be the name of a file, without a folder, got {name!r}')
     path, target = folder / _LIST, folder / f'{name}.npy'
-    content = _read(path) if path.is_file() else {'views': [], 'rows': list(rows)}
+    content: dict[str, Any] = _read(path) if path.is_file() else {'views': [], 'rows': list(rows)}
     if content['rows'] != list(rows):
         raise ValueError(f'{folder} is a bank of other inputs; choose another folder')
     if os.path.lexists(target) and name not in (*content['views'], content.get('pending')):

@@ -200,6 +200,15 @@ def test_a_mapped_array_has_its_room_before_it_is_filled(tmp_path):
     assert not path.exists()
 
 
+def test_a_file_that_cannot_be_mapped_is_told_by_its_name(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise OSError(errno.EINVAL, 'Invalid argument')
+
+    monkeypatch.setattr(np.lib.format, 'open_memmap', refuse)
+    with pytest.raises(OSError, match=r'Invalid argument.*partial'):
+        mapped_array(tmp_path / '.a.partial', 'int32', (3,))
+
+
 @contextmanager
 def room(size):
     """Files of at most ``size`` bytes, what a full disk is to a writer."""
