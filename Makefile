@@ -17,7 +17,7 @@ help:
 	@echo 'make lint       ruff and mypy;  make format  lets ruff mend what it can'
 	@echo 'make docs       the documentation, into site/'
 	@echo 'make setup      everything that the others need, and nothing else'
-	@echo 'make lock       write requirements/constraints.txt from .venv'
+	@echo 'make lock       write requirements/constraints.txt and hashes.txt from .venv'
 	@echo 'make wheel      a wheel with configs and tools, into dist/'
 	@echo 'make clean      remove built files (not .venv, not work_dirs)'
 

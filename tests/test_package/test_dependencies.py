@@ -3,6 +3,7 @@
 
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,15 @@ from clusterplug.doctor.packages import PINNED
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / 'tools' / 'setup_env'
 installed = runpy.run_path(str(TOOLS / 'installed.py'))
+sys.path.insert(0, str(TOOLS))
+hashes = runpy.run_path(str(TOOLS / 'hashes.py'))
+sys.path.remove(str(TOOLS))
 
 
 def all_pins():
     pinned = {}
     for file in (ROOT / 'requirements').glob('*.txt'):
-        if file.name != 'constraints.txt':
+        if file.name not in ('constraints.txt', 'hashes.txt'):
             pinned.update(installed['pins'](file))
     return pinned
 
@@ -70,6 +74,45 @@ def test_constraints_hold_every_pin_once():
     for package, version in all_pins().items():
         if package not in apart:
             assert constraints[package] == version, package
+
+
+def test_every_constraint_has_its_sum():
+    requirements = ROOT / 'requirements'
+    constraints = installed['pins'](requirements / 'constraints.txt')
+    found = hashes['read_hashes'](requirements / 'hashes.txt')
+    assert {name: version for name, (version, _) in found.items()} == constraints
+    assert all(re.fullmatch('[0-9a-f]{64}', value) for _, value in found.values())
+    assert len({value for _, value in found.values()}) == len(found)
+    assert installed['pins'](requirements / 'mmcv-source.txt') == installed['pins'](requirements / 'mmcv.txt')
+    assert re.search(r' --hash=sha256:[0-9a-f]{64}$', (requirements / 'mmcv-source.txt').read_text().strip())
+
+
+def test_sums_of_new_pins_alone_are_asked_for(tmp_path):
+    constraints, path, write = tmp_path / 'constraints.txt', tmp_path / 'hashes.txt', hashes['write_hashes']
+    asked = []
+
+    def ask(requirements):
+        asked.append(requirements)
+        pairs = (each.split('==') for each in requirements if 'unknown' not in each)
+        archive = {'hashes': {'sha256': f'{len(asked)}' * 64}}
+        return {
+            'install': [
+                {'metadata': {'name': name.upper(), 'version': version}, 'download_info': {'archive_info': archive}}
+                for name, version in pairs
+            ]
+        }
+
+    constraints.write_text('# why\nb_b==2\na==1\n')
+    assert write(constraints, path, ask) == ['b-b==2', 'a==1']
+    assert hashes['read_hashes'](path) == {'a': ('1', '1' * 64), 'b-b': ('2', '1' * 64)}
+    constraints.write_text('b_b==3\na==1\n')
+    assert write(constraints, path, ask) == ['b-b==3']
+    assert hashes['read_hashes'](path) == {'a': ('1', '1' * 64), 'b-b': ('3', '2' * 64)}
+    before = path.read_text()
+    constraints.write_text('a==1\nunknown==4\n')
+    with pytest.raises(ValueError, match='no sha256 of unknown==4'):
+        write(constraints, path, ask)
+    assert path.read_text() == before
 
 
 def test_core_is_torch_and_numpy():

@@ -2,7 +2,7 @@
 """Makes or completes the virtual environment `.venv` with the pinned packages; started by `make`.
 
 Usage: ``sh tools/setup_env/run.sh GROUP [GROUP ...]`` with the groups of ``GROUPS``; ``--lock`` writes
-requirements/constraints.txt from `.venv`.
+requirements/constraints.txt and requirements/hashes.txt from `.venv`.
 
 Every step leaves a stamp when it is done: a hash of what went into it. A step whose stamp and packages are as they
 should be is skipped. One set-up runs at a time; a killed one leaves nothing that counts as done.
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import install_mmcv
+from hashes import write_hashes
 from installed import missing_pins, remove_broken, requirement_lines, site_packages, versions
 from progress import CommandFailed, clock, run
 
@@ -31,6 +32,7 @@ VENV = ROOT / '.venv'
 PYTHON = VENV / 'bin' / 'python'
 REQUIREMENTS = ROOT / 'requirements'
 CONSTRAINTS = REQUIREMENTS / 'constraints.txt'
+HASHES = REQUIREMENTS / 'hashes.txt'
 WORK = ROOT / '.setup'
 STAMPS = VENV / '.clusterplug-setup'
 # The whole environment takes 8 GB; compiling and downloading need room beside it.
@@ -238,7 +240,23 @@ def lock_versions() -> int:
     frozen = {name: version for name, version in versions(VENV).items() if name not in apart}
     CONSTRAINTS.write_text('\n'.join([*lines, *(f'{name}=={frozen[name]}' for name in sorted(frozen))]) + '\n')
     print(f'{len(frozen)} versions written to {CONSTRAINTS.relative_to(ROOT)}')
+    try:
+        asked = write_hashes(CONSTRAINTS, HASHES, _ask_pip)
+    except (OSError, ValueError, CommandFailed) as error:
+        print(f'Sums not written: {error}', file=sys.stderr)
+        return 1
+    print(f'{len(frozen)} sums in {HASHES.relative_to(ROOT)}, {len(asked)} of them new')
     return 0
+
+
+def _ask_pip(requirements: list[str]) -> dict:
+    """Pip's report of what it would install, with the sum of each file; what it does not know yet it downloads."""
+    report = WORK / 'report.json'
+    report.unlink(missing_ok=True)
+    command = [PYTHON, '-m', 'pip', 'install', '--dry-run', '--ignore-installed', '--no-deps', '--report', report]
+    log = WORK / 'logs' / 'lock.log'
+    run([*command, '--only-binary', ':all:', *requirements], log, expected=10 * len(requirements))
+    return json.loads(report.read_text())
 
 
 def _remove_other_spconv(options):

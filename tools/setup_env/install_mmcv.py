@@ -94,10 +94,11 @@ def _source(python, requirements, folder, logs, options):
         '--no-build-isolation',
         '--no-binary',
         'mmcv',
-        '-d',
-        folder,
+        '--require-hashes',
+        '-r',
+        requirements / 'mmcv-source.txt',
     ]
-    run([*command, '-d', folder, name.replace('-', '==')], logs / 'mmcv-source.log', expected=20, **options)
+    run([*command, '-d', folder], logs / 'mmcv-source.log', expected=20, **options)
     with tarfile.open(folder / f'{name}.tar.gz') as archive:
         archive.extractall(folder, filter='data')
     (folder / 'complete').touch()

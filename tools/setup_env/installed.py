@@ -32,8 +32,8 @@ def requirement_lines(path: Path) -> list[str]:
 
 def pins(path: Path) -> dict[str, str]:
     """Packages and versions that a requirement file pins: {canonical name: version}."""
-    pairs = (line.split('==') for line in requirement_lines(path) if '==' in line)
-    return {canonical(name): version.split(';')[0].strip() for name, version in pairs}
+    pairs = (line.split('==', 1) for line in requirement_lines(path) if '==' in line)
+    return {canonical(name): version.split(';')[0].split()[0] for name, version in pairs}
 
 
 def versions(venv: Path) -> dict[str, str]:
