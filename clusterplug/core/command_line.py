@@ -44,7 +44,7 @@ def add_out(parser: _ToolParser, text: str, *, required: bool = True) -> None:
         >>> parse(parser, ['--out', 'a']).out, parse(parser, ['a']).out
         (PosixPath('a'), PosixPath('a'))
     """
-    needed = ' (required)' if required else ''
+    needed = ' (required; no default)' if required else ''
     parser.add_argument('--out', type=Path, action=_Out, help=text + needed)
     if required:
         parser.add_argument('out', metavar='OUT', nargs='?', type=Path, action=_Out, help='the same as --out')
