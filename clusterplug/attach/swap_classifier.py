@@ -59,6 +59,9 @@ def swap_classifier(model: nn.Module | dict, head: dict, layer: str | list[str] 
         ValueError: No such layer, or one that is no linear layer or convolution; a head that was swapped already;
             widths that the head refuses.
 
+    Building from a config switches on :mod:`clusterplug.compat`, workarounds for faults of the host packages, in the
+    whole process, with a line in the log; a model that is given as a module switches nothing on.
+
     Example:
         In a config, after ``_base_``::
 
@@ -78,8 +81,8 @@ def swap_classifier(model: nn.Module | dict, head: dict, layer: str | list[str] 
     if isinstance(model, dict):
         from clusterplug import compat
 
-        compat.apply_all()
-        model = MODELS.build(model)
+        with compat.switched_on():
+            model = MODELS.build(model)
     names = classification_layers(model) if layer is None else [layer] if isinstance(layer, str) else list(layer)
     if not names:
         raise ValueError(

@@ -253,26 +253,11 @@ def _complete(loss: dict, model: nn.Module, tap: Tap, boxes: BoxLabels | None) -
 
 
 def _build(config: dict) -> nn.Module:
-    """Build the host with the workarounds for faults of its packages; take them back where that fails."""
+    """Build the host with the workarounds for faults of its packages."""
     from clusterplug import compat
 
-    before = compat.applied()
-    compat.apply_all()
-    try:
-        model = MODELS.build(config)
-    except BaseException:
-        if not before:
-            compat.remove_all()
-        raise
-    if not before:
-        from mmengine.logging import print_log
-
-        print_log(
-            'clusterplug.compat: workarounds for faults of mmengine, mmcv, mmdet3d and spconv are on in this process; '
-            '`clusterplug doctor` lists them, clusterplug.compat.remove_all() takes them back',
-            logger='current',
-        )
-    return model
+    with compat.switched_on():
+        return MODELS.build(config)
 
 
 def _classifier(model: nn.Module) -> str | None:

@@ -156,6 +156,9 @@ def WithSampleWeights(
     BEVFusion. **Differs from the authors' code**: theirs multiplies the loss of the whole batch by the vector of
     weights, so that every sample gets the mean weight; a sample without likelihood gets the lowest weight silently.
 
+    Building from a config switches on :mod:`clusterplug.compat`, workarounds for faults of the host packages, in the
+    whole process, with a line in the log; a model that is given as a module switches nothing on.
+
     Example:
         In a config, after ``_base_``::
 
@@ -169,8 +172,8 @@ def WithSampleWeights(
     if isinstance(model, dict):
         from clusterplug import compat
 
-        compat.apply_all()
-        model = MODELS.build(model)
+        with compat.switched_on():
+            model = MODELS.build(model)
     if hasattr(model, 'sample_weighting'):
         raise ValueError(f'the model {type(model).__name__} has sample weights already; wrap it once')
     weighting = SampleWeighting(eta, gamma, likelihood, key, normalize, mode)

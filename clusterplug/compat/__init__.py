@@ -6,12 +6,14 @@ One folder a host, one file a workaround; what lies there is found by walking.
 ``apply_all`` changes nothing for tensors on CUDA and imports no host. ``python -m clusterplug doctor`` lists them.
 """
 
+import contextlib
 import importlib
 import pkgutil
+from collections.abc import Iterator
 
 from clusterplug.compat.workaround import Workaround
 
-__all__ = ['applied', 'apply_all', 'remove_all', 'workarounds']
+__all__ = ['applied', 'apply_all', 'remove_all', 'switched_on', 'workarounds']
 
 
 def workarounds() -> list[Workaround]:
@@ -68,3 +70,35 @@ def remove_all() -> None:
     """
     for workaround in workarounds():
         workaround.remove()
+
+
+@contextlib.contextmanager
+def switched_on() -> Iterator[None]:
+    """Apply all workarounds for what follows, and leave them on in this process, with a line in the log.
+
+    For builders: where the block fails, the workarounds that it switched on are taken back; where they were on
+    before, nothing is changed or said.
+
+    Example:
+        >>> from clusterplug import compat
+        >>> compat.remove_all()
+        >>> with compat.switched_on():
+        ...     compat.applied()
+        True
+    """
+    before = applied()
+    apply_all()
+    try:
+        yield
+    except BaseException:
+        if not before:
+            remove_all()
+        raise
+    if not before:
+        from mmengine.logging import print_log
+
+        print_log(
+            'clusterplug.compat: workarounds for faults of mmengine, mmcv, mmdet3d and spconv are on in this process; '
+            '`clusterplug doctor` lists them, clusterplug.compat.remove_all() takes them back',
+            logger='current',
+        )

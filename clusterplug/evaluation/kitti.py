@@ -35,6 +35,8 @@ def kitti_average_precision(
     Raises:
         ValueError: frames that do not match, an unknown class, a missing array.
 
+    Switches on :mod:`clusterplug.compat` in the whole process, with a line in the log.
+
     Source: Geiger et al., "Are we ready for autonomous driving?", CVPR 2012, and the benchmark's 40 positions since
     2019 (Simonelli et al., ICCV 2019).
 
@@ -51,7 +53,6 @@ def kitti_average_precision(
     from clusterplug import compat
     from clusterplug.compat.mmdet3d.kitti_empty_frames import fill_empty_frames
 
-    compat.apply_all()
     known = ', '.join(_STRICT)
     if not classes or any(name not in _STRICT for name in classes):
         raise ValueError(f'classes must be some of {known}, got {list(classes)}')
@@ -66,7 +67,8 @@ def kitti_average_precision(
     overlaps = np.array([[[_STRICT[name] for name in classes]] * 3])
     angles = any((frame['alpha'] != -10).any() for frame in found)
     measures = MEASURES if angles else MEASURES[:3]
-    values = host.do_eval(truth, found, numbers, overlaps, list(measures))
+    with compat.switched_on():
+        values = host.do_eval(truth, found, numbers, overlaps, list(measures))
     result = {}
     for c, name in enumerate(classes):
         result[name] = {}

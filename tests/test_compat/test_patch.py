@@ -106,17 +106,44 @@ def test_apply_all_imports_no_host():
     importlib.import_module('subprocess').run([sys.executable, '-c', code], check=True)
 
 
-def test_a_build_that_fails_leaves_no_workaround_behind():
+@pytest.mark.parametrize(
+    'build',
+    [
+        'WithClustering(model, dict(type="clusterplug.PointClusterLoss"))',
+        'WithSampleWeights(model, likelihood="none.json")',
+        'swap_classifier(model, dict(type="clusterplug.GrassmannHead"))',
+    ],
+)
+def test_a_build_that_fails_leaves_no_workaround_behind(build):
     code = (
         'import warnings; warnings.simplefilter("ignore")\n'
-        'from clusterplug import compat; from clusterplug.attach import WithClustering\n'
+        'from clusterplug import compat\n'
+        'from clusterplug.attach import WithClustering, WithSampleWeights, swap_classifier\n'
+        'model = dict(type="NoSuchModel")\n'
         'assert not compat.applied()\n'
-        'try:\n    WithClustering(dict(type="NoSuchModel"), dict(type="clusterplug.PointClusterLoss"))\n'
+        f'try:\n    {build}\n'
         'except KeyError:\n    pass\n'
         'assert not compat.applied() and not any(w.active for w in compat.workarounds())\n'
         'compat.apply_all()\n'
-        'try:\n    WithClustering(dict(type="NoSuchModel"), dict(type="clusterplug.PointClusterLoss"))\n'
+        f'try:\n    {build}\n'
         'except KeyError:\n    pass\n'
         'assert compat.applied()  # the caller switched them on, the caller switches them off'
     )
     importlib.import_module('subprocess').run([sys.executable, '-c', code], check=True)
+
+
+def test_workarounds_that_are_switched_on_are_said_once_and_stay(monkeypatch):
+    pytest.importorskip('mmengine')
+    said = []
+    monkeypatch.setattr('mmengine.logging.print_log', lambda text, **options: said.append(text))
+    compat.remove_all()
+    try:
+        with compat.switched_on():
+            assert compat.applied()
+        with compat.switched_on():
+            pass
+        assert compat.applied()
+        assert len(said) == 1
+        assert 'remove_all() takes them back' in said[0]
+    finally:
+        compat.remove_all()
