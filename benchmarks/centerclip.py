@@ -103,7 +103,7 @@ def speed(arch, frames, segments, batch, repeats, device):
     models = {'plain': tower(arch).to(device)}
     for reduction in ('kmedoids', 'spectral', 'sparse', 'pooling'):
         models[reduction] = patch.apply(
-            tower(arch).to(device), method='centerclip', after_block=6, segments=segments, clusters=clusters,
+            tower(arch).to(device), method='centerclip', start=6, num_segments=segments, num_clusters=clusters,
             reduction=reduction,
         )  # fmt: skip
     tokens = []
@@ -184,7 +184,9 @@ def memory(arch, frames, segments, batch, device):
     for name in ('plain', 'kmedoids', 'spectral'):
         model = tower(arch).to(device).train()
         if name != 'plain':
-            patch.apply(model, method='centerclip', after_block=6, segments=segments, clusters=clusters, reduction=name)
+            patch.apply(
+                model, method='centerclip', start=6, num_segments=segments, num_clusters=clusters, reduction=name
+            )
         parameters = {p.data_ptr() for p in model.parameters()}
         storages = {}
 

@@ -318,7 +318,7 @@ def frame_mask(model: nn.Module, mask: Tensor | None) -> Iterator[VideoSession]:
         >>> sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2)
         >>> config = CLIPVisionConfig(**sizes, image_size=32, patch_size=8)
         >>> clip = CLIPVisionModel(config).eval()
-        >>> clip = patch.apply(clip, method='centerclip', after_block=2, segments=3, clusters=10)
+        >>> clip = patch.apply(clip, method='centerclip', start=2, num_segments=3, num_clusters=10)
         >>> video, real = torch.randn(1, 6, 3, 32, 32), torch.tensor([[True, True, True, True, False, False]])
         >>> with torch.no_grad(), patch.frame_mask(clip, real) as session:
         ...     clip(pixel_values=video).pooler_output.shape

@@ -113,7 +113,7 @@ class TransformersEncoders(ClipEncoders):
             (``ViT-B-32.pt``).
         config (dict, optional): For a model with random weights: ``text_config``, ``vision_config`` and further
             arguments of ``CLIPConfig``.
-        clustering (dict, optional): ``after_block``, ``segments``, ``clusters``, ``reduction`` ..., see
+        clustering (dict, optional): ``start``, ``num_segments``, ``num_clusters``, ``reduction`` ..., see
             :func:`clusterplug.patch.apply`. None: the unclustered model.
         gradient_checkpointing (bool): Save memory in training. Defaults to False.
         download (bool): Fetch a public checkpoint that is not on this machine. Defaults to False.
@@ -126,7 +126,7 @@ class TransformersEncoders(ClipEncoders):
         >>> sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
         >>> vision, text = sizes | dict(image_size=32, patch_size=8), sizes | dict(vocab_size=100)
         >>> config = dict(vision_config=vision, text_config=text, projection_dim=16)
-        >>> encoders = TransformersEncoders(config=config, clustering=dict(after_block=1, segments=2, clusters=10))
+        >>> encoders = TransformersEncoders(config=config, clustering=dict(start=1, num_segments=2, num_clusters=10))
         >>> features, mask = encoders.encode_video(torch.randn(1, 4, 3, 32, 32), torch.ones(1, 4, dtype=torch.bool))
         >>> features.shape, mask.tolist()
         (torch.Size([1, 2, 16]), [[True, True]])
@@ -208,7 +208,7 @@ class OpenCLIPEncoders(ClipEncoders):
         FileNotFoundError: There is no such file.
 
     Example:
-        >>> OpenCLIPEncoders('ViT-B-32', clustering=dict(after_block=6)).embed_dims  # doctest: +SKIP
+        >>> OpenCLIPEncoders('ViT-B-32', clustering=dict(start=6)).embed_dims  # doctest: +SKIP
         512
     """
 

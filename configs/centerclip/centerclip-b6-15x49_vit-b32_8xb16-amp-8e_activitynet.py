@@ -1,3 +1,3 @@
 _base_ = './clip4clip-meanp_vit-b32_8xb16-amp-8e_activitynet.py'
 
-model = dict(encoders=dict(clustering=dict(after_block=6, segments=15, clusters=49)))
+model = dict(encoders=dict(clustering=dict(start=6, num_segments=15, num_clusters=49)))

@@ -1,3 +1,3 @@
 _base_ = './clip4clip-meanp_vit-b32_2xb64-amp-5e_msvd.py'
 
-model = dict(encoders=dict(clustering=dict(after_block=6, segments=4, clusters=49)))
+model = dict(encoders=dict(clustering=dict(start=6, num_segments=4, num_clusters=49)))

@@ -1,3 +1,3 @@
 _base_ = './clip4clip-meanp_vit-b16_8xb16-amp-5e_lsmdc.py'
 
-model = dict(encoders=dict(clustering=dict(after_block=6, segments=6, clusters=160)))
+model = dict(encoders=dict(clustering=dict(start=6, num_segments=6, num_clusters=160)))

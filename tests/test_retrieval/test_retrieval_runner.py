@@ -148,7 +148,7 @@ def test_config_is_complete(path, monkeypatch):
     if clustered:
         segments, clusters = (path.stem.split('-b6-')[1].split('_')[0]).split('x')
         settings = found.model.encoders.clustering
-        assert (settings.segments, settings.clusters, settings.after_block) == (int(segments), int(clusters), 6)
+        assert (settings.num_segments, settings.num_clusters, settings.start) == (int(segments), int(clusters), 6)
         assert clusters == ('49' if 'b32' in path.stem else '160')
 
 
