@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
     Args:
-        arguments (list[str]): Words after ``clusterplug``; those of the process by default.
+        arguments: Words after ``clusterplug``; those of the process by default.
 
     Returns:
         int: 0 when all is well.

@@ -29,13 +29,13 @@ class Dependency(NamedTuple):
     """One package.
 
     Args:
-        package (str): Its name on the package index.
-        module (str): What to import.
-        allowed (str): Allowed versions, e.g. ``'>=2.0,<2.2'``.
-        extra (str): Key of ``EXTRAS``.
-        why (str): Reason of the upper bound, or how the package is used.
-        alternatives (tuple): Packages that bring the same module.
-        only_with (str): Package without which the bound does not matter.
+        package: Its name on the package index.
+        module: What to import.
+        allowed: Allowed versions, e.g. ``'>=2.0,<2.2'``.
+        extra: Key of ``EXTRAS``.
+        why: Reason of the upper bound, or how the package is used.
+        alternatives: Packages that bring the same module.
+        only_with: Package without which the bound does not matter.
     """
 
     package: str
@@ -92,7 +92,7 @@ def requirements(extra: str) -> list[str]:
     """Requirement strings of an extra, as ``setup.py`` wants them.
 
     Args:
-        extra (str): Key of ``EXTRAS``, or ``'all'``.
+        extra: Key of ``EXTRAS``, or ``'all'``.
 
     Returns:
         list[str]: E.g. ``['torch>=2.1', 'numpy>=1.24']``.
@@ -112,8 +112,8 @@ def fits(version: str, allowed: str) -> bool:
     ignored.
 
     Args:
-        version (str): E.g. ``'2.11.0+cpu'``.
-        allowed (str): Conditions with ``>=`` and ``<``, joined by commas.
+        version: E.g. ``'2.11.0+cpu'``.
+        allowed: Conditions with ``>=`` and ``<``, joined by commas.
 
     Returns:
         bool: Whether every condition holds.

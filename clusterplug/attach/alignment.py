@@ -73,7 +73,7 @@ def grid_cells(rows: Rows, inputs) -> Tensor | None:
 
 
 def coarse_rows(rows: Rows, coords: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
-    """(N,) row of the coarse voxel that contains each fine voxel, -1 where there is none. No host synchronisation.
+    """(N,) row of the coarse voxel that contains each fine voxel, -1 where there is none. No host synchronization.
 
     Each axis may have a stride of its own, a power of 2: the ratio of ``grid``, the voxels along each axis of the grid
     of ``coords``, to the coarse grid. None: the coordinates reach the end of each axis, as those of MinkUNet do.

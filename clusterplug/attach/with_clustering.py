@@ -34,7 +34,7 @@ class ClusteringBranch(nn.Module):
         self.boxes = BoxLabels(model, labels) if labels in KINDS else None
         self.grid = fine_grid(model)
         if isinstance(loss, dict):
-            # so that the model is initialised and trained from the same random numbers as without the loss
+            # so that the model is initialized and trained from the same random numbers as without the loss
             with torch.random.fork_rng(devices=[]):
                 loss = MODELS.build(_complete(loss, model, self.embedding, self.boxes))
         self.loss = loss

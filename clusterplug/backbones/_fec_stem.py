@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first layer of FEC: colours and places of 4 x 4 pixels become a point."""
+"""The first layer of FEC: colors and places of 4 x 4 pixels become a point."""
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,8 @@ class FECStem(nn.Module):
     An image whose sides do not divide by 4 is padded with zeros below and to the right.
 
     Args:
-        in_channels (int): Of the image.
-        out_channels (int): Of the points.
+        in_channels: Of the image.
+        out_channels: Of the points.
     """
 
     def __init__(self, in_channels: int, out_channels: int):

@@ -41,24 +41,24 @@ class FEC(nn.Module):
     :class:`~clusterplug.layers.FeatureClusteringBlock`; between stages
     :class:`~clusterplug.layers.FeatureClusteringPool`, which halves the map by clustering it.
 
-    With ``num_classes`` the result is logits; without, the normalised maps of the stages ``out_indices``, at strides
+    With ``num_classes`` the result is logits; without, the normalized maps of the stages ``out_indices``, at strides
     4, 8, 16 and 32, for necks and heads of mmdet, mmseg and mmpretrain.
 
     Args:
-        arch (str | dict): ``'small'`` (5.7 M parameters with 1000 classes), ``'base'`` (15.1 M), ``'large'``
+        arch: ``'small'`` (5.7 M parameters with 1000 classes), ``'base'`` (15.1 M), ``'large'``
             (29.7 M), or a dict as :func:`~clusterplug.backbones.resolve_arch` takes it. Defaults to ``'small'``.
-        num_classes (int): 0 = feature maps. Defaults to 0.
-        in_channels (int): Of the image. Defaults to 3.
-        out_indices (Sequence[int], optional): Stages whose maps are returned, by default all.
-        task (str): ``'classification'``, ``'segmentation'`` or ``'detection'``: the grids and folds that the authors
+        num_classes: 0 = feature maps. Defaults to 0.
+        in_channels: Of the image. Defaults to 3.
+        out_indices: Stages whose maps are returned, by default all.
+        task: ``'classification'``, ``'segmentation'`` or ``'detection'``: the grids and folds that the authors
             use for it. Weights fit all three. Defaults to ``'classification'``.
-        aggregate (str): ``'mean'``, ``'similarity'`` or ``'soft'``, see :class:`~clusterplug.layers.FeatureClustering`.
-        pool_similarity (str): ``'learned'`` or ``'official'``, see
+        aggregate: ``'mean'``, ``'similarity'`` or ``'soft'``, see :class:`~clusterplug.layers.FeatureClustering`.
+        pool_similarity: ``'learned'`` or ``'official'``, see
             :class:`~clusterplug.layers.FeatureClusteringPool`. The same outputs for given weights; with
             ``'official'``, the projections of the poolings keep their random weights. Defaults to ``'learned'``.
-        drop_path_rate (float): Of the last block; grows linearly from 0. Defaults to 0.
-        with_cp (bool): Recompute each block in backward instead of keeping what it made: less memory, more time.
-        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=...)``, as mm models have it.
+        drop_path_rate: Of the last block; grows linearly from 0. Defaults to 0.
+        with_cp: Recompute each block in backward instead of keeping what it made: less memory, more time.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)``, as mm models have it.
 
     Raises:
         TypeError, ValueError: A setting is out of range.
@@ -159,7 +159,7 @@ class FEC(nn.Module):
         return found
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Normalised map (B, C, H', W') of the last stage that is returned, as timm models have it."""
+        """Normalized map (B, C, H', W') of the last stage that is returned, as timm models have it."""
         return self._run(x, None)[0][-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

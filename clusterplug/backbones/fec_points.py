@@ -20,11 +20,11 @@ class FECPoints(nn.Module):
     ``MinkUNetBackbone``: the same input, the same output, the same heads and losses.
 
     Args:
-        in_channels (int): Of the input, place in metres first. Defaults to 4.
-        dims (Sequence[int]): Channels of the stages. Defaults to (32, 64, 96, 128).
-        blocks (Sequence[int]): Blocks of the stages. Defaults to (1, 1, 2, 1).
-        heads (int): Clusterings side by side in each block. Defaults to 4.
-        cell (int): Side of the cells whose means are the centers of the blocks, in points of the stage's grid.
+        in_channels: Of the input, place in meters first. Defaults to 4.
+        dims: Channels of the stages. Defaults to (32, 64, 96, 128).
+        blocks: Blocks of the stages. Defaults to (1, 1, 2, 1).
+        heads: Clusterings side by side in each block. Defaults to 4.
+        cell: Side of the cells whose means are the centers of the blocks, in points of the stage's grid.
             Defaults to 4.
         init_cfg: Not used; there for mm models.
 
@@ -73,7 +73,7 @@ class FECPoints(nn.Module):
         """Features of every point.
 
         Args:
-            features: (N, in_channels), place in metres first.
+            features: (N, in_channels), place in meters first.
             coordinates: (N, 4) int: batch entry and three places on a grid, as mmdet3d's voxelisation with
                 ``batch_first`` makes them.
 
@@ -104,7 +104,7 @@ class FECPoints(nn.Module):
         return self.norm(x)
 
     def _local(self, features: Tensor, coordinates: Tensor) -> Tensor:
-        """Features with metres in tens, and the place relative to the means of small and larger cells."""
+        """Features with meters in tens, and the place relative to the means of small and larger cells."""
         place = features[:, :3]
         parts = [features[:, :3] / 10, features[:, 3:]]
         for size in (self.cell, 4 * self.cell):

@@ -58,7 +58,7 @@ class PointClusterNet(nn.Module):
         TypeError, ValueError: An option is out of its range.
 
     Source: Hartwig et al., "ClusterNet", arXiv 2304.14185 (later "HPSCAN"): a PointNet++ on raw coordinates. Sizes and
-    the attention net are reconstructions; the official repository kopetri/HPSCAN holds no code and no licence. Set
+    the attention net are reconstructions; the official repository kopetri/HPSCAN holds no code and no license. Set
     abstraction: Qi et al., PointNet++, 2017. **Differs from the authors' code**: there is none to compare with. From
     PointNet++: layer instead of batch normalization, the nearest points of a ball instead of the first in memory, so
     that the order of the points plays no part.

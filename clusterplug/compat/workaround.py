@@ -21,13 +21,13 @@ class Workaround:
     """One fault of one host package, and what to put in its place.
 
     Args:
-        name (str): The name of the file that holds it.
-        host (str): The dotted name of the module to be patched.
-        patch (Callable): ``patch(module)`` returns the replacements as a list of (owner, attribute, new value).
+        name: The name of the file that holds it.
+        host: The dotted name of the module to be patched.
+        patch: ``patch(module)`` returns the replacements as a list of (owner, attribute, new value).
             An empty list means that this version of the host does not need the workaround.
-        thread (str): Where upstream knows about it, ``owner/name#number``, or ``''`` when no thread was found.
-        noted (str): Month in which the fault was last seen, with the version of the host.
-        until (str): What makes the workaround superfluous.
+        thread: Where upstream knows about it, ``owner/name#number``, or ``''`` when no thread was found.
+        noted: Month in which the fault was last seen, with the version of the host.
+        until: What makes the workaround superfluous.
     """
 
     name: str

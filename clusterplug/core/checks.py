@@ -130,7 +130,7 @@ def check_device(tensor: Tensor, device: torch.device, name: str) -> None:
 def check_finite(x: Tensor, name: str = 'x', mask: Tensor | None = None) -> None:
     """Raise if a valid row of ``x`` (..., N, D) holds NaN or inf, naming the batch entries and counts.
 
-    Reads the result on the host: on CUDA that is a synchronisation, so call it only where one happens anyway.
+    Reads the result on the host: on CUDA that is a synchronization, so call it only where one happens anyway.
     """
     # NaN and inf survive every sum: a finite one is proof, without the copies that isfinite makes.
     if bool(torch.isfinite(x.sum())):

@@ -8,7 +8,7 @@ def inside_boxes(points: Tensor, boxes: Tensor) -> Tensor:
     """Whether each point lies in each box; on the top and bottom counts as inside, on the sides does not.
 
     Args:
-        points: (N, 3) metres.
+        points: (N, 3) meters.
         boxes: (T, 7) x, y of the centre, z of the bottom, sizes along x, y, z, angle about z in radians.
 
     Returns:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-BYTES_PER_POINT = 16  # x, y, z in metres and reflectance, float32 each
+BYTES_PER_POINT = 16  # x, y, z in meters and reflectance, float32 each
 CLASSES = ('Pedestrian', 'Cyclist', 'Car', 'Van', 'Truck', 'Person_sitting', 'Tram', 'Misc')
 DONT_CARE = 'DontCare'
 # mmdet3d's converter reads the lines by their number, so the order counts

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generated videos for text-video retrieval: coloured shapes that move, real mp4 files, captions by template."""
+"""Generated videos for text-video retrieval: colored shapes that move, real mp4 files, captions by template."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ class Sprite(NamedTuple):
 
 
 def all_sprites() -> list[Sprite]:
-    """Every shape in every colour with every motion: 144.
+    """Every shape in every color with every motion: 144.
 
     Example:
         >>> len(all_sprites())

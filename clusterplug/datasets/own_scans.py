@@ -16,12 +16,12 @@ class OwnScansDataset(SemanticKittiDataset):
     number of classes, the ignored index (the number of classes) and the colors follow from it.
 
     Args:
-        labels (dict): Raw label (0 to 65535, the lower 16 bits of a label file) to the name of its class, several may
+        labels: Raw label (0 to 65535, the lower 16 bits of a label file) to the name of its class, several may
             have one; classes are numbered in the order in which their names come. Raw labels that are not in it, or
             have the name None, are ignored in training and evaluation.
-        metainfo (dict, optional): Further information such as ``palette``; classes and mapping of a base config are
+        metainfo: Further information such as ``palette``; classes and mapping of a base config are
             replaced by ``labels``.
-        ignore_index (int, optional): That of a base config is replaced by the number of classes.
+        ignore_index: That of a base config is replaced by the number of classes.
         **options: As ``SemanticKittiDataset``.
 
     Raises:

@@ -28,7 +28,7 @@ class AddPreviousScans(BaseTransform):
         calib: calibration file there, None if the poses are those of the laser.
         load_dim: columns of a point file.
         scan_period: seconds between scans.
-        label_previous: give points of earlier scans their labels; False leaves them unlabelled (raw class 0), as in
+        label_previous: give points of earlier scans their labels; False leaves them unlabeled (raw class 0), as in
             the benchmark's evaluation, which asks for the current scan alone.
 
     Raises:

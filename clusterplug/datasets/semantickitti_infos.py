@@ -14,9 +14,9 @@ import numpy as np
 from clusterplug.core.files import write_bytes
 from clusterplug.core.outputs import refuse_source_targets
 
-BYTES_PER_POINT = 16  # x, y, z in metres and remission, float32 each
+BYTES_PER_POINT = 16  # x, y, z in meters and remission, float32 each
 BYTES_PER_LABEL = 4  # uint32: class in the lower, instance in the upper 16 bits
-FARTHEST = 200  # metres; no automotive laser sees as far
+FARTHEST = 200  # meters; no automotive laser sees as far
 # of SemanticKITTI, those that the configs map to a class or to "ignored"
 RAW_LABELS = (
     0, 1, 10, 11, 13, 15, 16, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 52, 60, 70, 71, 72, 80, 81, 99, 252, 253, 254,
@@ -28,8 +28,8 @@ def find_scans(data_root: str | Path, selection: Sequence[str] = ()) -> list[str
     """Names ``sequence/scan`` of the scans that exist, sorted.
 
     Args:
-        data_root (str | Path): Folder that holds ``sequences``.
-        selection (Sequence[str]): What to take: ``'08'`` (a sequence), ``'08/000010'`` (a scan) or
+        data_root: Folder that holds ``sequences``.
+        selection: What to take: ``'08'`` (a sequence), ``'08/000010'`` (a scan) or
             ``'08/000010-000019'`` (scans from ... to, both included). Empty: everything.
 
     Returns:
@@ -71,9 +71,9 @@ def check_scan(data_root: str | Path, scan: str, with_labels: bool = True) -> li
     """What is wrong with the files of one scan, in words with byte counts; empty when nothing is.
 
     Args:
-        data_root (str | Path): Folder that holds ``sequences``.
-        scan (str): ``'08/000010'``.
-        with_labels (bool): Whether a label file is needed.
+        data_root: Folder that holds ``sequences``.
+        scan: ``'08/000010'``.
+        with_labels: Whether a label file is needed.
 
     Returns:
         list[str]: One sentence per fault.
@@ -149,15 +149,15 @@ def write_infos(
     """Check ``scans`` and write mmdet3d's info file for them; ``path`` appears complete or not at all.
 
     Args:
-        path (str | Path): The info file, usually ``<data_root>/semantickitti_infos_train.pkl``.
-        data_root (str | Path): Folder that holds ``sequences``; the same as ``data_root`` in the config. Only read,
+        path: The info file, usually ``<data_root>/semantickitti_infos_train.pkl``.
+        data_root: Folder that holds ``sequences``; the same as ``data_root`` in the config. Only read,
             but for the info file.
-        scans (Iterable[str]): Names as ``find_scans`` gives them.
-        with_labels (bool): Whether the scans have labels; a test set may have none.
-        raw_labels (Collection[int]): What a label may be: the keys of ``labels_map`` in the config. By default those
+        scans: Names as ``find_scans`` gives them.
+        with_labels: Whether the scans have labels; a test set may have none.
+        raw_labels: What a label may be: the keys of ``labels_map`` in the config. By default those
             of SemanticKITTI.
-        say (Callable): Called with a sentence on each file that is worth a word but no fault: points with NaN or inf,
-            a label file without a labelled point.
+        say: Called with a sentence on each file that is worth a word but no fault: points with NaN or inf,
+            a label file without a labeled point.
 
     Returns:
         int: Number of scans written.

@@ -72,9 +72,9 @@ def write_prediction(
     Args:
         out: Folder of the submission.
         scan: The point file.
-        classes: (N,) predicted classes; what is no class (an output for ignored points) becomes unlabelled, 0.
+        classes: (N,) predicted classes; what is no class (an output for ignored points) becomes unlabeled, 0.
         inverse: (C,) of :func:`raw_labels`.
-        finite: (P,) which points of the file were read; the others become unlabelled. None: all.
+        finite: (P,) which points of the file were read; the others become unlabeled. None: all.
         columns: float32 numbers of a point in the file.
 
     Returns:

@@ -38,13 +38,13 @@ class Findings:
     """Everything that the doctor found.
 
     Args:
-        python (str): Version of Python.
-        system (str): Operating system and processor.
-        packages (list[Package]): One entry for each row of the table of dependencies.
-        devices (dict): What torch, spconv and mmcv can compute on.
-        parts (list[Part]): Which parts of clusterplug work.
-        workarounds (list[dict]): Faults of hosts that ``clusterplug.compat`` works around.
-        problems (list[Problem]): What must be fixed.
+        python: Version of Python.
+        system: Operating system and processor.
+        packages: One entry for each row of the table of dependencies.
+        devices: What torch, spconv and mmcv can compute on.
+        parts: Which parts of clusterplug work.
+        workarounds: Faults of hosts that ``clusterplug.compat`` works around.
+        problems: What must be fixed.
     """
 
     python: str

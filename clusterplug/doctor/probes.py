@@ -222,7 +222,7 @@ def main(names: list[str]) -> None:
     """Run probes and print their results.
 
     Args:
-        names (list[str]): ``'import MODULE'`` or keys of ``PROBES``.
+        names: ``'import MODULE'`` or keys of ``PROBES``.
     """
     warnings.simplefilter('ignore')
     for name in names:

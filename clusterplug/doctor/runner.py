@@ -23,8 +23,8 @@ def run_probes(names: list[str], patience: float = 300) -> dict[str, ProbeResult
     """Try imports and small computations.
 
     Args:
-        names (list[str]): ``'import MODULE'`` or a function of ``clusterplug.doctor.probes``.
-        patience (float): Seconds until a process that says nothing more is ended.
+        names: ``'import MODULE'`` or a function of ``clusterplug.doctor.probes``.
+        patience: Seconds until a process that says nothing more is ended.
 
     Returns:
         dict[str, ProbeResult]: One result for each name.

@@ -27,7 +27,7 @@ class ClusteringMetric(BaseMetric):
         prefix: Of the names. Defaults to ``'clustering'``.
 
     Raises:
-        ValueError: A sample without labels or predictions, scores with NaN, no labelled row.
+        ValueError: A sample without labels or predictions, scores with NaN, no labeled row.
 
     Example:
         ``val_evaluator = dict(type='clusterplug.ClusteringMetric')`` logs ``clustering/accuracy``, ``nmi``, ``ari``

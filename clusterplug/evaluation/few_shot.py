@@ -52,7 +52,7 @@ class Episodes(NamedTuple):
 class FewShotEpisodes(BaseMetric):
     r"""Mean accuracy of few-shot classification over random episodes, with its 95 % interval.
 
-    An episode draws ``ways`` classes, ``shots`` labelled and ``queries`` unlabelled rows of each, without replacement.
+    An episode draws ``ways`` classes, ``shots`` labeled and ``queries`` unlabeled rows of each, without replacement.
     Episodes are drawn, and given to the classifier, many at once:
 
     .. math:: \bar a \pm 1.96 \, s / \sqrt{E}.
@@ -62,7 +62,7 @@ class FewShotEpisodes(BaseMetric):
 
     Args:
         ways: Classes of an episode.
-        shots: Labelled rows of each class: an int, or one for each way.
+        shots: Labeled rows of each class: an int, or one for each way.
         queries: Rows to classify of each class: an int, or one for each way (uneven queries).
         episodes: Number of episodes.
         classifier: ``'centroid'`` (the nearest class mean), or a function ``(support (E, S, D), labels (E, S),
@@ -184,7 +184,7 @@ def nearest_class_mean(support: Tensor, support_labels: Tensor, queries: Tensor)
     """Return the way of the nearest mean of the support, (E, Q) int64.
 
     Args:
-        support: (E, S, D) labelled rows. support_labels: (E, S) way of each, every way at least once.
+        support: (E, S, D) labeled rows. support_labels: (E, S) way of each, every way at least once.
         queries: (E, Q, D).
 
     Example:

@@ -98,16 +98,16 @@ def long_tail_accuracy(
         labels: (N,) integer class; rows outside 0 .. C - 1 are ignored.
         predictions: (N,) integer class, or (N, C) scores (larger = better). A class outside 0 .. C - 1 is wrong.
         counts: (C,) number of training samples of each class.
-        kind: ``'accuracy'``, or ``'iou'`` = right / (labelled + predicted - right), for segmentation.
+        kind: ``'accuracy'``, or ``'iou'`` = right / (labeled + predicted - right), for segmentation.
         shares: Groups by share of the classes (see :func:`long_tail_groups`).
         thresholds: Groups by number of training samples instead.
 
     Returns:
-        :class:`LongTail`; values from 0 to 1. A class without a labelled row has no value (NaN) and no part in means.
+        :class:`LongTail`; values from 0 to 1. A class without a labeled row has no value (NaN) and no part in means.
 
     Raises:
         TypeError: Labels or predictions are not integers (scores not floating).
-        ValueError: Shapes that differ, NaN scores, no labelled row, or what :func:`long_tail_groups` raises.
+        ValueError: Shapes that differ, NaN scores, no labeled row, or what :func:`long_tail_groups` raises.
 
     Example:
         >>> y, p = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 0, 1, 0, 0])

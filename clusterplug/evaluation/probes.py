@@ -238,14 +238,14 @@ class LinearProbe(_ProbeMetric):
     without ``split``, a part is drawn. Rows without a finite feature or with an ignored label are dropped.
 
     Args:
-        field (str): What is probed: ``'features'`` of the backbone (as published) or ``'embeddings'`` of the head.
-        train_ratio (float): Share of the samples that are fitted, where they have no ``split``.
-        max_rows (int): At most so many rows of each part (points of scans), drawn at random.
-        ignore_index (int, optional): Label that is ignored, besides negative ones.
-        seed (int): Of the draws.
-        penalty (float): As of :func:`linear_probe`.
-        collect_device (str): As in mmengine.
-        prefix (str, optional): As in mmengine. Defaults to ``'linear_probe'``.
+        field: What is probed: ``'features'`` of the backbone (as published) or ``'embeddings'`` of the head.
+        train_ratio: Share of the samples that are fitted, where they have no ``split``.
+        max_rows: At most so many rows of each part (points of scans), drawn at random.
+        ignore_index: Label that is ignored, besides negative ones.
+        seed: Of the draws.
+        penalty: As of :func:`linear_probe`.
+        collect_device: As in mmengine.
+        prefix: As in mmengine. Defaults to ``'linear_probe'``.
 
     Example:
         ``val_evaluator = [dict(type='clusterplug.LinearProbe'), dict(type='clusterplug.NearestNeighborProbe')]``
@@ -280,8 +280,8 @@ class NearestNeighborProbe(_ProbeMetric):
 
     Args:
         field, train_ratio, max_rows, ignore_index, seed, collect_device, prefix: As of :class:`LinearProbe`.
-        num_neighbors (int): k.
-        temperature (float): Of the votes.
+        num_neighbors: k.
+        temperature: Of the votes.
 
     Example:
         ``val_evaluator = dict(type='clusterplug.NearestNeighborProbe', field='embeddings')``

@@ -66,7 +66,7 @@ class RetrievalMetric(BaseMetric):
         """Ranks and their summary over all videos.
 
         Args:
-            results (list): Entries of all ranks.
+            results: Entries of all ranks.
 
         Returns:
             dict: ``t2v/R1`` ... ``v2t/MnR``, ``videos``, ``texts`` and ``unreadable`` (numbers).

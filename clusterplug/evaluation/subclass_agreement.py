@@ -13,7 +13,7 @@ class SubclassAgreement(NamedTuple):
     """Agreement of two groupings within each class.
 
     Attributes:
-        per_class: (C,) float64 normalised mutual information, NaN where a class has fewer than two sub-types.
+        per_class: (C,) float64 normalized mutual information, NaN where a class has fewer than two sub-types.
         mean: mean over the classes that have a value, NaN if none has.
     """
 
@@ -22,7 +22,7 @@ class SubclassAgreement(NamedTuple):
 
 
 def subclass_agreement(classes: Tensor, subclasses: Tensor, subtypes: Tensor, num_classes: int) -> SubclassAgreement:
-    """Normalised mutual information of subclasses and sub-types within each true class.
+    """Normalized mutual information of subclasses and sub-types within each true class.
 
     Args:
         classes: (N,) integer true class; points outside 0 .. num_classes - 1 are left out.

@@ -15,7 +15,7 @@ class SemanticKittiSubmission(BaseMetric):
     """Write ``<out>/sequences/NN/predictions/<scan>.label``: one raw label (uint32) a point, single- or multi-scan.
 
     Needs no labels. Points with NaN or inf, which are not read, and points that a model's extra output calls ignored
-    become unlabelled (0); of several scans at once the labels of the current one are written. At the end every scan of
+    become unlabeled (0); of several scans at once the labels of the current one are written. At the end every scan of
     the split is checked: it is there, and has as many labels as points.
 
     Args:

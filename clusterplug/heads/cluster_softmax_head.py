@@ -24,7 +24,7 @@ class ClusterSoftmaxHead(nn.Module):
     and b = 0; :meth:`loss` is its cross entropy with targets such as those of
     :func:`clusterplug.functional.cluster_target`, by log-softmax in fp32 at least: no log(0).
 
-    Source: Ghasedi Dizaji et al., DEPICT, ICCV 2017, arXiv 1704.06327; herandy/DEPICT (no licence file). **Differs
+    Source: Ghasedi Dizaji et al., DEPICT, ICCV 2017, arXiv 1704.06327; herandy/DEPICT (no license file). **Differs
     from the authors' code**: the columns of W are the centers in both of its branches (one of theirs divides along
     the wrong axis).
 

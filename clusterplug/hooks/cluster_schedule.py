@@ -36,10 +36,10 @@ class ClusterScheduleHook(Hook):
     where a training ended with an error, the next one begins with them.
 
     Args:
-        begin (int): First iteration (counted from 0) with a weight above 0. Defaults to 0.
-        ramp_iters (int): Iterations until the full weight. Defaults to 0.
-        start_momentum (float, optional): Momentum at iteration 0; by default that of the loss throughout.
-        momentum_iters (int): Iterations until the momentum of the loss. Defaults to 1000.
+        begin: First iteration (counted from 0) with a weight above 0. Defaults to 0.
+        ramp_iters: Iterations until the full weight. Defaults to 0.
+        start_momentum: Momentum at iteration 0; by default that of the loss throughout.
+        momentum_iters: Iterations until the momentum of the loss. Defaults to 1000.
 
     Raises:
         ValueError: A negative number of iterations, a momentum outside 0 to 1, or no clustering loss in the model.

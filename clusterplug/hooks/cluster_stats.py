@@ -54,13 +54,13 @@ def subclass_stats(memory: SubclassMemory, previous_centers: Tensor | None = Non
 
 @HOOKS.register_module()
 class ClusterStatsHook(Hook):
-    """Write the numbers of :func:`subclass_stats` as ``cluster_*`` into the log and to the visualiser back-ends.
+    """Write the numbers of :func:`subclass_stats` as ``cluster_*`` into the log and to the visualizer back-ends.
 
     They go through mmengine's message hub, so the logger prints them with the losses and every back-end of the
-    visualiser (TensorBoard, local files ...) gets them. ``cluster_drift`` is measured from one writing to the next.
+    visualizer (TensorBoard, local files ...) gets them. ``cluster_drift`` is measured from one writing to the next.
 
     Args:
-        interval (int): Iterations between two writings; reading the numbers waits for the device. Defaults to 50.
+        interval: Iterations between two writings; reading the numbers waits for the device. Defaults to 50.
 
     Raises:
         ValueError: An interval below 1, or no clustering loss in the model.

@@ -18,7 +18,7 @@ from clusterplug.registry import HOOKS
 
 @HOOKS.register_module()
 class ClusterVisualizationHook(Hook):
-    """Draw subclass sizes, centers, their drift, and a scan coloured by subclass, after every few epochs.
+    """Draw subclass sizes, centers, their drift, and a scan colored by subclass, after every few epochs.
 
     Files go to ``<work_dir>/<timestamp>/subclasses/``: ``epoch_3_subclass_sizes.png``, ``epoch_3_centers.png`` (their
     principal plane), ``drift.png`` (of the centers from one writing to the next, and the share of them that is used)
@@ -26,9 +26,9 @@ class ClusterVisualizationHook(Hook):
     and the training goes on as without it: its random numbers are put back, and a picture that fails is a warning.
 
     Args:
-        interval (int): Epochs between two writings. Defaults to 1.
-        stats_interval (int): Training steps between two points of the drift curve. Defaults to 50.
-        scans (int, optional): Scans of the validation set to draw, the first so many. Defaults to 1, and to 0 for
+        interval: Epochs between two writings. Defaults to 1.
+        stats_interval: Training steps between two points of the drift curve. Defaults to 50.
+        scans: Scans of the validation set to draw, the first so many. Defaults to 1, and to 0 for
             detectors, which have no class of a point, and where there is no validation set.
         class_names (Sequence[str], optional): By default those of the data set.
 

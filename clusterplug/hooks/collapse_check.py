@@ -15,7 +15,7 @@ class CollapseCheckHook(Hook):
     """Warn when the loss stayed within one percent of ln K for a whole epoch, with what to change.
 
     Args:
-        tolerance (float): Relative distance to ln K. Defaults to 0.01.
+        tolerance: Relative distance to ln K. Defaults to 0.01.
 
     The loss of a :class:`~clusterplug.losses.SwAVLoss` is ln K where all samples have the same embedding. It starts
     near there; an epoch later it should not be there any more. Nothing is read before the end of the epoch.

@@ -21,7 +21,7 @@ class EpochSeedHook(Hook):
     epoch by mmengine, which makes them resumable without it.
 
     Args:
-        seed (int): Seed; the same as ``randomness.seed`` or another.
+        seed: Seed; the same as ``randomness.seed`` or another.
 
     Example:
         ``custom_hooks = [dict(type='clusterplug.EpochSeedHook', seed=0)]``

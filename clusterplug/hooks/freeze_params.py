@@ -19,9 +19,9 @@ class FreezeParamsHook(Hook):
     iteration, so that a resumed run goes on where it was.
 
     Args:
-        params (str): Regular expression; parameters whose names have a match are meant. Defaults to the prototypes of
+        params: Regular expression; parameters whose names have a match are meant. Defaults to the prototypes of
             a :class:`~clusterplug.heads.PrototypeHead`.
-        iters (int): Iterations; SwAV: about one epoch (313 at a batch of 4096, 5005 at 256). DeepCluster-v2 never
+        iters: Iterations; SwAV: about one epoch (313 at a batch of 4096, 5005 at 256). DeepCluster-v2 never
             trains its prototypes: a number above that of all iterations.
 
     Raises:

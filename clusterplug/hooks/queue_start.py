@@ -16,8 +16,8 @@ class QueueStartHook(Hook):
     ``begin`` on the queue is filled, and it is used once it is full.
 
     Args:
-        begin (int): First epoch (or iteration) with the queue, counted from 0. SwAV: 15 at a batch of 256.
-        by_epoch (bool): Whether ``begin`` counts epochs.
+        begin: First epoch (or iteration) with the queue, counted from 0. SwAV: 15 at a batch of 256.
+        by_epoch: Whether ``begin`` counts epochs.
 
     Raises:
         ValueError: A negative number, or a model without a queue.

@@ -18,7 +18,7 @@ class TokenClusteringHook(Hook):
     validation, test or training step takes it away first.
 
     Args:
-        method (str): ``'expedit'``, ``'tome'`` or ``'average'``. Defaults to ``'expedit'``.
+        method: ``'expedit'``, ``'tome'`` or ``'average'``. Defaults to ``'expedit'``.
         **options: As :func:`clusterplug.patch.apply`: ``start``, ``end``, ``grid`` or ``keep_ratio``, ...
 
     Raises:

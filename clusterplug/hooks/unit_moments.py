@@ -23,11 +23,11 @@ class UnitMomentsHook(Hook):
     and ``units/LAYER_bipartite``, ``_semi`` and ``_cka`` are logged.
 
     Args:
-        layers (Sequence[str]): Names of modules.
-        reference (str): ``'start'``, or a checkpoint. Defaults to ``'start'``.
-        max_batches (int, optional): Batches of a validation that are looked at. Defaults to all.
-        pool (str): As for :class:`~clusterplug.analysis.UnitMatching`. Defaults to ``'positions'``.
-        channels (str): Likewise. Defaults to ``'auto'``.
+        layers: Names of modules.
+        reference: ``'start'``, or a checkpoint. Defaults to ``'start'``.
+        max_batches: Batches of a validation that are looked at. Defaults to all.
+        pool: As for :class:`~clusterplug.analysis.UnitMatching`. Defaults to ``'positions'``.
+        channels: Likewise. Defaults to ``'auto'``.
 
     Raises:
         ValueError: As :class:`~clusterplug.analysis.UnitMatching`.

@@ -25,14 +25,14 @@ class FeatureClustering(nn.Module):
     averages over a grid of cells. See :func:`~clusterplug.functional.cluster_encode`.
 
     Args:
-        dim (int): Channels in and out.
-        heads (int): Independent clusterings.
-        head_dim (int): Channels of each.
-        grid (int | tuple[int, int]): Cells of centers, down and across.
-        fold (int | tuple[int, int]): Regions, down and across, that are clustered on their own, with a grid each.
+        dim: Channels in and out.
+        heads: Independent clusterings.
+        head_dim: Channels of each.
+        grid: Cells of centers, down and across.
+        fold: Regions, down and across, that are clustered on their own, with a grid each.
             Fewer where the map has fewer rows or columns; a map that does not divide is padded, and the padding is
             left out. Defaults to 1.
-        aggregate (str): ``'mean'`` (FEC), ``'similarity'`` (Context Cluster) or ``'soft'``: every pixel belongs to all
+        aggregate: ``'mean'`` (FEC), ``'similarity'`` (Context Cluster) or ``'soft'``: every pixel belongs to all
             clusters in part. Defaults to ``'mean'``.
 
     Raises:

@@ -15,10 +15,10 @@ class FeatureClusteringBlock(nn.Module):
     """``x + scale_1 * clustering(norm(x))``, then ``x + scale_2 * mlp(norm(x))``.
 
     Args:
-        dim (int): Channels C.
-        mlp_ratio (float): Width of the MLP over C. Defaults to 4.
-        drop_path_rate (float): Share of samples for which a branch is left out while training. Defaults to 0.
-        layer_scale (float): First value of the factor of each channel. Defaults to 1e-5.
+        dim: Channels C.
+        mlp_ratio: Width of the MLP over C. Defaults to 4.
+        drop_path_rate: Share of samples for which a branch is left out while training. Defaults to 0.
+        layer_scale: First value of the factor of each channel. Defaults to 1e-5.
         **clustering: Arguments of :class:`~clusterplug.layers.FeatureClustering`.
 
     Raises:

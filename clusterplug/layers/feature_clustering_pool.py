@@ -22,11 +22,11 @@ class FeatureClusteringPool(nn.Module):
     The centers are the averages of 2 x 2 pixels; every pixel joins the most similar one, wherever it lies.
 
     Args:
-        in_channels (int): C.
-        out_channels (int): C'.
-        fold (int | tuple[int, int]): Regions that are clustered on their own, as in
+        in_channels: C.
+        out_channels: C'.
+        fold: Regions that are clustered on their own, as in
             :class:`~clusterplug.layers.FeatureClustering`. Defaults to 1.
-        similarity (str): ``'learned'``: what pixels are compared by is trained, by the straight-through gradient of
+        similarity: ``'learned'``: what pixels are compared by is trained, by the straight-through gradient of
             :func:`~clusterplug.functional.cluster_pool`. ``'official'``: it keeps its random weights, which take no
             gradient, as in the authors' code. Outputs for given weights are the same. Defaults to ``'learned'``.
 

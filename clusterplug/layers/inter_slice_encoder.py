@@ -120,7 +120,7 @@ class InterSliceEncoder(nn.Module):
         ValueError, TypeError: Fewer slices than ``downsample``, or inputs that do not fit.
 
     Source: Nguyen et al., AAAI 2023, arXiv 2212.01893; official code
-    duyhominhnguyen/Self-supervised-Image-Volume-Intra-Inter-Contrastive (no licence), not copied. **Differs from the
+    duyhominhnguyen/Self-supervised-Image-Volume-Intra-Inter-Contrastive (no license), not copied. **Differs from the
     authors' code**: attention runs along the slices, theirs along the features, with the slices as channels, so that
     their number is fixed; keys are read where the offsets say (:func:`~clusterplug.functional.sample_sequence`);
     slices have positions; dropout inside the branches.

@@ -12,7 +12,7 @@ class MapNorm(nn.GroupNorm):
     """GroupNorm with one group: each image normalized over all channels and valid places.
 
     Args:
-        num_channels (int): C.
+        num_channels: C.
 
     Example:
         >>> MapNorm(8)(torch.randn(2, 8, 5, 5)).shape
@@ -23,7 +23,7 @@ class MapNorm(nn.GroupNorm):
         super().__init__(1, num_channels)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Normalise (B, C, H, W); ``mask`` (B, H, W) bool, True = valid, others become 0."""
+        """Normalize (B, C, H, W); ``mask`` (B, H, W) bool, True = valid, others become 0."""
         if mask is None:
             return super().forward(x)
         with no_autocast(x):

@@ -11,10 +11,10 @@ class PointFeatureClusteringBlock(nn.Module):
     """Points exchange what they hold with the points of their cluster, then an MLP; both are added to what came in.
 
     Args:
-        dim (int): Channels C.
-        heads (int): Clusterings side by side. Defaults to 4.
-        head_dim (int): Channels of each. Defaults to 16.
-        mlp_ratio (float): Width of the MLP over C. Defaults to 2.
+        dim: Channels C.
+        heads: Clusterings side by side. Defaults to 4.
+        head_dim: Channels of each. Defaults to 16.
+        mlp_ratio: Width of the MLP over C. Defaults to 2.
 
     Source:
         Own; :class:`~clusterplug.layers.FeatureClusteringBlock` for points, with LayerNorm, so that a point does not
@@ -53,8 +53,8 @@ class PointFeatureClusteringPool(nn.Module):
     """One point for each cell: the mean of the points that joined it, plus a linear map of those that lie in it.
 
     Args:
-        in_channels (int): C.
-        out_channels (int): C'.
+        in_channels: C.
+        out_channels: C'.
 
     Source:
         Own; :class:`~clusterplug.layers.FeatureClusteringPool` for points.

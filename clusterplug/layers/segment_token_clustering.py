@@ -54,21 +54,21 @@ class SegmentTokenClustering(nn.Module):
     Methods: ``'kmedoids'`` and ``'spectral'`` cluster; the others are what the paper compares with: ``'sparse'``
     keeps one token of each of K equal spans (at random while training, the middle one otherwise), ``'pooling'``
     averages the frames of a segment place by place, ``'token_shift'`` and ``'temporal_shift'`` reduce nothing and
-    exchange a quarter of the channels of the tokens in front, or of the patch tokens, with the neighbouring frames.
+    exchange a quarter of the channels of the tokens in front, or of the patch tokens, with the neighboring frames.
 
     With a frame mask, invalid frames are neither clustered nor averaged. A segment with fewer valid tokens than K (one
     without a valid frame among them) uses all its frames, so that shapes stay; ``segment_mask`` tells which segments
     have no valid frame.
 
     Args:
-        num_segments (int, optional): S. Not for shifts.
-        num_clusters (int, optional): K, at most the tokens of the shortest segment. Not for pooling and shifts.
-        method (str): See above. Defaults to ``'kmedoids'``.
-        aggregation (str): ``'medoid'`` or ``'mean'`` of each cluster. Defaults to ``'medoid'``.
-        metric (str): ``'euclidean'`` or ``'cosine'`` distances of k-medoids. Defaults to ``'euclidean'``.
-        pre_norm (bool): Cluster tokens scaled to length one, from the most distant one on. Defaults to False.
-        num_prefix (int): P, tokens in front of each frame's patches. Defaults to 1, the class token.
-        options (dict, optional): Further arguments of :func:`~clusterplug.functional.kmedoids` (``num_iters``, by
+        num_segments: S. Not for shifts.
+        num_clusters: K, at most the tokens of the shortest segment. Not for pooling and shifts.
+        method: See above. Defaults to ``'kmedoids'``.
+        aggregation: ``'medoid'`` or ``'mean'`` of each cluster. Defaults to ``'medoid'``.
+        metric: ``'euclidean'`` or ``'cosine'`` distances of k-medoids. Defaults to ``'euclidean'``.
+        pre_norm: Cluster tokens scaled to length one, from the most distant one on. Defaults to False.
+        num_prefix: P, tokens in front of each frame's patches. Defaults to 1, the class token.
+        options: Further arguments of :func:`~clusterplug.functional.kmedoids` (``num_iters``, by
             default 10) or :func:`~clusterplug.functional.spectral_clustering` (``sigma``, by default ``'local'``,
             ``num_neighbors``, by default 5 for each frame of a segment and 5 more above 100 patches, ...).
 

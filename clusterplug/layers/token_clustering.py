@@ -17,11 +17,11 @@ class TokenClustering(nn.Module):
     :class:`~clusterplug.layers.TokenReconstruction` where the full map is needed again.
 
     Args:
-        grid (tuple): (h, w) cluster tokens; keep the proportions of the map.
-        num_iters (int): Iterations of soft k-means. Defaults to 5.
-        temperature (float): Divides squared distances. Defaults to 50.
-        window (int): Odd number of cells around a token's own that it may join. Defaults to 5.
-        num_prefix (int): Tokens in front (class, registers) that pass untouched. Defaults to 0.
+        grid: (h, w) cluster tokens; keep the proportions of the map.
+        num_iters: Iterations of soft k-means. Defaults to 5.
+        temperature: Divides squared distances. Defaults to 50.
+        window: Odd number of cells around a token's own that it may join. Defaults to 5.
+        num_prefix: Tokens in front (class, registers) that pass untouched. Defaults to 0.
 
     Raises:
         TypeError, ValueError: A setting is out of range (see :func:`~clusterplug.functional.cluster_tokens`).

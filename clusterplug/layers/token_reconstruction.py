@@ -14,10 +14,10 @@ class TokenReconstruction(nn.Module):
     """Rebuild the H x W map from refined cluster tokens.
 
     Args:
-        num_neighbors (int): Clusters that a token is rebuilt from, at most. Defaults to 20.
-        norm (str): ``'l1'``: weights add up to one; ``'l2'``: as in the authors' code. Defaults to ``'l1'``.
-        window (int, optional): Odd number of cells to search around a token's own; None, the default, searches all.
-        num_prefix (int): Tokens in front that pass untouched. Defaults to 0.
+        num_neighbors: Clusters that a token is rebuilt from, at most. Defaults to 20.
+        norm: ``'l1'``: weights add up to one; ``'l2'``: as in the authors' code. Defaults to ``'l1'``.
+        window: Odd number of cells to search around a token's own; None, the default, searches all.
+        num_prefix: Tokens in front that pass untouched. Defaults to 0.
 
     Raises:
         TypeError, ValueError: A setting is out of range.

@@ -40,7 +40,7 @@ class IntraInterLoss(nn.Module):
     prototypes, or a queue.
 
     Source: Nguyen et al., AAAI 2023, arXiv 2212.01893; official code
-    duyhominhnguyen/Self-supervised-Image-Volume-Intra-Inter-Contrastive (no licence), not copied. **Differs from the
+    duyhominhnguyen/Self-supervised-Image-Volume-Intra-Inter-Contrastive (no license), not copied. **Differs from the
     authors' code**: theirs trains in three stages, the last one with the loss of the volumes alone; here the terms are
     one loss, and weights of 0 give the stages.
 

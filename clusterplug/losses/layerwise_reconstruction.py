@@ -27,7 +27,7 @@ class LayerwiseReconstructionLoss(nn.Module):
     ``clean`` = [x, h_1, ...], each pair of the same shape (N, ...). Returns a 0-dim loss, in fp32 at least; 0 for
     empty tensors.
 
-    Source: Ghasedi Dizaji et al., DEPICT, ICCV 2017, eq. 6; herandy/DEPICT (no licence file), weights 1 and 0.1.
+    Source: Ghasedi Dizaji et al., DEPICT, ICCV 2017, eq. 6; herandy/DEPICT (no license file), weights 1 and 0.1.
 
     Example:
         >>> import torch

@@ -16,32 +16,32 @@ class Layout:
     """The parts of one transformer.
 
     Args:
-        host (str): Name, for messages.
-        trunk (Module): The transformer itself, which may be a part of a larger model.
-        blocks (Sequence): Its blocks in the order in which they run. Each takes tokens (B, P + N, C), or maps
+        host: Name, for messages.
+        trunk: The transformer itself, which may be a part of a larger model.
+        blocks: Its blocks in the order in which they run. Each takes tokens (B, P + N, C), or maps
             (B, H, W, C), as first argument and returns the same, alone or first in a tuple.
-        projection (Module): Whose output (B, C, H, W), or (B, H, W, C) with ``projection_last``, is as high and wide
+        projection: Whose output (B, C, H, W), or (B, H, W, C) with ``projection_last``, is as high and wide
             as the token map.
-        num_prefix (int): P, tokens in front of the map. Defaults to 0.
-        maps (bool): Blocks take maps. Defaults to False.
-        needs_grid (bool): Blocks need to know where tokens lie on a grid. Defaults to False.
-        norm (Callable, optional): Block -> the module that normalizes its input, whose output is compared when tokens
+        num_prefix: P, tokens in front of the map. Defaults to 0.
+        maps: Blocks take maps. Defaults to False.
+        needs_grid: Blocks need to know where tokens lie on a grid. Defaults to False.
+        norm: Block -> the module that normalizes its input, whose output is compared when tokens
             are matched.
-        adapt (Callable, optional): ``adapt(block, args, kwargs, table)`` -> (args, kwargs) for reduced tokens:
+        adapt: ``adapt(block, args, kwargs, table)`` -> (args, kwargs) for reduced tokens:
             positions, resolutions.
-        resize (Windows, optional): ``resize.parts(block)`` -> the modules of a block that read other attributes in
+        resize: ``resize.parts(block)`` -> the modules of a block that read other attributes in
             reduced blocks, by name, each with the names of these attributes; ``resize.values(block, size, grid)`` ->
             their values for a map of another size, by (module, attribute); ``resize.grid(block, size, keep_ratio)``
             is the grid whose windows need no padding.
-        stages (Sequence): Ranges of blocks over which a map keeps its size; none means one range over all. Tokens are
+        stages: Ranges of blocks over which a map keeps its size; none means one range over all. Tokens are
             reduced inside one range.
-        knows_sizes (bool): Blocks call ``scaled_dot_product_attention``, so that reduced tokens can count by size.
+        knows_sizes: Blocks call ``scaled_dot_product_attention``, so that reduced tokens can count by size.
             Defaults to True.
-        size (Callable, optional): ``size(args, kwargs)`` -> (H, W) from what a block is called with, where the map has
+        size: ``size(args, kwargs)`` -> (H, W) from what a block is called with, where the map has
             another size than the output of ``projection``.
-        scopes (Sequence): Modules whose call may ask for hidden states (``output_hidden_states``), outermost first.
-        taps (Sequence): Blocks whose output is always read from outside.
-        wraps (Callable, optional): ``wraps(store)`` -> methods to replace on the trunk, by name.
+        scopes: Modules whose call may ask for hidden states (``output_hidden_states``), outermost first.
+        taps: Blocks whose output is always read from outside.
+        wraps: ``wraps(store)`` -> methods to replace on the trunk, by name.
     """
 
     host: str

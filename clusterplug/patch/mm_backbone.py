@@ -15,8 +15,8 @@ def TokenClusteringViT(backbone: dict, method: str = 'expedit', **options) -> nn
     export, evaluation outside a Runner. What comes out is the backbone itself, with its own ``state_dict``.
 
     Args:
-        backbone (dict): Config of a ViT or Swin, with the scope of its package (``type='mmseg.VisionTransformer'``).
-        method (str): ``'expedit'``, ``'tome'`` or ``'average'``. Defaults to ``'expedit'``.
+        backbone: Config of a ViT or Swin, with the scope of its package (``type='mmseg.VisionTransformer'``).
+        method: ``'expedit'``, ``'tome'`` or ``'average'``. Defaults to ``'expedit'``.
         **options: As :func:`clusterplug.patch.apply`; ``grid`` may be a list.
 
     Returns:

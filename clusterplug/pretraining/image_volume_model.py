@@ -42,7 +42,7 @@ class ImageVolumeModel(MultiViewModel):
 
     Source: Nguyen et al., "Joint Self-Supervised Image-Volume Representation Learning with Intra-Inter Contrastive
     Clustering", AAAI 2023, arXiv 2212.01893; official code
-    duyhominhnguyen/Self-supervised-Image-Volume-Intra-Inter-Contrastive (no licence), not copied. **Differs from the
+    duyhominhnguyen/Self-supervised-Image-Volume-Intra-Inter-Contrastive (no license), not copied. **Differs from the
     authors' code**: one training with three terms instead of three stages; features of the last stage of the backbone
     instead of those of all stages, the last one twice.
 

@@ -41,7 +41,7 @@ class MaskedSliceModel(nn.Module):
         ValueError, TypeError: A ratio that hides every slice of a volume, or inputs that do not fit.
 
     Source: Nguyen et al., AAAI 2023, arXiv 2212.01893, masked embedding prediction; official code
-    duyhominhnguyen/Self-supervised-Image-Volume-Intra-Inter-Contrastive (no licence), not copied. **Differs from the
+    duyhominhnguyen/Self-supervised-Image-Volume-Intra-Inter-Contrastive (no license), not copied. **Differs from the
     authors' code**: theirs averages over all slices, so that 90 % of the loss is copying what is visible, and lets the
     gradient through the targets.
 

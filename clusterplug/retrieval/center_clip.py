@@ -18,16 +18,16 @@ class CenterCLIP(BaseModel):
     Without ``clustering`` in the encoders this is the model of CLIP4Clip, with the test frames of CenterCLIP.
 
     Args:
-        encoders (dict): Config of :class:`~clusterplug.retrieval.TransformersEncoders` or another.
-        head (dict): Config of :class:`~clusterplug.retrieval.MeanPooling` (default) or
+        encoders: Config of :class:`~clusterplug.retrieval.TransformersEncoders` or another.
+        head: Config of :class:`~clusterplug.retrieval.MeanPooling` (default) or
             :class:`~clusterplug.retrieval.SequenceTransformer`.
-        scale_range (tuple): Least and largest logarithm of the scale; it is brought back into the range before each
+        scale_range: Least and largest logarithm of the scale; it is brought back into the range before each
             use. Defaults to (0.1, 4.6052).
-        vectors (dict, optional): Arguments of :class:`~clusterplug.retrieval.VectorSets`: the loss also trains several
+        vectors: Arguments of :class:`~clusterplug.retrieval.VectorSets`: the loss also trains several
             vectors for each text and video, which :meth:`encode_text_vectors` and :meth:`encode_video_vectors` return
             for an index. Predictions keep one feature each.
-        data_preprocessor (dict): Defaults to :class:`~clusterplug.retrieval.VideoTextPreprocessor`.
-        init_cfg (dict, optional): As in mmengine.
+        data_preprocessor: Defaults to :class:`~clusterplug.retrieval.VideoTextPreprocessor`.
+        init_cfg: As in mmengine.
 
     Raises:
         ValueError: ``scale_range`` is no range.

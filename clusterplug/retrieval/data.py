@@ -17,8 +17,8 @@ class VideoTextPreprocessor(BaseDataPreprocessor):
     """Stack videos, put captions into one batch, scale uint8 frames on the device.
 
     Args:
-        mean (Sequence[float]): Of each colour, in 0 to 255. Defaults to CLIP's.
-        std (Sequence[float]): Likewise.
+        mean: Of each color, in 0 to 255. Defaults to CLIP's.
+        std: Likewise.
 
     Example:
         >>> item = dict(frames=torch.zeros(4, 3, 8, 8, dtype=torch.uint8), frame_mask=torch.ones(4, dtype=torch.bool),

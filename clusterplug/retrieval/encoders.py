@@ -20,9 +20,9 @@ class ClipEncoders(nn.Module, ABC):
     """What both libraries' CLIP have in common here: frames in, segments out; token ids in, features out.
 
     Args:
-        clip (Module): The model.
-        clustering (dict, optional): Arguments of ``patch.apply(clip, method='centerclip', ...)``; None keeps frames.
-        pretrained (bool): Whether the weights were loaded; otherwise they are random. Defaults to False.
+        clip: The model.
+        clustering: Arguments of ``patch.apply(clip, method='centerclip', ...)``; None keeps frames.
+        pretrained: Whether the weights were loaded; otherwise they are random. Defaults to False.
 
     Attributes:
         logit_scale (Parameter): Logarithm of the scale, CLIP's own.
@@ -108,15 +108,15 @@ class TransformersEncoders(ClipEncoders):
     """CLIP or SigLIP of transformers.
 
     Args:
-        pretrained (str, optional): Folder of ``save_pretrained``, name of a public checkpoint that is in the cache of
+        pretrained: Folder of ``save_pretrained``, name of a public checkpoint that is in the cache of
             this machine (``openai/clip-vit-base-patch32``), or a file with weights in OpenAI's naming
             (``ViT-B-32.pt``).
-        config (dict, optional): For a model with random weights: ``text_config``, ``vision_config`` and further
+        config: For a model with random weights: ``text_config``, ``vision_config`` and further
             arguments of ``CLIPConfig``.
-        clustering (dict, optional): ``start``, ``num_segments``, ``num_clusters``, ``reduction`` ..., see
+        clustering: ``start``, ``num_segments``, ``num_clusters``, ``reduction`` ..., see
             :func:`clusterplug.patch.apply`. None: the unclustered model.
-        gradient_checkpointing (bool): Save memory in training. Defaults to False.
-        download (bool): Fetch a public checkpoint that is not on this machine. Defaults to False.
+        gradient_checkpointing: Save memory in training. Defaults to False.
+        download: Fetch a public checkpoint that is not on this machine. Defaults to False.
 
     Raises:
         ValueError: Not exactly one of ``pretrained`` and ``config``.
@@ -197,10 +197,10 @@ class OpenCLIPEncoders(ClipEncoders):
     """CLIP of open_clip.
 
     Args:
-        model (str): Name of open_clip, such as ``'ViT-B-32-quickgelu'`` for OpenAI's weights.
-        pretrained (str, optional): File with weights, read as data; OpenAI's archives count. None: random weights.
-        clustering (dict, optional): See :class:`TransformersEncoders`.
-        gradient_checkpointing (bool): Defaults to False.
+        model: Name of open_clip, such as ``'ViT-B-32-quickgelu'`` for OpenAI's weights.
+        pretrained: File with weights, read as data; OpenAI's archives count. None: random weights.
+        clustering: See :class:`TransformersEncoders`.
+        gradient_checkpointing: Defaults to False.
 
     Raises:
         ModuleNotFoundError: open_clip is missing.
@@ -262,11 +262,11 @@ class FeatureEncoders(nn.Module):
     """Projections over features that were computed before, in the place of encoders: frames and texts come as vectors.
 
     Args:
-        video_channels (int): Channels of a frame's feature.
-        text_channels (int): Channels of a text's feature.
-        embed_dims (int): Channels of the common space. Defaults to 256.
-        dropout (float): Of the features, in training. Defaults to 0.
-        logit_scale (float): Logarithm of the first scale. Defaults to that of CLIP, log(1 / 0.07).
+        video_channels: Channels of a frame's feature.
+        text_channels: Channels of a text's feature.
+        embed_dims: Channels of the common space. Defaults to 256.
+        dropout: Of the features, in training. Defaults to 0.
+        logit_scale: Logarithm of the first scale. Defaults to that of CLIP, log(1 / 0.07).
 
     Example:
         >>> encoders = FeatureEncoders(768, 384)

@@ -75,10 +75,10 @@ class SequenceTransformer(nn.Module):
     """seqTransf: positions, a few transformer blocks over the segments, added to the features; then meanP.
 
     Args:
-        embed_dims (int): D. Defaults to 512.
-        max_segments (int): Positions to learn. Defaults to 128.
-        num_blocks (int): Defaults to 4.
-        num_heads (int, optional): By default one for each 64 channels.
+        embed_dims: D. Defaults to 512.
+        max_segments: Positions to learn. Defaults to 128.
+        num_blocks: Defaults to 4.
+        num_heads: By default one for each 64 channels.
 
     Raises:
         ValueError: Heads do not divide the channels. In forward: more segments than positions.

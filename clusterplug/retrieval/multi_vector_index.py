@@ -25,10 +25,10 @@ class MultiVectorIndex:
     """Sets of vectors, one behind the other in fp16.
 
     Args:
-        ids (Sequence[str]): Items.
-        vectors (Tensor): (sum of counts, D) floating, on the CPU; kept in fp16.
-        counts (Tensor): (N,) int64, vectors of each item, at least 1.
-        model_key (str): What the vectors depend on.
+        ids: Items.
+        vectors: (sum of counts, D) floating, on the CPU; kept in fp16.
+        counts: (N,) int64, vectors of each item, at least 1.
+        model_key: What the vectors depend on.
         unreadable, sources, stamp: As of :class:`~clusterplug.retrieval.search.VideoIndex`.
 
     Raises:

@@ -18,8 +18,8 @@ class RetrievalOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     gains of norms, biases, and the scale and bias of the logits are not decayed, in the towers and in the head.
 
     Args:
-        optim_wrapper_cfg (dict): As for mmengine's ``DefaultOptimWrapperConstructor``.
-        paramwise_cfg (dict): ``head_lr_mult`` (float), defaults to 1.
+        optim_wrapper_cfg: As for mmengine's ``DefaultOptimWrapperConstructor``.
+        paramwise_cfg: ``head_lr_mult`` (float), defaults to 1.
 
     Raises:
         ValueError: Another key than ``head_lr_mult``. When called: a model without ``encoders``.

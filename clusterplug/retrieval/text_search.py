@@ -24,11 +24,11 @@ class TextEncoder(nn.Module):
     """Token vectors of a transformers encoder, of length one; means of their clusters for an index.
 
     Args:
-        pretrained (str): Folder of ``save_pretrained`` with model and tokenizer, or a name that is in the cache of this
+        pretrained: Folder of ``save_pretrained`` with model and tokenizer, or a name that is in the cache of this
             machine.
-        num_clusters (int): Vectors kept of a text.
-        query_clusters (int): Vectors kept of a question.
-        max_length (int): Tokens of a text; the rest is cut off.
+        num_clusters: Vectors kept of a text.
+        query_clusters: Vectors kept of a question.
+        max_length: Tokens of a text; the rest is cut off.
 
     Raises:
         FileNotFoundError: There is no such model on this machine.

@@ -15,14 +15,14 @@ class VectorSets(nn.Module):
     """Unit token vectors of both encoders, clustered; no parameters.
 
     Args:
-        text (dict): Arguments of :class:`~clusterplug.layers.MultiVectorClustering` for texts, and ``tokens``:
+        text: Arguments of :class:`~clusterplug.layers.MultiVectorClustering` for texts, and ``tokens``:
             'pooled' (one feature a text, as the encoder was pretrained; default) or 'words'.
-        video (dict): Likewise for videos; ``tokens``: 'pooled' (one feature a frame or segment; default) or 'patches'
+        video: Likewise for videos; ``tokens``: 'pooled' (one feature a frame or segment; default) or 'patches'
             (of all frames, or those that CenterCLIP's clustering kept; a second pass in training). Words and patches
             are not trained to match in CLIP: train before use. Without a number of clusters 8 are kept of a text and
             32 of a video.
-        temperature (float): Of the late-interaction loss, whose scores are averaged over a text's vectors.
-        weight (float): Of the loss.
+        temperature: Of the late-interaction loss, whose scores are averaged over a text's vectors.
+        weight: Of the loss.
 
     Raises:
         ValueError: Unknown tokens or options.

@@ -29,13 +29,13 @@ class VideoIndex:
     """Features of the videos of one store under one model.
 
     Args:
-        ids (Sequence[str]): Videos.
-        features (Tensor): (N, D) of length one, on the CPU.
-        model_key (str): What the features depend on; features of another model are not reused.
-        unreadable (dict): Videos without features, and why.
-        sources (dict): Fingerprint of each video's content; features of a video without one, or with another one, are
+        ids: Videos.
+        features: (N, D) of length one, on the CPU.
+        model_key: What the features depend on; features of another model are not reused.
+        unreadable: Videos without features, and why.
+        sources: Fingerprint of each video's content; features of a video without one, or with another one, are
             not reused.
-        stamp (str): State of the whole store, where it has one, as :meth:`VideoStore.stamp` returns it.
+        stamp: State of the whole store, where it has one, as :meth:`VideoStore.stamp` returns it.
 
     Raises:
         TypeError: Features are no floating tensor, or ids no texts.

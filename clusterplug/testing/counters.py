@@ -32,7 +32,7 @@ def count_launches(fn: Callable[[], object]) -> Counter:
     Backward passes inside ``fn`` are included.
 
     Args:
-        fn (Callable): Called once without arguments; its result is dropped.
+        fn: Called once without arguments; its result is dropped.
 
     Returns:
         Counter: Name of the operation -> number of calls; ``.total()`` is the number of launches.
@@ -56,7 +56,7 @@ def count_host_syncs(fn: Callable[[], object]) -> Counter:
     ``output_size``) and copies from a device to the host.
 
     Args:
-        fn (Callable): Called once without arguments; its result is dropped.
+        fn: Called once without arguments; its result is dropped.
 
     Returns:
         Counter: Name -> number of calls; ``.total()`` is the number of waits.

@@ -24,10 +24,10 @@ def run_gloo(fn: Callable, world_size: int, *args: Any, timeout: float = 120.0) 
     ``WORLD_SIZE``), and ``clusterplug.compat`` applied.
 
     Args:
-        fn (Callable): A function at the top level of a module that can be imported.
-        world_size (int): Number of processes.
+        fn: A function at the top level of a module that can be imported.
+        world_size: Number of processes.
         *args: Picklable further arguments, the same for all ranks.
-        timeout (float): Seconds after which hanging ranks are stopped.
+        timeout: Seconds after which hanging ranks are stopped.
 
     Returns:
         list: What each rank returned, in the order of ranks; tensors become copies.

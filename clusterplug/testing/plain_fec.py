@@ -105,7 +105,7 @@ class PlainFEC(nn.Module):
 
     Args:
         arch (FECArch): As ``resolve_arch`` returns it.
-        num_classes (int): 0 = maps of all stages.
+        num_classes: 0 = maps of all stages.
 
     Source:
         The description of Chen et al., CVPR 2024, and the names of guikunchen/FEC (Apache-2.0).

@@ -16,13 +16,13 @@ def write_tiny_semantickitti(root: str | Path, num_scans: int = 4, num_points: i
 
     With ``calib.txt`` and ``poses.txt`` (a laser that stands still), so that configs of several scans run as well.
     Every scan shows a road between sidewalks, walls, hedges, poles, and cars whose instance id is in the upper 16
-    bits; 2 % of the points are unlabelled.
+    bits; 2 % of the points are unlabeled.
 
     Args:
-        root (str | Path): Folder to write into; what is there already with the same name is replaced.
-        num_scans (int): Number of training scans.
-        num_points (int): Points per scan.
-        seed (int): Same seed, same bytes.
+        root: Folder to write into; what is there already with the same name is replaced.
+        num_scans: Number of training scans.
+        num_points: Points per scan.
+        seed: Same seed, same bytes.
 
     Returns:
         Path: ``root``, the ``data_root`` of a config.
@@ -51,7 +51,7 @@ def write_tiny_semantickitti(root: str | Path, num_scans: int = 4, num_points: i
 
 
 def _street(rng: np.random.Generator, num_points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points (N, 4) in metres with remission, and raw labels (N,) uint32, in random order."""
+    """Points (N, 4) in meters with remission, and raw labels (N,) uint32, in random order."""
     share = rng.multinomial(num_points, [0.3, 0.15, 0.2, 0.15, 0.05, 0.15])
     parts = [
         (ROAD, _box(rng, share[0], (-20, -4, -1.75), (20, 4, -1.7))),

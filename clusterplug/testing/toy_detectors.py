@@ -13,8 +13,8 @@ def tiny_detector_config(config, data_root: str | Path, num_points: int = 1024):
     Args:
         config (mmengine.config.Config): as ``clusterplug.cli.load_config`` gives it, with or without clustering;
             changed in place.
-        data_root (str | Path): what :func:`~clusterplug.datasets.kitti_convert.prepare_kitti` wrote.
-        num_points (int): points of a scan for PointRCNN.
+        data_root: what :func:`~clusterplug.datasets.kitti_convert.prepare_kitti` wrote.
+        num_points: points of a scan for PointRCNN.
 
     Returns:
         mmengine.config.Config: trains two iterations, then validates.

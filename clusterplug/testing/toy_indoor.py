@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny data sets in the layouts of S3DIS and ScanNet: real files, rooms of a few thousand coloured points."""
+"""Tiny data sets in the layouts of S3DIS and ScanNet: real files, rooms of a few thousand colored points."""
 
 import pickle
 from pathlib import Path
@@ -15,13 +15,13 @@ def write_tiny_s3dis(root: str | Path, num_rooms: int = 2, num_points: int = 400
     """Write ``num_rooms`` rooms of each of the six areas, with info files and scene indices.
 
     Args:
-        root (str | Path): Folder to write into; what is there already with the same name is replaced.
-        num_rooms (int): Rooms of an area.
-        num_points (int): Points of a room.
-        seed (int): Same seed, same bytes.
+        root: Folder to write into; what is there already with the same name is replaced.
+        num_rooms: Rooms of an area.
+        num_points: Points of a room.
+        seed: Same seed, same bytes.
 
     Returns:
-        Path: ``root``, the ``data_root`` of a config. ``points/*.bin`` hold x, y, z in metres and red, green, blue
+        Path: ``root``, the ``data_root`` of a config. ``points/*.bin`` hold x, y, z in meters and red, green, blue
         from 0 to 255 as float32, ``semantic_mask/*.bin`` and ``instance_mask/*.bin`` int64.
 
     Example:

@@ -23,7 +23,7 @@ def write_tiny_kitti(
         num_frames: frames; the last two are for validation, if there are more than two.
         num_points: points of a frame, a fourth of them on objects.
         seed: same seed, same bytes.
-        radius: objects stand up to so many metres away.
+        radius: objects stand up to so many meters away.
 
     Returns:
         ``root``.

@@ -22,13 +22,13 @@ def tiny_config(
     """The config of ``build_tiny_runner``, for tests that change it or write it to a file.
 
     Args:
-        work_dir (str | Path): Where logs and checkpoints go.
-        data_root (str | Path): What ``write_tiny_semantickitti`` returned.
-        wrap (Callable, optional): Takes the model config of the plain segmentor, returns the one to be trained.
-        max_epochs (int): Epochs of an ``EpochBasedTrainLoop``.
-        max_iters (int, optional): When given, iterations of an ``IterBasedTrainLoop`` instead.
-        hooks (Sequence[dict]): Configs of custom hooks.
-        seed (int): Seed of the weights and of the order of the scans.
+        work_dir: Where logs and checkpoints go.
+        data_root: What ``write_tiny_semantickitti`` returned.
+        wrap: Takes the model config of the plain segmentor, returns the one to be trained.
+        max_epochs: Epochs of an ``EpochBasedTrainLoop``.
+        max_iters: When given, iterations of an ``IterBasedTrainLoop`` instead.
+        hooks: Configs of custom hooks.
+        seed: Seed of the weights and of the order of the scans.
         **options: Keys of the config to replace, in dotted form with ``__`` for the dot
             (``train_dataloader__batch_size=1``).
 
@@ -73,8 +73,8 @@ def build_tiny_runner(work_dir: str | Path, data_root: str | Path, **options):
     ``runner.test()`` tests.
 
     Args:
-        work_dir (str | Path): Where logs and checkpoints go.
-        data_root (str | Path): What ``write_tiny_semantickitti`` returned.
+        work_dir: Where logs and checkpoints go.
+        data_root: What ``write_tiny_semantickitti`` returned.
         **options: See ``tiny_config``.
 
     Returns:

@@ -10,10 +10,10 @@ def birds_eye(points: np.ndarray, colors: np.ndarray, size: int = 800, radius: f
     """Draw points from above, x upwards and y to the left, the highest point of a pixel on top.
 
     Args:
-        points (np.ndarray): (N, 3 or more) x, y, z in metres around the sensor.
-        colors (np.ndarray): (N, 3) red, green, blue in 0 ... 255.
-        size (int): Width and height in pixels.
-        radius (float, optional): Half the width in metres; by default 95 % of the points are inside.
+        points: (N, 3 or more) x, y, z in meters around the sensor.
+        colors: (N, 3) red, green, blue in 0 ... 255.
+        size: Width and height in pixels.
+        radius: Half the width in meters; by default 95 % of the points are inside.
 
     Returns:
         np.ndarray: (size, size, 3) uint8, RGB.

@@ -7,15 +7,15 @@ import numpy as np
 
 from clusterplug.visualization.birds_eye import birds_eye
 
-_NEAR = 0.1  # metres before the camera at which edges are cut
+_NEAR = 0.1  # meters before the camera at which edges are cut
 _EDGES = [(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)]
 
 
 class BoxGroup(NamedTuple):
-    """Boxes of one colour.
+    """Boxes of one color.
 
     Attributes:
-        boxes: (T, 7) x, y of the centre, z of the bottom, sizes along x, y, z in metres, angle about z in radians.
+        boxes: (T, 7) x, y of the centre, z of the bottom, sizes along x, y, z in meters, angle about z in radians.
         color: red, green, blue in 0 ... 255.
     """
 
@@ -41,12 +41,12 @@ def box_corners(boxes: np.ndarray) -> np.ndarray:
 def boxes_from_above(
     points: np.ndarray, groups: list[BoxGroup], limits: tuple[float, float, float, float], size: int = 700
 ) -> np.ndarray:
-    """Points in grey, brighter with height, and the outlines of boxes, x upwards and y to the left.
+    """Points in gray, brighter with height, and the outlines of boxes, x upwards and y to the left.
 
     A line from the centre of a box to its front shows where it heads.
 
     Args:
-        points: (N, 3 or more) metres.
+        points: (N, 3 or more) meters.
         groups: later ones are drawn over earlier ones.
         limits: least x, least y, largest x, largest y of the view, a square.
         size: pixels of a side.

@@ -15,13 +15,13 @@ from clusterplug.visualization.colors import subclass_colors
 
 
 def paint_clusters(image: np.ndarray, labels: np.ndarray, colors: str = 'distinct', alpha: float = 0.6) -> np.ndarray:
-    """Lay the colours of clusters over an image.
+    """Lay the colors of clusters over an image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) int, 0 or more.
-        colors: ``'distinct'`` hues, or ``'mean'``: the mean colour of the pixels of the cluster.
-        alpha: Share of the clusters' colours, 0 to 1.
+        colors: ``'distinct'`` hues, or ``'mean'``: the mean color of the pixels of the cluster.
+        alpha: Share of the clusters' colors, 0 to 1.
 
     Returns:
         (H, W, 3) uint8.
@@ -57,7 +57,7 @@ def save_cluster_page(
 ) -> None:
     """Write a page that needs no network and no server: a slider over the layers, the clusters over the image.
 
-    Sliders choose the layer and how strong its colours are, buttons the kind of colours and whether the pixel that
+    Sliders choose the layer and how strong its colors are, buttons the kind of colors and whether the pixel that
     stands for each cluster is marked; pointing at a pixel shows its cluster alone.
 
     Args:
@@ -98,7 +98,7 @@ def save_cluster_panels(
         image: (H, W, 3) uint8 RGB.
         views: At least one; marks are drawn up to 49 clusters.
         columns: Pictures in a row.
-        alpha: Share of the clusters' colours.
+        alpha: Share of the clusters' colors.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing.

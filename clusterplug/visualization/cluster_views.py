@@ -36,7 +36,7 @@ def cluster_views(
 
     Args:
         model: :class:`~clusterplug.backbones.FEC`; clusters of regions (fold) are numbered apart.
-        image: (1, C, H, W), normalised as the model wants it.
+        image: (1, C, H, W), normalized as the model wants it.
         num_groups: Also put the clusters of the last pooling into so many groups by k-means over their
             representatives; with as many clusters or fewer, each is a group.
         generator: Randomness of k-means; by default seeded with 0.

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colours of classes and subclasses, as (K, 3) uint8 RGB."""
+"""Colors of classes and subclasses, as (K, 3) uint8 RGB."""
 
 import colorsys
 
 import numpy as np
 
-# SemanticKITTI's own colours (its API lists them blue first), in the order of mmdet3d's 19 classes.
+# SemanticKITTI's own colors (its API lists them blue first), in the order of mmdet3d's 19 classes.
 SEMANTICKITTI = np.array([
     [100, 150, 245], [100, 230, 245], [30, 60, 150], [80, 30, 180], [100, 80, 250], [255, 30, 30], [255, 40, 200],
     [150, 30, 90], [255, 0, 255], [255, 150, 255], [75, 0, 75], [175, 0, 75], [255, 200, 0], [255, 120, 50],
@@ -27,17 +27,17 @@ def class_name(name: str) -> str:
 
 
 def class_colors(labels: np.ndarray, palette: np.ndarray = SEMANTICKITTI) -> np.ndarray:
-    """(N, 3) uint8 colour of each label (N,); grey for labels outside the palette."""
+    """(N, 3) uint8 color of each label (N,); gray for labels outside the palette."""
     known = (labels >= 0) & (labels < len(palette))
     return np.where(known[:, None], palette[np.where(known, labels, 0)], IGNORED)
 
 
 def subclass_colors(classes: np.ndarray, subclasses: np.ndarray, num_clusters: int) -> np.ndarray:
-    """(N, 3) uint8 colour of each subclass: hues apart within a class, and another first hue for each class.
+    """(N, 3) uint8 color of each subclass: hues apart within a class, and another first hue for each class.
 
     Args:
-        classes: (N,) class, below 0 = grey.
-        subclasses: (N,) subclass within the class, below 0 = grey.
+        classes: (N,) class, below 0 = gray.
+        subclasses: (N,) subclass within the class, below 0 = gray.
         num_clusters: K.
     """
     # the golden angle apart from class to class; every other subclass paler

@@ -51,7 +51,7 @@ def save_center_map(
     in_use: np.ndarray,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Draw the centers on their first two principal components, one colour a class, area by size.
+    """Draw the centers on their first two principal components, one color a class, area by size.
 
     Args:
         path: PNG to write, whole or not at all.

@@ -12,10 +12,10 @@ def object_crop(points: np.ndarray, rows: np.ndarray, size: int = 240, margin: f
     """Draw the points ``rows`` of a scan in color and the others around them in gray, x upwards and y to the left.
 
     Args:
-        points: (N, 3 or more) x, y, z in metres.
+        points: (N, 3 or more) x, y, z in meters.
         rows: (n,) of the object, n >= 1.
         size: Pixels of a side.
-        margin: Metres around the object.
+        margin: Meters around the object.
 
     Returns:
         (size, size, 3) uint8, RGB.

@@ -21,20 +21,20 @@ def save_panels(
     columns: int = 2,
     size: int = 700,
 ) -> None:
-    """Draw one scan from above once for each colouring.
+    """Draw one scan from above once for each coloring.
 
     Args:
         path: PNG to write; written whole or not at all.
-        points: (N, 3 or more) metres around the sensor.
-        panels: (title, (N, 3) RGB colours of the points).
-        legend: (name, RGB colour).
-        radius: half the width of each view in metres.
+        points: (N, 3 or more) meters around the sensor.
+        panels: (title, (N, 3) RGB colors of the points).
+        legend: (name, RGB color).
+        radius: half the width of each view in meters.
         columns: views in a row.
         size: pixels of a view.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing.
-        ValueError: no panel, or colours that do not fit the points.
+        ValueError: no panel, or colors that do not fit the points.
     """
     if not panels:
         raise ValueError('panels must hold at least one (title, colours)')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Coloured points as a PLY file, which MeshLab, CloudCompare, Blender and Open3D read."""
+"""Colored points as a PLY file, which MeshLab, CloudCompare, Blender and Open3D read."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ def save_ply(path: str | os.PathLike, points: np.ndarray, colors: np.ndarray) ->
 
     Args:
         path: file to write, whole or not at all.
-        points: (N, 3 or more) x, y, z in metres; N may be 0.
+        points: (N, 3 or more) x, y, z in meters; N may be 0.
         colors: (N, 3) red, green, blue in 0 ... 255.
 
     Raises:

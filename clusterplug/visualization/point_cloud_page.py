@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One scan as a web page in one file: it turns, and can be coloured in several ways."""
+"""One scan as a web page in one file: it turns, and can be colored in several ways."""
 
 import os
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ def save_page(
 ) -> None:
     """Write a page that needs no network and no server; any browser with WebGL opens it.
 
-    Dragging turns the view, dragging with shift moves it, the wheel zooms, buttons choose the colouring.
+    Dragging turns the view, dragging with shift moves it, the wheel zooms, buttons choose the coloring.
 
     Args:
-        path: HTML file to write, whole or not at all. About 20 + 4 bytes a point for each colouring.
-        points: (N, 3 or more) x, y, z in metres; points that are not finite are left out.
+        path: HTML file to write, whole or not at all. About 20 + 4 bytes a point for each coloring.
+        points: (N, 3 or more) x, y, z in meters; points that are not finite are left out.
         colorings: (name, (N, 3) RGB in 0 ... 255), at least one.
         title: heading.
         legend: (name, RGB).
 
     Raises:
-        ValueError: no colouring, or shapes that do not fit.
+        ValueError: no coloring, or shapes that do not fit.
     """
     points = np.asarray(points)
     if not colorings:

@@ -63,7 +63,7 @@ def save_kept_tokens(
 def save_segment_strip(
     path: str | os.PathLike, frames: np.ndarray, segments: Sequence[tuple[int, int]], mask: np.ndarray | None = None
 ) -> None:
-    """Draw all frames in one row with a coloured bar under each segment; frames that only fill up are pale.
+    """Draw all frames in one row with a colored bar under each segment; frames that only fill up are pale.
 
     Args:
         path: PNG to write.

@@ -14,7 +14,7 @@ from clusterplug.visualization.point_cloud_page import save_page
 
 
 def scan_colorings(scan, num_clusters: int, truth: np.ndarray | None = None) -> list[tuple[str, np.ndarray]]:
-    """Colours of a scan's points by truth (if given), prediction and subclass.
+    """Colors of a scan's points by truth (if given), prediction and subclass.
 
     Args:
         scan: a :class:`~clusterplug.attach.ScanSubclasses`.
@@ -38,7 +38,7 @@ def save_scan_views(
     Args:
         folder: where to.
         name: of the scan.
-        points: (N, 3 or more) metres.
+        points: (N, 3 or more) meters.
         colorings: of :func:`scan_colorings`.
         class_names: for the legend.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens of a picture: which cluster each belongs to, what they look like in three colours, maps before and after."""
+"""Tokens of a picture: which cluster each belongs to, what they look like in three colors, maps before and after."""
 
 import os
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def paint_token_clusters(image: np.ndarray, labels: np.ndarray, color: Sequence[
 
 
 def token_colors(tokens: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
-    """Return the first three principal components of tokens as colours.
+    """Return the first three principal components of tokens as colors.
 
     Args:
         tokens: (h, w, C) floating.

@@ -72,7 +72,7 @@ def test_class_names_and_predictions_stay():
 
 
 def test_the_clustering_part_draws_no_global_random_numbers():
-    """With the same seed a model is initialised and trained the same with and without the loss."""
+    """With the same seed a model is initialized and trained the same with and without the loss."""
     model = Segmentor()
     before = torch.get_rng_state()
     model = WithClustering(model, dict(type='clusterplug.PointClusterLoss', num_clusters=2))

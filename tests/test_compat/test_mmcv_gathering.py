@@ -111,7 +111,7 @@ def test_assembled_kernels(monkeypatch, entries, outside):
     points, centers = random_features(1, 2, 6, 2, 4), random_features(2, 2, 6, 2, 4)
     indices = random_indices(3, 6, 2, 5, 3, dtype=np.int64)
     if outside:
-        indices[0, 1, 2], indices[1, 0, 1] = 6, -1  # no such neighbours
+        indices[0, 1, 2], indices[1, 0, 1] = 6, -1  # no such neighbors
     found = assign_score_withk(scores, points, centers, indices, 'sum')
     torch.testing.assert_close(found, assembled_by_loop(scores, points, centers, indices))
     if outside:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling and neighbours on the CPU against plain loops that do what mmcv's CUDA kernels do, one point at a time."""
+"""Sampling and neighbors on the CPU against plain loops that do what mmcv's CUDA kernels do, one point at a time."""
 
 import math
 

@@ -278,7 +278,7 @@ class TestWriting:
         frames = small.frames(range(10))
         assert frames.shape == (10, 48, 80, 3)
         original = pictures(50, 96, 160)[::5].reshape(10, 48, 2, 80, 2, 3).mean((2, 4))
-        assert np.abs(frames - original).mean() < 9  # colours have half the resolution
+        assert np.abs(frames - original).mean() < 9  # colors have half the resolution
 
     def test_nothing_is_enlarged_and_time_is_kept(self, tmp_path):
         write_video(tmp_path / 'a.mp4', pictures(6, 32, 64), 2)

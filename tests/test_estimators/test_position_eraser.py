@@ -68,7 +68,7 @@ def test_leace_is_the_least_oblique_projector(data):
     np.testing.assert_allclose(erased.mean(0), flat.mean(0), atol=1e-10)
     assert eraser.r2_[0] > 0.99
     assert eraser.r2_[1] < 0.01
-    # in any unit: metres next to milliseconds
+    # in any unit: meters next to milliseconds
     scaled = PositionEraser().fit(x, positions * [1e6, 1e-3])
     np.testing.assert_allclose(scaled.projection_, p, atol=1e-7)
     # the map that projects out the cross-covariance erases as well, and moves the features further

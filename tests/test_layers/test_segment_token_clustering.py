@@ -44,7 +44,7 @@ def test_by_hand():
 @pytest.mark.parametrize('frames', [6, 7])
 def test_against_a_loop_over_segments(method, frames):
     tokens = video(frames=frames)
-    # the default number of neighbours follows the longest segment
+    # the default number of neighbors follows the longest segment
     options = dict(method=method, options=dict(num_neighbors=8) if method == 'spectral' else None)
     layer = SegmentTokenClustering(3, 4, **options).eval()
     result = layer.select(tokens)

@@ -115,7 +115,7 @@ def test_momentum_one_freezes_and_zero_takes_the_mean():
 
 
 def test_loose_clusters_move_slower():
-    """The mean of the members is not normalised before it is mixed in."""
+    """The mean of the members is not normalized before it is mixed in."""
     memory = _seeded(1, 2, dims=3)
     memory.centers.copy_(torch.tensor([[[1.0, 0, 0], [1.0, 0, 0]]]))
     tight, loose = torch.tensor([0.0, 1.0, 0.0]), F.normalize(torch.tensor([[0, 1.0, 2.0], [0, 1.0, -2.0]]), dim=1)

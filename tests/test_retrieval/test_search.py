@@ -59,7 +59,7 @@ def test_bad_input(tmp_path):
 
 
 class Colours(torch.nn.Module):
-    """Stands for a model: the feature of a video is its mean colour; counts what it encodes."""
+    """Stands for a model: the feature of a video is its mean color; counts what it encodes."""
 
     def __init__(self):
         super().__init__()

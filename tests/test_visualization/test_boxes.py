@@ -28,7 +28,7 @@ def test_corners_of_a_turned_box():
 def test_outline_and_heading_from_above():
     box = np.array([[10.0, 2, -1, 4, 2, 1.5, 0]])
     image = boxes_from_above(np.zeros((0, 3)), [BoxGroup(box, GREEN)], (0, -10, 20, 10), size=201)
-    rows, columns = marked(image, GREEN)  # 10 pixels a metre, x = 20 in row 0, y = 10 in column 0
+    rows, columns = marked(image, GREEN)  # 10 pixels a meter, x = 20 in row 0, y = 10 in column 0
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (80, 120, 70, 90)
     assert (image[80:101, 80] == GREEN).all()  # from the centre to the front
     assert not (image[102:120, 80] == GREEN).any()

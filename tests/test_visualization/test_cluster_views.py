@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clusters over an image: composition, colours, representatives, the page with a slider, the three-colour image."""
+"""Clusters over an image: composition, colors, representatives, the page with a slider, the three-colour image."""
 
 import base64
 import json
@@ -191,7 +191,7 @@ def test_a_browser_draws_it(tmp_path):
     subprocess.run([*command, f'--screenshot={shot}', page], capture_output=True, timeout=240, check=True)
     pixels = np.asarray(picture.open(shot).convert('RGB')).astype(int)
     painted = paint_clusters(image, views[-1].labels, alpha=0.6).astype(int)
-    # the flat colour of each region, mixed with that of its group, covers its share of the canvas of 736 x 736
+    # the flat color of each region, mixed with that of its group, covers its share of the canvas of 736 x 736
     for region in range(3):
         color = np.median(painted[regions == region], axis=0)
         share = (regions == region).mean() * 736 * 736 / pixels[..., 0].size

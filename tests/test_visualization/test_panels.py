@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures: where a point is drawn, which colour it gets, and that no half file is left."""
+"""Pictures: where a point is drawn, which color it gets, and that no half file is left."""
 
 import matplotlib.image
 import numpy as np

@@ -77,6 +77,6 @@ def test_a_browser_draws_it(tmp_path):
     picture = tmp_path / 'picture.png'
     subprocess.run([*command, f'--screenshot={picture}', page], capture_output=True, timeout=240, check=True)
     pixels = np.asarray(image_module.open(picture).convert('RGB')).astype(int)
-    # points of the first colouring cover a fair part of the picture, and none of the second is there
+    # points of the first coloring cover a fair part of the picture, and none of the second is there
     assert (np.abs(pixels - (250, 20, 20)).max(2) < 40).mean() > 0.003
     assert (np.abs(pixels - (20, 250, 20)).max(2) < 40).mean() == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Borders of token clusters, colours of tokens, panels."""
+"""Borders of token clusters, colors of tokens, panels."""
 
 import numpy as np
 import pytest

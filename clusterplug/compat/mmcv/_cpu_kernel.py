@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the CPU kernels of mmcv's operations share: the way in, neighbours, and a check of indices."""
+"""What the CPU kernels of mmcv's operations share: the way in, neighbors, and a check of indices."""
 
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -14,9 +14,9 @@ def for_cpu(module: ModuleType, name: str, kernel: Callable) -> tuple[ModuleType
     """A replacement of ``module.name`` that takes CPU tensors to ``kernel`` and all others to the host.
 
     Args:
-        module (ModuleType): ``mmcv._ext``, from which every wrapper of mmcv and mmdet3d calls its kernels.
-        name (str): Name of a kernel; its first argument is a tensor.
-        kernel (Callable): Takes the same arguments and fills in the same outputs.
+        module: ``mmcv._ext``, from which every wrapper of mmcv and mmdet3d calls its kernels.
+        name: Name of a kernel; its first argument is a tensor.
+        kernel: Takes the same arguments and fills in the same outputs.
 
     Returns:
         tuple: (owner, attribute, new value), as ``Workaround`` takes it.

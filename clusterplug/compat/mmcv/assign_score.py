@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PAConv's assembly of kernels from neighbours on the CPU, forward and backward; mmcv has CUDA kernels only.
+"""PAConv's assembly of kernels from neighbors on the CPU, forward and backward; mmcv has CUDA kernels only.
 
-With neighbours ``j = idx[n, k]``, center ``i = idx[n, 0]`` and kernels m:
+With neighbors ``j = idx[n, k]``, center ``i = idx[n, 0]`` and kernels m:
 ``out[o, n, k] = sum_m scores[n, k, m] * (points[j, m, o] - centers[i, m, o])``.
 """
 
@@ -15,7 +15,7 @@ from clusterplug.compat.workaround import Workaround
 
 
 def _groups(points: Tensor, knn_idx: Tensor) -> Iterator[tuple[int, slice, Tensor, Tensor, Tensor]]:
-    """Blocks of groups: scene, rows, center (n,), neighbours (n, K), and which (n, K, 1) of them exist."""
+    """Blocks of groups: scene, rows, center (n,), neighbors (n, K), and which (n, K, 1) of them exist."""
     _, num_points, num_kernels, width = points.shape
     _, num_groups, k = knn_idx.shape
     check_indices('the centers of assign_score_withk', knn_idx[..., :1], num_points)
@@ -29,7 +29,7 @@ def _groups(points: Tensor, knn_idx: Tensor) -> Iterator[tuple[int, slice, Tenso
 def _forward(points, centers, scores, knn_idx, output, **_):
     """Take the arguments of mmcv's ``assign_score_withk_forward`` and fill in ``output`` (B, O, N1, K).
 
-    Neighbours outside the points give 0. mmcv does not use its argument ``aggregate`` either.
+    Neighbors outside the points give 0. mmcv does not use its argument ``aggregate`` either.
     """
     for scene, rows, center, neighbours, exists in _groups(points, knn_idx):
         score = scores[scene, rows] * exists  # (n, K, M)

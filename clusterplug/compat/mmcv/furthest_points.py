@@ -52,8 +52,8 @@ def furthest_points(points: Tensor, num_samples: int) -> Tensor:
     """Indices (B, M) int32 of ``num_samples`` points, each the furthest from those before it; the first is point 0.
 
     Args:
-        points (Tensor): (B, N, 3).
-        num_samples (int): M; more than N repeats points.
+        points: (B, N, 3).
+        num_samples: M; more than N repeats points.
 
     Returns:
         Tensor: (B, M) int32.

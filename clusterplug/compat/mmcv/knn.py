@@ -14,7 +14,7 @@ def _as_kernel_reads(points: Tensor) -> Tensor:
     """(B, N, 3) numbers that mmcv's kernel takes for the coordinates of ``points`` (B, N, C).
 
     Its kernel knows three coordinates only: of wider rows it reads the first 3 B N numbers as they lie in memory.
-    DGCNN asks for neighbours of 64 features that way. The published weights were trained like this, and a model must
+    DGCNN asks for neighbors of 64 features that way. The published weights were trained like this, and a model must
     predict the same on both devices, so the same numbers are read here.
     """
     scenes, size, width = points.shape

@@ -22,9 +22,9 @@ class CoarseCells:
     """Where points lie in a coarser sparse tensor.
 
     Args:
-        coordinates (Tensor): (N, 4) integer, batch index first, of the points in the finest grid.
+        coordinates: (N, 4) integer, batch index first, of the points in the finest grid.
         tensor: A sparse tensor of spconv with M voxels, ``stride`` times coarser.
-        stride (int): Points in a cell along each axis.
+        stride: Points in a cell along each axis.
     """
 
     def __init__(self, coordinates: Tensor, tensor, stride: int):

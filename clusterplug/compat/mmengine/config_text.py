@@ -16,7 +16,7 @@ def format_config(text: str) -> str:
     """Break the lines of a config, a Python text of assignments, at ``WIDTH`` columns; the values stay the same.
 
     Args:
-        text (str): Python source without comments.
+        text: Python source without comments.
 
     Returns:
         str: The same program, one argument or element a line where a line would be too long.

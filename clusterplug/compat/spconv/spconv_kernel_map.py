@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Neighbours of voxels on the CPU by sorting: spconv's hash table uses one thread and takes a tenth of a step.
+"""Neighbors of voxels on the CPU by sorting: spconv's hash table uses one thread and takes a tenth of a step.
 
-Each voxel gets one number, its place in a grid with a margin, so that neighbours differ by a constant. The voxels of
+Each voxel gets one number, its place in a grid with a margin, so that neighbors differ by a constant. The voxels of
 a column (same batch, x and y) follow one another in the sorted numbers: one binary search finds the first of the
-neighbours in a column, and the others are next to it.
+neighbors in a column, and the others are next to it.
 """
 
 import itertools
@@ -21,9 +21,9 @@ def submanifold_pairs(
     """Pairs of voxels that the offsets of an odd kernel connect, in spconv's layout.
 
     Args:
-        indices (Tensor): (N, 1 + D) int32, batch and coordinates of N different voxels.
-        spatial_shape (list[int]): D sizes of the grid in voxels.
-        kernel_size (list[int]): D odd sizes of the kernel, K offsets in all.
+        indices: (N, 1 + D) int32, batch and coordinates of N different voxels.
+        spatial_shape: D sizes of the grid in voxels.
+        kernel_size: D odd sizes of the kernel, K offsets in all.
 
     Returns:
         tuple[Tensor, Tensor] | None: Rows of input and output voxels (2, K, N) int32, -1 behind the last pair of an

@@ -59,7 +59,7 @@ def generate_lidar_city(
         seed: non-negative integer; another seed is another city.
         columns: firings in a turn, 16 to 4096.
         scans_per_street: scans on one street before the next street begins, at least 1.
-        spacing: metres driven between two scans, 0.1 to 20.
+        spacing: meters driven between two scans, 0.1 to 20.
         train_scenes: what is asked of each training street, in order: one dict a street, with any of ``street``,
             ``objects``, ``traffic``, ``parked``, ``people``, ``greenery``, ``weather``, ``sensor_height`` and
             ``beams`` (names of levels or numbers; see ``world/scene_settings.py``). None: nothing is asked.

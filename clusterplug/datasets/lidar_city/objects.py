@@ -82,7 +82,7 @@ def city_objects(
 
 
 def _caption(subtype, points: np.ndarray) -> str:
-    """A sentence. The length is that along the object, to half a metre."""
+    """A sentence. The length is that along the object, to half a meter."""
     flat = points[:, :2].astype(float)
     axes = np.linalg.svd(flat - flat.mean(0), full_matrices=False)[2] if len(flat) > 1 else np.eye(2)
     length = np.ptp((flat - flat.mean(0)) @ axes[0])

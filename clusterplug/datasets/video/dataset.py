@@ -21,12 +21,12 @@ class VideoTextDataset(BaseDataset):
     marked as not valid. Videos that are annotated and not there are left out and listed once.
 
     Args:
-        ann_file (str): Annotations, relative to ``data_root``.
-        videos (str): Folder, zip or LMDB, relative to ``data_root``; see
+        ann_file: Annotations, relative to ``data_root``.
+        videos: Folder, zip or LMDB, relative to ``data_root``; see
             :func:`~clusterplug.datasets.video.open_store`. Empty: the pipeline brings its own features.
-        split_file (str, optional): Names the videos of the split, relative to ``data_root``.
-        split (str, optional): Key of ``COUNTS``: the numbers of videos that the annotations must have.
-        side_by_side (int): Frames beside each other in stored pictures. Defaults to 1.
+        split_file: Names the videos of the split, relative to ``data_root``.
+        split: Key of ``COUNTS``: the numbers of videos that the annotations must have.
+        side_by_side: Frames beside each other in stored pictures. Defaults to 1.
         **options: Further arguments of mmengine's ``BaseDataset``: ``data_root``, ``pipeline``, ``test_mode``,
             ``indices`` (a part of the samples) ...
 

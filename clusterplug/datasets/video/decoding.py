@@ -35,8 +35,8 @@ class Video(ABC):
     """An open video.
 
     Attributes:
-        length (int): Frames.
-        rate (float): Frames per second; 0 where none is known (frames stored as pictures).
+        length: Frames.
+        rate: Frames per second; 0 where none is known (frames stored as pictures).
     """
 
     length: int

@@ -14,9 +14,9 @@ class CLIPTokenizer:
     """CLIP's byte-pair encoding, lower-cased: [start] words [end].
 
     Args:
-        pretrained (str, optional): Folder or public name of a transformers tokenizer that is on this machine. None:
+        pretrained: Folder or public name of a transformers tokenizer that is on this machine. None:
             the vocabulary that open_clip brings along.
-        context_length (int): Ids of the longest text the model takes. Defaults to 77.
+        context_length: Ids of the longest text the model takes. Defaults to 77.
 
     Raises:
         FileNotFoundError: The tokenizer is not on this machine.
@@ -77,7 +77,7 @@ class WordTokenizer:
     Id 0 fills up, 1 is a word outside the vocabulary, 2 the start, the highest id the end.
 
     Args:
-        vocabulary (str | Iterable[str]): Words, or a text file with one in each line, as :func:`words_of` returns
+        vocabulary: Words, or a text file with one in each line, as :func:`words_of` returns
             them.
 
     Raises:

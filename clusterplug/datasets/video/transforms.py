@@ -26,11 +26,11 @@ class LoadVideoFrames:
     an empty mask.
 
     Args:
-        num_frames (int): T. Defaults to 12.
-        sampling (str): ``'random'``, ``'middle'`` of equal chunks, or ``'auto'``: random in training. Defaults to auto.
-        backend (str): ``'auto'``, ``'decord'``, ``'pyav'`` or ``'torchcodec'``. Defaults to ``'auto'``.
-        max_seconds (float, optional): Only the beginning of the video, of this length.
-        cache_bytes (int): Whole decoded videos are kept in each worker up to this size in total; a video for which
+        num_frames: T. Defaults to 12.
+        sampling: ``'random'``, ``'middle'`` of equal chunks, or ``'auto'``: random in training. Defaults to auto.
+        backend: ``'auto'``, ``'decord'``, ``'pyav'`` or ``'torchcodec'``. Defaults to ``'auto'``.
+        max_seconds: Only the beginning of the video, of this length.
+        cache_bytes: Whole decoded videos are kept in each worker up to this size in total; a video for which
             no room is left is decoded as without a cache. Defaults to 0.
 
     Raises:
@@ -110,7 +110,7 @@ class ResizeAndCrop:
     Turns ``frames`` into a (T, 3, size, size) uint8 tensor.
 
     Args:
-        size (int): Pixels. Defaults to 224.
+        size: Pixels. Defaults to 224.
     """
 
     def __init__(self, size: int = 224):
@@ -142,10 +142,10 @@ class LoadFeatures:
     ``problem`` is set, the video has no features: zeros and an empty mask.
 
     Args:
-        video_file (str): npz with ``feat`` (N, C) and ``video`` (N,), rows of a video in the order of time.
-        text_file (str): npz with ``text`` (M, C') and ``video`` (M,), rows of a video in the order of its captions.
-        num_frames (int): T. Defaults to 12.
-        sampling (str): As :class:`LoadVideoFrames`.
+        video_file: npz with ``feat`` (N, C) and ``video`` (N,), rows of a video in the order of time.
+        text_file: npz with ``text`` (M, C') and ``video`` (M,), rows of a video in the order of its captions.
+        num_frames: T. Defaults to 12.
+        sampling: As :class:`LoadVideoFrames`.
     """
 
     def __init__(self, video_file: str, text_file: str, num_frames: int = 12, sampling: str = 'auto'):
@@ -181,8 +181,8 @@ class TokenizeCaptions:
     """Turn ``captions`` into ``tokens`` (C, max_words) int64.
 
     Args:
-        tokenizer (dict): ``type`` ``'CLIPTokenizer'`` or ``'WordTokenizer'`` and its arguments.
-        max_words (int): Ids of each caption, start and end among them. Defaults to 32.
+        tokenizer: ``type`` ``'CLIPTokenizer'`` or ``'WordTokenizer'`` and its arguments.
+        max_words: Ids of each caption, start and end among them. Defaults to 32.
 
     Raises:
         ValueError: An unknown tokenizer.

@@ -44,7 +44,7 @@ def cluster_target(
         ValueError: ``kind``, ``mass`` or ``mask`` is wrong, or (on the CPU) an entry is negative.
 
     Source: Xie, Girshick and Farhadi, "Unsupervised Deep Embedding for Clustering Analysis", ICML 2016, eq. 3 (dec);
-    Ghasedi Dizaji et al., DEPICT, ICCV 2017, eq. 8 (sqrt; the official code herandy/DEPICT, no licence, runs dec).
+    Ghasedi Dizaji et al., DEPICT, ICCV 2017, eq. 8 (sqrt; the official code herandy/DEPICT, no license, runs dec).
     **Differs from the authors' code**: masked, batched, over ranks, and defined for empty clusters (theirs: NaN).
 
     Example:

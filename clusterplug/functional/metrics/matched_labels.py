@@ -46,7 +46,7 @@ def matched_cross_entropy(
         ValueError: Shapes, devices or options do not fit, or a set has more clusters than there are columns for them.
 
     Source: Hartwig et al., "ClusterNet: A Perception-Based Clustering Model for Scattered Data", arXiv 2304.14185;
-    the loss is a reconstruction of what the abstract says, since the official repository (kopetri/HPSCAN, no licence)
+    the loss is a reconstruction of what the abstract says, since the official repository (kopetri/HPSCAN, no license)
     holds no code. Matching: Kuhn 1955. **Differs from the authors' code**: there is none to compare with.
 
     Example:

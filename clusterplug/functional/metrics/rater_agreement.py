@@ -38,7 +38,7 @@ def williams_index(candidate: Tensor, raters: Tensor | Sequence[Tensor]) -> floa
 
     Source: Williams, "Comparing the joint agreement of several raters with another rater", Biometrics 1976; used for
     clusterings of scatterplots as in Hartwig et al., arXiv 2304.14185 (whether the authors report this index could
-    not be confirmed; official repository kopetri/HPSCAN without code or licence). **Differs from the authors' code**:
+    not be confirmed; official repository kopetri/HPSCAN without code or license). **Differs from the authors' code**:
     there is none. Cost: one contingency table a pair of raters, never N x N.
 
     Example:
@@ -93,7 +93,7 @@ def group_kappa(candidate: Tensor, raters: Tensor | Sequence[Tensor], *, chunk_s
 
     Source: Vanbelle and Albert, "Agreement between an isolated rater and a group of raters", Statistica Neerlandica
     2009, on co-membership of pairs; for clusterings of scatterplots as in Hartwig et al., arXiv 2304.14185 (which
-    index the authors report could not be confirmed; kopetri/HPSCAN, no code, no licence). **Differs from the authors'
+    index the authors report could not be confirmed; kopetri/HPSCAN, no code, no license). **Differs from the authors'
     code**: there is none.
 
     Example:

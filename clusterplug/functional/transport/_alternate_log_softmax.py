@@ -17,7 +17,7 @@ def normalize_columns(logits: Tensor) -> Tensor:
 
 
 def alternate_log_softmax(logits: Tensor, num_iters: int, col_power: float = 1.0) -> Tensor:
-    r"""Normalise columns, then rows, ``num_iters`` times; the constants of uniform marginals cancel out.
+    r"""Normalize columns, then rows, ``num_iters`` times; the constants of uniform marginals cancel out.
 
     Args:
         logits: (..., N, K) scores over epsilon.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prototypes of few labelled samples moved onto the queries by optimal transport (OpTA)."""
+"""Prototypes of few labeled samples moved onto the queries by optimal transport (OpTA)."""
 
 import math
 
@@ -39,7 +39,7 @@ def align_by_transport(
     queries.
 
     Args:
-        support: (..., W, D) one prototype for each class, e.g. the mean of its labelled samples.
+        support: (..., W, D) one prototype for each class, e.g. the mean of its labeled samples.
         queries: (..., Q, D) with the same leading dimensions; Q >= W.
         num_passes: Number of passes, 0 = the prototypes as they came. The authors use 5 for one shot, 1 for five.
         epsilon: Strength of the entropy term, in units of the largest squared distance of each problem.

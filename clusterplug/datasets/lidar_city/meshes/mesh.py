@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triangle meshes from primitives, in plain numpy.
 
-Local frame of every object: x forward, y left, z up, origin on the ground below the middle, metres. Builders return
+Local frame of every object: x forward, y left, z up, origin on the ground below the middle, meters. Builders return
 open or overlapping surfaces freely: a lidar sees the first surface only.
 """
 
@@ -21,7 +21,7 @@ class Mesh:
     """A triangle soup with a material per triangle.
 
     Attributes:
-        vertices: (V, 3) float64, metres.
+        vertices: (V, 3) float64, meters.
         triangles: (T, 3) int64, rows of ``vertices``.
         material: (T,) int64, rows of the material table.
     """
@@ -206,7 +206,7 @@ def scatter(centers, size, rng: np.random.Generator, material: str, flat: float 
     """Randomly turned triangles (leaves, grass blades, needles) at ``centers`` (L, 3).
 
     Args:
-        size: edge length in metres, a number or (L,).
+        size: edge length in meters, a number or (L,).
         flat: 0 for any direction, towards 1 for leaves lying flat.
     """
     count = len(centers)
@@ -224,8 +224,8 @@ def facade(columns: np.ndarray, rows: np.ndarray, depth: np.ndarray, opening: np
     """A wall in the x-z plane with recessed openings; it looks towards -y.
 
     Args:
-        columns: (U + 1,) x of the vertical lines, ascending, metres.
-        rows: (V + 1,) z of the horizontal lines, ascending, metres.
+        columns: (U + 1,) x of the vertical lines, ascending, meters.
+        rows: (V + 1,) z of the horizontal lines, ascending, meters.
         depth: (U, V) how far a cell lies behind the wall (negative: in front, such as a balcony).
         opening: (U, V) bool, cells of ``glass``.
     """

@@ -15,7 +15,7 @@ def _front(width: float, floors: int, floor_height: float, bays: int, wall: str,
 
     Args:
         form: ``window`` (share of a bay's width), ``sill`` and ``head`` (shares of a floor's height), ``recess``
-            (metres) and ``ground`` (glass share of a shop's ground floor, 0 for none).
+            (meters) and ``ground`` (glass share of a shop's ground floor, 0 for none).
     """
     window, sill, head, recess = form['window'], form['sill'], form['head'], form['recess']
     bay = width / bays

@@ -16,7 +16,7 @@ def _body(height: float, lean: float, legs, hands, build: float = 1.0) -> Mesh:
     """A person from joints.
 
     Args:
-        height: body height if upright, metres.
+        height: body height if upright, meters.
         lean: angle of the trunk from vertical towards +x, radians.
         legs: two (hip, knee, foot) triples of points.
         hands: two points.
@@ -67,7 +67,7 @@ def walking(rng: np.random.Generator) -> Mesh:
 
 
 def child(rng: np.random.Generator) -> Mesh:
-    """A child of about one metre, large head, satchel on the back."""
+    """A child of about one meter, large head, satchel on the back."""
     height = rng.uniform(0.95, 1.25)
     hip = 0.46 * height
     legs = [[[0, s * 0.07, hip], [s * 0.05, s * 0.07, hip / 2], [s * 0.1, s * 0.08, 0.06]] for s in (-1, 1)]
@@ -78,7 +78,7 @@ def child(rng: np.random.Generator) -> Mesh:
 
 
 def with_stroller(rng: np.random.Generator) -> Mesh:
-    """An adult pushing a pram (labelled as one person, as in the recordings)."""
+    """An adult pushing a pram (labeled as one person, as in the recordings)."""
     height = rng.uniform(1.6, 1.85)
     hip = 0.49 * height
     legs = [[[0, s * 0.09, hip], [0.1 * s, s * 0.09, hip / 2], [0.2 * s, s * 0.08, 0.07]] for s in (-1, 1)]

@@ -166,5 +166,5 @@ def bench(rng: np.random.Generator) -> Mesh:
 
 
 def cabinet(rng: np.random.Generator) -> Mesh:
-    """Grey switch box."""
+    """Gray switch box."""
     return box([rng.uniform(0.35, 0.5), rng.uniform(0.8, 1.4), rng.uniform(1.0, 1.5)], material='steel')

@@ -13,10 +13,10 @@ class Material(NamedTuple):
 
     Attributes:
         base: remission (0 to 1) at normal incidence and short range.
-        spread: relative difference between instances (paint colours, kinds of stone): a log-normal deviation.
+        spread: relative difference between instances (paint colors, kinds of stone): a log-normal deviation.
         speckle: relative difference from point to point.
         gloss: remission added close to normal incidence (lacquer, glass, retro-reflectors).
-        fuzz: depth in metres over which the return scatters in front of the surface (grass, needles).
+        fuzz: depth in meters over which the return scatters in front of the surface (grass, needles).
         lost: share of pulses that never come back (black lacquer, glass, water).
         porous: share of pulses that pass through (wire mesh, car windows, twigs).
     """
@@ -84,7 +84,7 @@ def echo_strength(reflectance: np.ndarray, cosine: np.ndarray, distance: np.ndar
     Args:
         reflectance: (...,) 0 to 1.
         cosine: (...,) cosine of the angle between ray and surface normal, 0 to 1.
-        distance: (...,) metres.
+        distance: (...,) meters.
 
     Example:
         >>> float(echo_strength(np.array(0.5), np.array(1.0), np.array(20.0)))
@@ -111,9 +111,9 @@ def remission(
 
     Args:
         material: (N,) int, rows of the material table.
-        gain: (N,) factor of the instance (its own colour).
+        gain: (N,) factor of the instance (its own color).
         cosine: (N,) cosine of the incidence, 0 to 1.
-        distance: (N,) metres.
+        distance: (N,) meters.
 
     Returns:
         (N,) float32 in 0 to 0.99. Weak echoes read 0, which is common in the recordings, too.

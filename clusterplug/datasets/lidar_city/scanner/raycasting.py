@@ -10,7 +10,7 @@ import numpy as np
 from clusterplug.datasets.lidar_city.world.plan import Mover
 from clusterplug.datasets.lidar_city.world.street import Street
 
-SIGHT = 80.0  # moving things farther away than the sensor reaches are left out, metres
+SIGHT = 80.0  # moving things farther away than the sensor reaches are left out, meters
 
 
 def import_open3d():
@@ -28,7 +28,7 @@ class Hits(NamedTuple):
     """Nearest hits of R rays.
 
     Attributes:
-        distance: (R,) float32, metres; inf where nothing was hit.
+        distance: (R,) float32, meters; inf where nothing was hit.
         triangle: (R,) row of the triangles of the one object or street that was cast at; 0 where nothing was hit.
         cosine: (R,) float32, cosine of the angle between ray and surface normal, 0 to 1.
         place: (R, 2) float32, barycentric coordinates of the hit in its triangle.
@@ -44,7 +44,7 @@ class Scene:
     """Triangles indexed for ray casting.
 
     Args:
-        vertices: (V, 3), metres.
+        vertices: (V, 3), meters.
         triangles: (T, 3).
         threads: threads for one cast.
     """
@@ -74,11 +74,11 @@ class Stage(NamedTuple):
 
     Attributes:
         number: which of the moving things.
-        position: (3,) of its origin in the world, metres.
+        position: (3,) of its origin in the world, meters.
         yaw: its heading, radians.
         direction, half_width: azimuth of its middle seen from the sensor and half the angle it can cover, radians.
         lowest: sine of the lowest elevation at which a ray from the sensor can hit it.
-        nearest: metres from the sensor that no part of it comes closer than.
+        nearest: meters from the sensor that no part of it comes closer than.
     """
 
     number: int
@@ -95,7 +95,7 @@ class Stage(NamedTuple):
         Args:
             azimuth: (R,) of the rays in the world, radians.
             rise: (R,) vertical part of their unit directions.
-            reached: (R,) how far from the sensor they hit something else, metres.
+            reached: (R,) how far from the sensor they hit something else, meters.
         """
         offset = np.abs(azimuth - np.float32(self.direction))
         offset = np.minimum(offset, np.float32(2 * np.pi) - offset)

@@ -31,7 +31,7 @@ class Job(NamedTuple):
         length: number of scans that the whole street has.
         frames: those to be cast now.
         columns: firings in a turn.
-        spacing: metres driven between two scans.
+        spacing: meters driven between two scans.
         describe: whether this job also writes calib.txt, poses.txt, times.txt and subtypes.json.
         scene: what was asked of the street, by the names of ``SceneSettings``.
     """

@@ -40,7 +40,7 @@ class Scan(NamedTuple):
     """Points of one turn in the sensor's frame.
 
     Attributes:
-        points: (N, 4) float32 x forward, y left, z up (metres), remission.
+        points: (N, 4) float32 x forward, y left, z up (meters), remission.
         labels: (N,) uint32, raw label in the lower and instance in the upper 16 bits.
     """
 
@@ -55,8 +55,8 @@ def sensor_pose(
 
     Args:
         frame: number of the scan in its sequence.
-        spacing: metres driven between two scans.
-        height: of the sensor over the ground, metres.
+        spacing: meters driven between two scans.
+        height: of the sensor over the ground, meters.
 
     Returns:
         (4, 4) float64, sensor to world.
@@ -78,7 +78,7 @@ def sensor_pose(
 
 
 class Surface(NamedTuple):
-    """What R rays met: distance in metres (inf for nothing), material, instance, cosine of the incidence."""
+    """What R rays met: distance in meters (inf for nothing), material, instance, cosine of the incidence."""
 
     distance: np.ndarray
     material: np.ndarray
@@ -110,7 +110,7 @@ class Caster:
         self._patch = np.where(can_be_painted[street.patch], street.patch, -1)
 
     def first_surface(self, rays: np.ndarray, stages: list[Stage], start=0.0) -> Surface:
-        """What rays (R, 6) that begin ``start`` metres from the sensor meet first, be it still or moving."""
+        """What rays (R, 6) that begin ``start`` meters from the sensor meet first, be it still or moving."""
         street = self.street
         hits = self._still.cast(rays)
         distance, cosine = hits.distance.copy(), hits.cosine

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The street's course and the ground: patches of road, sidewalk, parking and terrain with curbs between them.
 
-Places are given in street coordinates: ``s`` metres along the centre line, ``d`` metres to its left.
+Places are given in street coordinates: ``s`` meters along the centre line, ``d`` meters to its left.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from clusterplug.datasets.lidar_city.meshes.mesh import Mesh, merge, quads
 
-HALF_WIDTH = 62.0  # how far the ground reaches to either side, metres
+HALF_WIDTH = 62.0  # how far the ground reaches to either side, meters
 NO_MARKING, LANES, CROSS_LANES, ZEBRA, BAYS = range(5)
 
 
@@ -21,7 +21,7 @@ class Course:
 
     Args:
         rng: source of the course's shape.
-        start, end: range of ``s``, metres.
+        start, end: range of ``s``, meters.
     """
 
     def __init__(self, rng: np.random.Generator, start: float, end: float):
@@ -58,7 +58,7 @@ class Course:
         return total
 
     def bumps(self, s, d) -> np.ndarray:
-        """Unevenness of about unit size with wavelengths of a few metres."""
+        """Unevenness of about unit size with wavelengths of a few meters."""
         return sum(np.sin(wave[0] * s + wave[1] * d + phase) for wave, phase in self._bumps) / 2.0
 
 
@@ -67,14 +67,14 @@ class Patch:
     """A rectangle of ground in street coordinates; later patches cover earlier ones.
 
     Attributes:
-        s0, s1, d0, d1: extent, metres.
+        s0, s1, d0, d1: extent, meters.
         class_name, subtype: what it is.
         material: name of its surface.
-        lift: height above the rolling ground, metres (0.13 for a sidewalk).
-        bump: size of its unevenness, metres.
-        rise: slope away from the street, metres a metre (embankments).
+        lift: height above the rolling ground, meters (0.13 for a sidewalk).
+        bump: size of its unevenness, meters.
+        rise: slope away from the street, meters a meter (embankments).
         marking: kind of paint on it, one of the constants of this module.
-        marking_width: half width of the road, or pitch of the bays, metres.
+        marking_width: half width of the road, or pitch of the bays, meters.
         marking_origin: ``s`` or ``d`` that the paint starts from.
         instance, paint_instance: instance ids, given when the street is put together.
     """
@@ -139,7 +139,7 @@ class Ground:
         return self.course.height(s, d) + self._lift[patch] + climb + bumps
 
     def surface(self, s, d) -> np.ndarray:
-        """Height of the ground at street coordinates, metres."""
+        """Height of the ground at street coordinates, meters."""
         row = np.clip(np.searchsorted(self.s, s) - 1, 0, len(self.s) - 2)
         column = np.clip(np.searchsorted(self.d, d) - 1, 0, len(self.d) - 2)
         return self._height(np.asarray(s), np.asarray(d), self.owner[row, column])

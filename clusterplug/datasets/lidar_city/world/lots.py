@@ -13,7 +13,7 @@ import numpy as np
 
 from clusterplug.datasets.lidar_city.world.plan import Plan
 
-BACK = 30.0  # depth of a lot, metres
+BACK = 30.0  # depth of a lot, meters
 
 
 @dataclass
@@ -21,9 +21,9 @@ class Lot:
     """A piece of one side of the street.
 
     Attributes:
-        s0, s1: extent along the street, metres.
+        s0, s1: extent along the street, meters.
         side: +1 left, -1 right.
-        front: distance of the sidewalk's outer edge from the centre line, metres.
+        front: distance of the sidewalk's outer edge from the centre line, meters.
     """
 
     s0: float
@@ -40,7 +40,7 @@ class Lot:
         return (self.s0 + self.s1) / 2
 
     def d(self, behind: float) -> float:
-        """Street coordinate of a place ``behind`` metres beyond the sidewalk."""
+        """Street coordinate of a place ``behind`` meters beyond the sidewalk."""
         return self.side * (self.front + behind)
 
     @property

@@ -15,10 +15,10 @@ from clusterplug.datasets.lidar_city.world.lots import CHARACTERS, fill_side
 from clusterplug.datasets.lidar_city.world.plan import Instance, Mover, Plan
 from clusterplug.datasets.lidar_city.world.scene_settings import BAYS, DRIVEN, NO_WISHES, SceneSettings
 
-MARGIN = 75.0  # how far the street goes on before and behind the drive, metres
-STRIP = 2.1  # width of the strip between road and sidewalk: parking bays, verge or more sidewalk, metres
-EGO_SPEED = 8.0  # metres a second
-LANE = 1.75  # distance of a lane's middle from the centre line, metres
+MARGIN = 75.0  # how far the street goes on before and behind the drive, meters
+STRIP = 2.1  # width of the strip between road and sidewalk: parking bays, verge or more sidewalk, meters
+EGO_SPEED = 8.0  # meters a second
+LANE = 1.75  # distance of a lane's middle from the centre line, meters
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Street:
 
     Attributes:
         course: centre line and hills.
-        vertices: (V, 3) float32, metres; the first rows are the ground's.
+        vertices: (V, 3) float32, meters; the first rows are the ground's.
         triangles: (T, 3) uint32.
         material, instance: (T,) int.
         patch: (T,) row of ``ground.patches``, -1 where no paint can be.
@@ -238,7 +238,7 @@ def plan_street(seed: int, sequence: int, length: float, scene: SceneSettings = 
     Args:
         seed: seed of the city.
         sequence: number of the street; every street has its own stream of random numbers.
-        length: length of the drive, metres.
+        length: length of the drive, meters.
         scene: what is asked of the street; by default nothing.
     """
     rng = np.random.default_rng([seed, sequence, 0])
