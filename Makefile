@@ -7,14 +7,15 @@ PY := .venv/bin/python
 WORKERS ?= logical
 PYTEST := @$(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
-.PHONY: help demo test test-quick test-slow test-all lint format docs setup lock wheel clean
+.PHONY: help demo test test-quick test-slow test-all test-lower-bounds lint format docs setup lock wheel clean
 
 help:
 	@echo 'make demo       train the LiDAR segmenter with and without clustering, print the table, draw the pictures'
 	@echo 'make test       the fast tests'
 	@echo 'make test-quick  the kernels and the rules of the house, in about a minute'
 	@echo 'make test-slow  the tests that take more than ten seconds each;  make test-all  both'
-	@echo 'make lint       ruff and mypy;  make format  lets ruff mend what it can'
+	@echo 'make test-lower-bounds  tests with the oldest versions that are promised, in an environment of its own'
+	@echo 'make lint       ruff and mypy;  make format  lets ruff fix what it can'
 	@echo 'make docs       the documentation, into site/'
 	@echo 'make setup      everything that the others need, and nothing else'
 	@echo 'make lock       write requirements/constraints.txt and hashes.txt from .venv'
@@ -45,6 +46,12 @@ test-slow:
 test-all:
 	$(SETUP) test
 	$(PYTEST) $(ARGS)
+
+# The environment takes some GB in work_dirs/lower_bounds.
+OLDEST_PYTHON ?= python3.10
+test-lower-bounds:
+	$(SETUP) test
+	@$(PY) tests/lower_bounds.py --python $(OLDEST_PYTHON) --out work_dirs/lower_bounds $(ARGS)
 
 # mypy reads the types of torch and NumPy, so they have to be there.
 lint:

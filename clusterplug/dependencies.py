@@ -50,7 +50,7 @@ class Dependency(NamedTuple):
 _SPCONV = ('spconv-cu126', 'spconv-cu124', 'spconv-cu121', 'spconv-cu120', 'spconv-cu118', 'spconv-cu114')
 
 DEPENDENCIES = (
-    Dependency('torch', 'torch', '>=2.1', 'core'),
+    Dependency('torch', 'torch', '>=2.4', 'core'),
     Dependency('numpy', 'numpy', '>=1.24', 'core'),
     Dependency('mmengine', 'mmengine', '>=0.10,<1.0', 'mmdet3d', 'configs, registry, Runner', ('onedl-mmengine',)),
     Dependency('mmcv', 'mmcv', '>=2.0.0,<2.2', 'mmdet3d', 'mmdet3d 1.4 refuses 2.2 (mmdetection#11763)'),
@@ -95,11 +95,11 @@ def requirements(extra: str) -> list[str]:
         extra: Key of ``EXTRAS``, or ``'all'``.
 
     Returns:
-        list[str]: E.g. ``['torch>=2.1', 'numpy>=1.24']``.
+        list[str]: E.g. ``['torch>=2.4', 'numpy>=1.24']``.
 
     Example:
         >>> requirements('core')
-        ['torch>=2.1', 'numpy>=1.24']
+        ['torch>=2.4', 'numpy>=1.24']
     """
     wanted = [name for name in EXTRAS if name != 'core'] if extra == 'all' else [extra]
     return [f'{d.package}{d.allowed}' for d in DEPENDENCIES if d.extra in wanted]

@@ -97,7 +97,7 @@ def examine(find_version=None, probe=run_probes) -> Findings:
     Example:
         >>> findings = examine(find_version={'torch': '1.13.1', 'numpy': '2.3.5'}.get, probe=lambda names: {})
         >>> findings.problems[0].what
-        'torch 1.13.1 is outside >=2.1'
+        'torch 1.13.1 is outside >=2.4'
     """
     findings = Findings(platform.python_version(), f'{platform.system()} {platform.machine()}')
     findings.packages = examine_packages(find_version)

@@ -84,7 +84,7 @@ def test_missing_hosts_are_no_problem_but_their_parts_are_named():
     ('package', 'version', 'says', 'fix'),
     [
         ('mmcv', '2.2.0', 'mmcv 2.2.0 is outside >=2.0.0,<2.2', 'pip install --no-build-isolation mmcv==2.1.0'),
-        ('torch', '2.0.1', 'torch 2.0.1 is outside >=2.1', 'pip install torch==2.11.0'),
+        ('torch', '2.0.1', 'torch 2.0.1 is outside >=2.4', 'pip install torch==2.11.0'),
         ('numpy', '2.4.0', 'numpy 2.4.0 is outside <2.4', 'pip install numpy==2.3.5'),
         ('setuptools', '84.0.0', 'setuptools 84.0.0 is outside <82', 'pip install setuptools==78.1.1'),
         ('mkdocs', '2.0', 'mkdocs 2.0 is outside >=1.6,<2', "pip install 'mkdocs>=1.6,<2'"),

@@ -92,7 +92,7 @@ def test_the_metadata_asks_for_torch_and_numpy_alone(wheel):
     (name,) = (name for name in archive.namelist() if name.endswith('.dist-info/METADATA'))
     lines = archive.read(name).decode().splitlines()
     needs = [line.split(': ')[1] for line in lines if line.startswith('Requires-Dist')]
-    assert sorted(need for need in needs if 'extra ==' not in need) == ['numpy>=1.24', 'torch>=2.1']
+    assert sorted(need for need in needs if 'extra ==' not in need) == ['numpy>=1.24', 'torch>=2.4']
     extras = {line.split(': ')[1] for line in lines if line.startswith('Provides-Extra')}
     assert extras == {'mmdet3d', 'vit', 'video', 'estimators', 'vis', 'test', 'docs', 'hosts', 'all'}
 
