@@ -39,7 +39,7 @@ def nearest_subclass(embedded: Tensor, classes: Tensor, memory: nn.Module, rows:
     best = []
     for x, c in zip(embedded.split(rows), safe.split(rows), strict=True):
         cosines = torch.einsum('nd,nkd->nk', x, memory.centers[c])
-        best.append(cosines.masked_fill(memory.unused[c, :-1], -2).argmax(1))
+        best.append(cosines.masked_fill(memory.layout.without_dummy(memory.unused)[c], -2).argmax(1))
     best = torch.cat(best) if best else safe
     return torch.where(known & (memory.num_seeded[safe] > 0), best, -1)
 

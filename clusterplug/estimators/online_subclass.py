@@ -132,7 +132,7 @@ class OnlineSubclassClusterer(Clusterer):
         self._check_fitted()
         points = read_points(self, X, reset=False)
         loss = self._loss(points.tensor.device)
-        centers, unused = loss.memory.centers, loss.memory.unused[:, :-1]
+        centers, unused = loss.memory.centers, loss.memory.layout.without_dummy(loss.memory.unused)
         num_clusters = centers.shape[1]
         x = F.normalize(points.tensor.float(), dim=1)
         target = None if y is None else self._targets(y, points)
@@ -215,7 +215,7 @@ class OnlineSubclassClusterer(Clusterer):
             setattr(self, f'memory_{name}_', value.cpu().numpy().copy())
         self.cluster_centers_ = points.like(memory.centers.clone())
         self.n_seeded_ = points.like(memory.num_seeded.clone())
-        self.subclass_sizes_ = points.like(memory.sizes[:, :-1].clone())
+        self.subclass_sizes_ = points.like(memory.layout.without_dummy(memory.sizes).clone())
         self.n_steps_ = int(memory.step)
 
 

@@ -28,9 +28,9 @@ def subclass_stats(memory: SubclassMemory, previous_centers: Tensor | None = Non
         0 while no class has been seen.
     """
     seen = memory.num_seeded > 0
-    seeded = ~memory.unused[:, :-1]
+    seeded = ~memory.layout.without_dummy(memory.unused)
     number = seeded.sum().clamp(min=1)
-    sizes = memory.sizes[:, :-1] * seeded
+    sizes = memory.layout.without_dummy(memory.sizes) * seeded
     share = sizes / sizes.sum(1, keepdim=True).clamp(min=1e-12)
     fair = 1 / memory.num_seeded.clamp(min=1)[:, None]
     entropy = -(share * share.clamp(min=1e-12).log()).sum(1) / memory.num_seeded.clamp(min=2).log()

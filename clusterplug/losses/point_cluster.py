@@ -12,6 +12,7 @@ from clusterplug.core.checks import whole_number
 from clusterplug.core.constants import arange
 from clusterplug.core.distributed import gather_ranks, world_size
 from clusterplug.core.numerics import keep_fp32
+from clusterplug.core.padded_classes import PaddedClasses
 from clusterplug.functional.contrast import check_temperature, region_means
 from clusterplug.heads import ProjectionHead
 from clusterplug.losses._inputs import check_cells, check_inputs
@@ -201,6 +202,7 @@ class PointClusterLoss(nn.Module):
         self.momentum, self.temperature, self.loss_weight = momentum, temperature, loss_weight
         few = max(_FEWEST_ANCHORS, _MOST_ANCHORS // num_classes)
         self.num_anchors_per_class = num_anchors_per_class or min(2 * self.memory.num_clusters, few)
+        self.slots = PaddedClasses(num_classes, self.num_anchors_per_class)
         period = getattr(self.assigner, 'position_period', None)
         self.positions = PositionRegression(num_classes, embed_dims, period) if period else None
         self.regions = regions
@@ -230,7 +232,7 @@ class PointClusterLoss(nn.Module):
                 predictions,
                 num_classes=self.num_classes,
                 num_anchors_per_class=self.num_anchors_per_class,
-                num_slots=self.num_anchors_per_class + 1,  # the last stays empty, as the assigner needs it
+                num_slots=self.slots.shape[1],  # the dummy stays empty, as the assigner needs it
                 generator=self.memory.generator(0),
             )
             rows = rows.flatten()
@@ -255,8 +257,8 @@ class PointClusterLoss(nn.Module):
                 unit_ids, left_out, distance = self.assigner(units, units_valid, self.memory)
                 ids = unit_ids
                 if unit_of is not None:
-                    ids = unit_ids.gather(1, unit_of).masked_fill_(~everyone_valid, self.memory.num_clusters)
-                    left_out = ids == self.memory.num_clusters
+                    ids = self.memory.layout.ignore(unit_ids.gather(1, unit_of), ~everyone_valid)
+                    left_out = self.memory.layout.is_ignored(ids)
             subclass = ids + self.memory.id_offset
             names, values, has_positive = self.contrast(
                 anchors, by_rank, subclass, left_out, self.memory, self.temperature

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from clusterplug.core.checks import whole_number
 from clusterplug.core.constants import arange
 from clusterplug.core.numerics import keep_fp32
+from clusterplug.core.padded_classes import PaddedClasses
 from clusterplug.registry import MODELS
 
 
@@ -44,8 +45,8 @@ class SubclassMemory(nn.Module):
     All state is in buffers, so it is saved, resumed, moved and copied with the model, and it is the same on every rank
     as long as every rank passes the same (gathered) embeddings to :meth:`update`.
 
-    Every class has one row more than clusters, row K: it is never in use, and takes in whatever belongs to no
-    subclass. So a step needs no count of anything on the host. The id of a subclass over all classes is
+    Every class has one row more than clusters, the dummy of :class:`~clusterplug.core.padded_classes.PaddedClasses`
+    (``layout``): never in use, and takes in whatever belongs to no subclass. The id of a subclass over all classes is
     ``c * (K + 1) + k``, with ``K`` the largest number of clusters of any class.
 
     Args:
@@ -117,7 +118,8 @@ class SubclassMemory(nn.Module):
         self.queue_len = queue_len
         self.enqueue_per_step = min(enqueue_per_step, queue_len)
         self.seeds_per_step = min(seeds_per_step or -(-most // 4), most)
-        rows = num_classes, most + 1
+        self.layout = PaddedClasses(num_classes, most)
+        rows = self.layout.shape
         self.register_buffer('center_store', torch.zeros(*rows, embed_dims))
         self.register_buffer('queue_store', torch.zeros(*rows, queue_len, embed_dims))
         self.register_buffer('num_seeded', torch.zeros(num_classes, dtype=torch.int64))
@@ -126,11 +128,9 @@ class SubclassMemory(nn.Module):
         self.register_buffer('step', torch.zeros((), dtype=torch.int64))
         # constants and mirrors, not state
         self.register_buffer('clusters_of', torch.tensor(numbers)[:, None], persistent=False)
-        self.register_buffer('cluster_index', torch.arange(most + 1), persistent=False)
-        # row K has no members, whatever is assigned to it
-        member_of = torch.arange(most + 1).masked_fill(torch.arange(most + 1) == most, -1)
-        self.register_buffer('member_of', member_of, persistent=False)
-        self.register_buffer('id_offset', torch.arange(num_classes)[:, None] * (most + 1), persistent=False)
+        self.register_buffer('cluster_index', torch.arange(rows[1]), persistent=False)
+        self.register_buffer('member_of', self.layout.numbers_of_members(), persistent=False)
+        self.register_buffer('id_offset', self.layout.first_of_class(), persistent=False)
         self._step = 0
 
     def _apply(self, fn, recurse=True):
@@ -140,17 +140,17 @@ class SubclassMemory(nn.Module):
     @property
     def centers(self) -> Tensor:
         """(C, K, D) view of the centers."""
-        return self.center_store[:, :-1]
+        return self.layout.without_dummy(self.center_store)
 
     @property
     def queue(self) -> Tensor:
         """(C, K, T, D) view of the stored embeddings."""
-        return self.queue_store[:, :-1]
+        return self.layout.without_dummy(self.queue_store)
 
     @property
     def num_filled(self) -> Tensor:
         """(C, K) int64 filled slots of each ring."""
-        return self.num_enqueued[:, :-1].clamp(max=self.queue_len)
+        return self.layout.without_dummy(self.num_enqueued).clamp(max=self.queue_len)
 
     @property
     def unused(self) -> Tensor:
@@ -162,9 +162,9 @@ class SubclassMemory(nn.Module):
         return torch.Generator(self.step.device).manual_seed(3 * self._step + stream)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
-        # row K holds whatever was written there last, in any order: not worth a launch in every step, nor saving
-        self.center_store[:, -1] = 0
-        self.queue_store[:, -1] = 0
+        # the dummies hold whatever was written there last, in any order: not worth a launch in every step, nor saving
+        self.layout.of_dummy(self.center_store).zero_()
+        self.layout.of_dummy(self.queue_store).zero_()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
@@ -230,7 +230,7 @@ class SubclassMemory(nn.Module):
         slot = (self.num_enqueued.view(-1)[subclass] + rank).remainder_(self.queue_len)
         # the anchors of a class come in random order, so the first few of a subclass are a fair draw
         dropped = rank >= self.enqueue_per_step
-        place = subclass.mul_(self.queue_len).add_(slot).masked_fill_(dropped, self.num_clusters * self.queue_len)
+        place = subclass.mul_(self.queue_len).add_(slot).masked_fill_(dropped, self.layout.dummy * self.queue_len)
         self.queue_store.view(-1, self.embed_dims).index_copy_(0, place, x.flatten(0, 1)[order])
         self.num_enqueued.add_(counts.clamp(max=self.enqueue_per_step).long())
 
@@ -247,7 +247,7 @@ class SubclassMemory(nn.Module):
         best, draws = race.topk(min(self.seeds_per_step, race.shape[1]), dim=1)
         row = self.num_seeded[:, None] + self.cluster_index[: best.shape[1]]
         usable = (best > 0) & (row < self.clusters_of)
-        row = torch.where(usable, row, self.cluster_index[-1])
+        row = self.layout.ignore(row, ~usable)
         chosen = x.gather(1, draws[..., None].expand(-1, -1, self.embed_dims))
         self.center_store.scatter_(1, row[..., None].expand_as(chosen), chosen)
         self.num_seeded.add_(usable.sum(1))

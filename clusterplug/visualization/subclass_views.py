@@ -61,8 +61,9 @@ def save_memory_views(folder: Path, memory, class_names: Sequence[str] | None = 
         prefix: before the names of the files.
     """
     folder = Path(folder)
-    centers, sizes, unused = (x.detach().cpu().numpy() for x in (memory.centers, memory.sizes, memory.unused))
+    shown = (memory.centers, *map(memory.layout.without_dummy, (memory.sizes, memory.unused)))
+    centers, sizes, unused = (x.detach().cpu().numpy() for x in shown)
     files = [folder / f'{prefix}subclass_sizes.png', folder / f'{prefix}centers.png']
-    save_sizes(files[0], sizes[:, :-1], ~unused[:, :-1], class_names)
-    save_center_map(files[1], centers, sizes[:, :-1], ~unused[:, :-1], class_names)
+    save_sizes(files[0], sizes, ~unused, class_names)
+    save_center_map(files[1], centers, sizes, ~unused, class_names)
     return files

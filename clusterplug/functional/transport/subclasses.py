@@ -7,6 +7,7 @@ from torch import Tensor
 from clusterplug.core.checks import check_count, check_mask, check_number, check_points
 from clusterplug.core.constants import arange
 from clusterplug.core.numerics import host_checks_allowed, working_dtype
+from clusterplug.core.padded_classes import PaddedClasses
 from clusterplug.functional.transport._alternate_log_softmax import alternate_log_softmax
 from clusterplug.functional.transport._balanced_plan import balanced_log_plan
 
@@ -83,12 +84,12 @@ def assign_subclasses(
     if num_iters is not None:
         check_count(num_iters, 'num_iters')
     if host_checks_allowed(x) and len(x):
-        if valid[:, -1].any():
+        if PaddedClasses.of(valid).of_dummy(valid).any():
             raise ValueError('valid must be False in the last slot of every class, got True; add an empty slot')
-        if not 0 <= int(num_active.min()) <= int(num_active.max()) < centers.shape[1]:
+        most = PaddedClasses.of(centers).num_rows
+        if not 0 <= int(num_active.min()) <= int(num_active.max()) <= most:
             raise ValueError(
-                f'num_active must be 0 to K = {centers.shape[1] - 1} (the last center is inactive), got '
-                f'{num_active.tolist()}'
+                f'num_active must be 0 to K = {most} (the last center is inactive), got {num_active.tolist()}'
             )
     return split_subclasses(
         x, centers, valid=valid, num_active=num_active, sizes=sizes, epsilon=epsilon, num_iters=num_iters
@@ -127,7 +128,7 @@ def split_subclasses(
     ids = torch.where(count > 1, plan.argmax(-1), nearest)
     # best is the gap between the blocks for a point of a class without centers
     left_out = valid <= (best < _APART / 2)
-    return ids.masked_fill(left_out, centers.shape[1] - 1), left_out, best
+    return PaddedClasses.of(centers).ignore(ids, left_out), left_out, best
 
 
 def _column_mass(count: Tensor, inactive: Tensor, num_active: Tensor, slots: int) -> Tensor:
