@@ -23,7 +23,7 @@ from clusterplug.heads import SubspaceLearnerHead
 from clusterplug.hooks.learner_split import simplified_silhouette
 from clusterplug.losses import MarginLoss
 
-EPOCHS, FINETUNE, PATIENCE, RECLUSTER = 60, 45, 5, 2
+EPOCHS, FINETUNE, PATIENCE, RECLUSTER, MIN_DELTA = 60, 45, 5, 2, 0.02
 
 
 def evaluate(x, y):
@@ -80,7 +80,7 @@ def train(learners, dynamic, seed, sampling='cutoff'):
                 nmi, recall = evaluate(head.eval()(body(x[rest])), y[rest])
                 nmi_best = max(nmi_best, nmi)
                 head.train()
-        if score > best['score']:
+        if score > best['score'] + MIN_DELTA:
             best, explore = dict(score=score, epoch=epoch), True
         if dynamic and explore and not finetune and epoch >= best['epoch'] + PATIENCE:
             last = head.partition == head.num_learners - 1

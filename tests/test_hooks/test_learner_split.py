@@ -126,6 +126,22 @@ def test_nothing_is_split_where_it_must_not(tmp_path):
         assert runner.model.finetune == (name == 'fine')
 
 
+@pytest.mark.parametrize(('min_delta', 'expected'), [(0.0, []), (0.02, [2, 5])])
+def test_a_score_that_creeps_stands_still(tmp_path, monkeypatch, min_delta, expected):
+    """0.01 more in each epoch: with 0.02 to be gained, epochs 0 and 3 are new bests, and two epochs later it splits."""
+    runner = build(tmp_path, 6, split=dict(patience=2, min_delta=min_delta), refresh=False)
+    found = []
+    monkeypatch.setattr(LearnerSplitHook, '_value', lambda hook, runner: 0.01 * runner.epoch)
+
+    def split(hook, runner, head):
+        found.append(runner.epoch)
+        hook.state['explore'] = False
+
+    monkeypatch.setattr(LearnerSplitHook, '_split', split)
+    runner.train()
+    assert found == expected
+
+
 def test_score():
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     blobs = x * 0.01 + 5 * torch.eye(4, 3)[torch.arange(40) % 4]
