@@ -35,7 +35,7 @@ def scans(folder: Path) -> Path:
 
 
 class Trainer:
-    """One model with its optimiser on one fixed batch."""
+    """One model with its optimizer on one fixed batch."""
 
     def __init__(self, data_root: Path, folder: Path, model: dict, device: str):
         from mmengine.optim import OptimWrapper
@@ -45,11 +45,11 @@ class Trainer:
         runner = build_tiny_runner(folder, data_root, wrap=lambda _: copy.deepcopy(model))
         self.model = runner.model.to(device).train()
         self.batch = next(iter(runner.train_dataloader))
-        self.optimiser = OptimWrapper(torch.optim.SGD(self.model.parameters(), lr=0.02, momentum=0.9))
+        self.optimizer = OptimWrapper(torch.optim.SGD(self.model.parameters(), lr=0.02, momentum=0.9))
         self.device = device
 
     def step(self) -> None:
-        self.model.train_step(self.batch, self.optimiser)
+        self.model.train_step(self.batch, self.optimizer)
 
     def timed_step(self) -> tuple[float, float]:
         """Process time (CUDA: time on the wall until the device is done) and time on the wall, in ms."""

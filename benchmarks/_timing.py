@@ -5,10 +5,12 @@ import contextlib
 import datetime
 import importlib
 import importlib.metadata
+import io
 import os
 import platform
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,8 +62,8 @@ def describe_machine(packages: tuple[str, ...], dtype: torch.dtype = torch.float
 
 
 def header(packages: tuple[str, ...], dtype: torch.dtype = torch.float32) -> None:
-    """Print what the figures depend on."""
-    print(*describe_machine(packages, dtype), sep='\n')
+    """Print what the figures depend on, as a paragraph of a page."""
+    print(*describe_machine(packages, dtype), sep='<br>\n', end='\n\n')
 
 
 def _processor() -> str:
@@ -138,13 +140,47 @@ def publish(page: str | os.PathLike, name: str, lines: list[str]) -> None:
     Raises:
         ValueError: If the page has no such marks.
     """
+    head, tail = _parts(page, name)
+    Path(page).write_text(head + '\n' + '\n'.join(lines) + '\n' + tail, encoding='utf-8')
+
+
+def _parts(page: str | os.PathLike, name: str) -> tuple[str, str]:
+    """What stands before and after a part of a page, with its marks."""
     text = Path(page).read_text(encoding='utf-8')
     begin, end = f'<!-- {name}: begin -->', f'<!-- {name}: end -->'
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f'{page} must have the marks {begin} and {end} once each, in this order; add them')
-    head, rest = text.split(begin)
-    tail = rest.split(end)[1]
-    Path(page).write_text(head + begin + '\n' + '\n'.join(lines) + '\n' + end + tail, encoding='utf-8')
+    return text[: text.index(begin) + len(begin)], text[text.index(end) :]
+
+
+@contextlib.contextmanager
+def published(page: str | os.PathLike | None, name: str) -> Iterator[None]:
+    """What is printed inside goes into the part NAME of a page as well, when all of it has been printed.
+
+    Without a page it is printed only. A run that fails or is stopped leaves the page as it was.
+    """
+    if page is None:
+        yield
+        return
+    _parts(page, name)  # a page without the marks is said before the minutes are spent
+    copy = _Copy(sys.stdout)
+    with contextlib.redirect_stdout(copy):
+        yield
+    publish(page, name, ['', *''.join(copy.parts).strip('\n').split('\n'), ''])
+
+
+class _Copy(io.TextIOBase):
+    """A stream that hands everything on and keeps it."""
+
+    def __init__(self, stream):
+        self.stream, self.parts = stream, []
+
+    def write(self, text: str) -> int:
+        self.parts.append(text)
+        return self.stream.write(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 @contextlib.contextmanager

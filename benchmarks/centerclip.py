@@ -20,7 +20,7 @@ path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from _timing import header, interleaved
+from _timing import header, interleaved, published
 
 from clusterplug import patch
 from clusterplug.evaluation import retrieval_ranks
@@ -118,8 +118,8 @@ def speed(arch, frames, segments, batch, repeats, device):
     chosen = layers['layer alone, kmedoids'].select(tokens[0])
     theirs = dense_kmedoids(per_segment.float(), clusters)
     costs = [_cost(per_segment, index) for index in (chosen.places.flatten(0, 1) % per_segment.shape[1], theirs)]
-    print(f'\nB/{ARCHS[arch][0]}, {batch} video(s) of {frames} frames -> {segments} segments of {clusters} tokens')
-    print(f'cost of the medoids, ours over dense k-medoids: {costs[0] / costs[1]:.4f}')
+    print(f'\nB/{ARCHS[arch][0]}, {batch} video(s) of {frames} frames -> {segments} segments of {clusters} tokens;')
+    print(f'cost of the medoids, ours over dense k-medoids: {costs[0] / costs[1]:.4f};')
 
     def run(function):
         def timed():
@@ -138,9 +138,9 @@ def speed(arch, frames, segments, batch, repeats, device):
     spread = max((max(values) - min(values)) / ms[name] for name, values in times.items() if name in models)
     print(f'spread of the repeats: up to {100 * spread:.0f} % of the median')
     fastest = {name: min(values) for name, values in times.items()}
-    print('medians:')
+    print('\nMedians:\n')
     _print_speed(ms, arch, frames, segments, clusters)
-    print('\nfastest of the repeats (less noise where others use the machine):')
+    print('\nFastest of the repeats (less noise where others use the machine):\n')
     _print_speed(fastest, arch, frames, segments, clusters)
 
 
@@ -172,8 +172,9 @@ def _print_speed(ms, arch, frames, segments, clusters):
         f'faster than plain CLIP; with dense k-medoids the gain would be '
         f'{ms["plain"] / (ms["kmedoids"] - ours + dense):.3f}': ms['kmedoids'] < ms['plain'],
     }  # fmt: skip
+    print()
     for text, reached in checks.items():
-        print(f'{"reached" if reached else "NOT reached"}: {text}')
+        print(f'- {"reached" if reached else "NOT reached"}: {text}')
 
 
 def memory(arch, frames, segments, batch, device):
@@ -201,13 +202,13 @@ def memory(arch, frames, segments, batch, device):
         kept[name] = sum(storages.values())
         loss.backward()
         del loss, model
-    print(f'\nB/{ARCHS[arch][0]}, {batch} video(s) of {frames} frames -> {segments} x {clusters}, kept for backward')
+    print(f'\nB/{ARCHS[arch][0]}, {batch} video(s) of {frames} frames -> {segments} x {clusters}, kept for backward\n')
     print('| tower | MB for each video | change |')
     print('|---|---|---|')
     for name, size in kept.items():
         print(f'| {name} | {size / batch / 1e6:.0f} | {100 * (size / kept["plain"] - 1):+.1f} % |')
     reached = kept['kmedoids'] <= 0.65 * kept['plain']
-    print(f'{"reached" if reached else "NOT reached"}: -35 % or better')
+    print(f'\n{"reached" if reached else "NOT reached"}: -35 % or better')
 
 
 def ranks(repeats):
@@ -230,9 +231,9 @@ def ranks(repeats):
         'both directions, sorting, products not counted': by_sorting,
     }
     ms = {name: statistics.median(times) for name, times in interleaved(entries, repeats).items()}
-    print('\n1,000 x 1,000')
+    print('\n| 1,000 x 1,000 | ms |\n|---|---|')
     for name, value in ms.items():
-        print(f'  {name:50s}{value:8.2f} ms')
+        print(f'| {name} | {value:.2f} |')
 
 
 def main():
@@ -244,15 +245,17 @@ def main():
     parser.add_argument('--batch-size', dest='batch', type=int, default=1)
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--device', default='cpu')
+    parser.add_argument('--page', help='page whose part "centerclip-WHAT" is replaced')
     args = parser.parse_args()
-    header(('transformers',))
-    if args.what == 'ranks':
-        ranks(args.repeats)
-    for arch in args.arch if args.what != 'ranks' else ():
-        if args.what == 'speed':
-            speed(arch, args.frames, args.segments, args.batch, args.repeats, args.device)
-        else:
-            memory(arch, args.frames, args.segments, args.batch, args.device)
+    with published(args.page, f'centerclip-{args.what}'):
+        header(('transformers',))
+        if args.what == 'ranks':
+            ranks(args.repeats)
+        for arch in args.arch if args.what != 'ranks' else ():
+            if args.what == 'speed':
+                speed(arch, args.frames, args.segments, args.batch, args.repeats, args.device)
+            else:
+                memory(arch, args.frames, args.segments, args.batch, args.device)
 
 
 if __name__ == '__main__':

@@ -14,13 +14,12 @@ the growth of the peak of a fresh process over that before the first step.
 import argparse
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from _timing import Row, header, interleaved, optional, rows, table
+from _timing import Row, header, interleaved, optional, published, rows, table
 
 from clusterplug.backbones import FEC, load_fec, resolve_arch
 from clusterplug.testing import peak_of_process
@@ -135,22 +134,22 @@ def main() -> None:
     parser.add_argument('--arch', nargs='+', default=['small'])
     parser.add_argument('--batch-size', dest='batch', type=int, nargs='+', default=[1, 8])
     parser.add_argument('--repeats', type=int, default=5)
+    parser.add_argument('--page', help='page whose part "fec-WHAT" is replaced')
     parser.add_argument('--form', default='ours', help=argparse.SUPPRESS)
     parser.add_argument('--kind', default='step', help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.what == 'peak':
         return peak(args.arch[0], args.batch[0], args.form, args.kind)
-    header(('timm',))
-    start = time.time()
-    for arch in args.arch if args.what != 'models' else args.arch[:1]:
-        if args.what == 'dense':
-            print('\n'.join(table([row for batch in args.batch for row in dense(arch, batch, args.repeats)])))
-        elif args.what == 'memory':
-            memory(arch, args.batch[-1])
-        else:
-            models(args.batch[-1], args.repeats, args.arch)
-    print(f'{time.time() - start:.0f} s')
+    with published(args.page, f'fec-{args.what}'):
+        header(('timm',))
+        for arch in args.arch if args.what != 'models' else args.arch[:1]:
+            if args.what == 'dense':
+                print('\n'.join(table([row for batch in args.batch for row in dense(arch, batch, args.repeats)])))
+            elif args.what == 'memory':
+                memory(arch, args.batch[-1])
+            else:
+                models(args.batch[-1], args.repeats, args.arch)
     return None
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from _point_cluster_loop import LoopPointClusterLoss, contrast, transport
 from _point_cluster_measure import interleaved, launches, machine, machine_rates, synchronizations, verdict
+from _timing import published
 
 from clusterplug.functional.contrast import bank_contrast_terms, subclass_contrast
 from clusterplug.functional.transport import assign_subclasses
@@ -215,6 +216,9 @@ def parse():
     parser.add_argument('--step', action='store_true', help='measure the share of a training step instead')
     parser.add_argument('--steps', type=int, default=12, help='with --step: pairs of steps')
     parser.add_argument('--config', default=str(DEMO), help='with --step: config with the loss; default: the demo')
+    parser.add_argument(
+        '--page', help='page whose part "point-cluster-loss" (--step: "point-cluster-step") is replaced'
+    )
     options = parser.parse_args()
     if options.repeats < 5:
         parser.error(f'--repeats must be at least 5, got {options.repeats}')
@@ -225,9 +229,10 @@ def parse():
 
 if __name__ == '__main__':
     arguments = parse()
-    if arguments.step:
-        from _point_cluster_step import measure_step
+    with published(arguments.page, 'point-cluster-step' if arguments.step else 'point-cluster-loss'):
+        if arguments.step:
+            from _point_cluster_step import measure_step
 
-        measure_step(arguments)
-    else:
-        table(arguments)
+            measure_step(arguments)
+        else:
+            table(arguments)

@@ -29,7 +29,7 @@ path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _timing import header
+from _timing import header, published
 from _token_variants import FeatureExpedit
 from PIL import Image
 
@@ -54,7 +54,7 @@ def transformer():
 
 
 def square(image: Image.Image, size: int) -> torch.Tensor:
-    """Return the middle square (3, size, size), normalised."""
+    """Return the middle square (3, size, size), normalized."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
@@ -190,7 +190,7 @@ def variants(vit, start):
         Entry('temperature 0.4 of the spread', 'expedit', sharpness=0.4),
         Entry('without residual', 'expedit', residual=False),
         Entry('search among all clusters', 'expedit', search=None),
-        Entry('4 neighbours', 'expedit', num_neighbors=4),
+        Entry('4 neighbors', 'expedit', num_neighbors=4),
         Entry('2 iterations', 'expedit', num_iters=2),
         *features,
         Entry('size bias in attention', 'expedit', size_bias=True),
@@ -205,7 +205,7 @@ def variants(vit, start):
 
 
 def picture(vit, decoder, file: str, size: int, start: int, cells: int, out: str):
-    """Draw clusters over a picture, tokens as colours and the saliency before and after."""
+    """Draw clusters over a picture, tokens as colors and the saliency before and after."""
     image = square(Image.open(file).convert('RGB'), size)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = (255 * (image.permute(1, 2, 0) * std + mean)).round().clamp(0, 255).byte().numpy()
@@ -235,6 +235,33 @@ def picture(vit, decoder, file: str, size: int, start: int, cells: int, out: str
     save_token_panels(out, panels)
 
 
+@torch.inference_mode()
+def measure(vit, decoder, images: torch.Tensor, cells: int, arguments: argparse.Namespace) -> None:
+    """Run every line of a part on the pictures and print the table."""
+    side, start = arguments.size // 14, arguments.start
+    ideal = ideal_gain(vit, start, cells, side)
+    print(
+        f'{arguments.images} pictures of {arguments.size} pixels ({arguments.set}), batch {arguments.batch}, '
+        f'{side}x{side} -> {cells}x{cells} tokens after {start} of {len(vit.blocks)} blocks, FLOP ratio {ideal:.3f};'
+    )
+    merged = tokens_per_block(vit, ideal, side)
+    entries = methods(merged) if arguments.part == 'methods' else variants(vit, start)
+    if arguments.only:
+        entries = [entries[number] for number in arguments.only]
+    plain = Entry('plain')
+    plain.run(vit, decoder, images[:1], start, cells)  # warms up
+    plain.times.clear()
+    for batch in images.split(arguments.batch):
+        reference = plain.run(vit, decoder, batch, start, cells)
+        for entry in entries:
+            entry.compare(entry.run(vit, decoder, batch, start, cells), reference)
+    print(f'plain: median {1e3 * statistics.median(plain.times):.0f} ms a batch.\n')
+    print('| method | gain (quartiles) | cosine | IoU of masks | equal pixels |')
+    print('|---|---|---|---|---|')
+    for entry in entries:
+        print(entry.row(plain.times), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('part', choices=('methods', 'variants', 'picture'))
@@ -249,7 +276,10 @@ def main():
     parser.add_argument('--cells', type=int, help='side of the reduced map, instead of --speedup')
     parser.add_argument('--speedup', type=float, default=1.4, help='least FLOP ratio')
     parser.add_argument('--only', nargs='+', type=int, help='numbers of the lines to run, from 0')
+    parser.add_argument('--page', help='page whose part "token-quality-PART-SIZE-BATCH" is replaced')
     arguments = parser.parse_args()
+    if arguments.page and arguments.only:
+        parser.error('--page needs all lines: a table with rows left out cannot be read')
     if arguments.data is None:
         parser.error('--data or CLUSTERPLUG_DATA must name the data folder')
     data = Path(arguments.data)
@@ -261,30 +291,10 @@ def main():
         with torch.inference_mode():
             picture(vit, decoder, arguments.image, arguments.size, start, cells, arguments.out)
         return
-    header(('numpy',))
-    ideal = ideal_gain(vit, start, cells, side)
-    print(
-        f'{arguments.images} pictures of {arguments.size} pixels, batch {arguments.batch}, {side}x{side} -> '
-        f'{cells}x{cells} tokens after {start} of {len(vit.blocks)} blocks, FLOP ratio {ideal:.3f}'
-    )
-    merged = tokens_per_block(vit, ideal, side)
-    entries = methods(merged) if arguments.part == 'methods' else variants(vit, start)
-    if arguments.only:
-        entries = [entries[number] for number in arguments.only]
-    plain = Entry('plain')
-    images = pictures(data, arguments.images, arguments.size, arguments.set)
-    with torch.inference_mode():
-        plain.run(vit, decoder, images[:1], start, cells)  # warms up
-        plain.times.clear()
-        for batch in images.split(arguments.batch):
-            reference = plain.run(vit, decoder, batch, start, cells)
-            for entry in entries:
-                entry.compare(entry.run(vit, decoder, batch, start, cells), reference)
-    print(f'plain: median {1e3 * statistics.median(plain.times):.0f} ms a batch')
-    print('| method | gain (quartiles) | cosine | IoU of masks | equal pixels |')
-    print('|---|---|---|---|---|')
-    for entry in entries:
-        print(entry.row(plain.times), flush=True)
+    name = f'token-quality-{arguments.part}-{arguments.size}-{arguments.batch}'
+    with published(arguments.page, name):
+        header(('numpy',))
+        measure(vit, decoder, pictures(data, arguments.images, arguments.size, arguments.set), cells, arguments)
 
 
 if __name__ == '__main__':

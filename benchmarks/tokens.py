@@ -19,7 +19,7 @@ path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from _timing import header, interleaved
+from _timing import header, interleaved, published
 
 from clusterplug import patch
 from clusterplug.functional import cluster_tokens, combine_tokens, reconstruct_tokens, token_neighbors, token_spread
@@ -83,10 +83,13 @@ def operators(repeats):
         largest_back = float(rebuilt.abs().max())
         back_error = float((reconstruct_tokens(refined, state) - rebuilt).abs().max()) / largest_back
         dense_back_error = float((dense_reconstruction(refined, x, state.centers) - rebuilt).abs().max()) / largest_back
-        print(f'\n{size}x{size} -> {cells}x{cells}, {channels} channels')
-        print('  largest error against float64, over the largest value:')
-        print(f'  clustering {error:.1e} (dense form {dense_error:.1e})')
-        print(f'  reconstruction {back_error:.1e} (dense form {dense_back_error:.1e})')
+        print(
+            f'\n{size}x{size} -> {cells}x{cells}, {channels} channels. Largest error against float64, over the largest'
+        )
+        print(
+            f'value: clustering {error:.1e} (dense form {dense_error:.1e}), reconstruction {back_error:.1e} (dense form'
+        )
+        print(f'{dense_back_error:.1e}).\n\n| operator | ms | dense form / this |\n|---|---|---|')
         entries = {
             'dense clustering': lambda: dense_clustering(x, grid),  # noqa: B023
             'clustering': lambda: cluster_tokens(x, grid),  # noqa: B023
@@ -96,14 +99,16 @@ def operators(repeats):
         }
         ms = {name: statistics.median(times) for name, times in interleaved(entries, repeats).items()}
         for name, value in ms.items():
-            print(f'  {name:32s}{value:9.1f} ms')
-        ratio = ms['dense clustering'] / ms['clustering']
-        reached = 'reached' if ratio >= wanted and error < 1e-5 else 'NOT reached'
-        print(f'  target: clustering {wanted} x faster than dense, equal to 1e-5: {ratio:.1f} x, {reached}')
+            dense = ms[f'dense {name.split(",")[0].removeprefix("dense ")}']
+            print(f'| {name} | {value:.1f} | {dense / value:.1f} |')
         for name in ('all', 'near'):
             mine = f'reconstruction, {name} clusters'
-            both = (ms['dense clustering'] + ms['dense reconstruction']) / (ms['clustering'] + ms[mine])
-            print(f'  both together, {name} clusters: {both:.1f} x faster')
+            pair = ms['clustering'] + ms[mine]
+            both = (ms['dense clustering'] + ms['dense reconstruction']) / pair
+            print(f'| both together, {name} clusters | {pair:.1f} | {both:.1f} |')
+        ratio = ms['dense clustering'] / ms['clustering']
+        reached = 'reached' if ratio >= wanted and error < 1e-5 else 'NOT reached'
+        print(f'\nTarget: clustering {wanted} times faster than dense, equal to 1e-5: {ratio:.1f} times, {reached}.')
 
 
 def multiplications(tokens, channels):
@@ -141,15 +146,18 @@ def models(archs, size, cells, compiled, repeats, methods=('expedit',)):
             f'\nViT-{arch} at {size}, {length}x{length} -> {cells}x{cells} after {start} of {depth} blocks, batch 1, ',
             end='',
         )
-        print('compiled' if compiled else 'eager')
-        print(f'  ideal {full / short:.3f} (blocks: {full / 1e9:.0f} -> {short / 1e9:.0f} GMAC)')
+        ideal = full / short
+        kind = 'compiled' if compiled else 'eager'
+        print(f'{kind}; ideal {ideal:.3f} (blocks: {full / 1e9:.0f} -> {short / 1e9:.0f} GMAC)')
+        print('\n| model | ms (fastest) | gain | share of the ideal |\n|---|---|---|---|')
         for name, value in ms.items():
             gain = ms['plain'] / value
-            print(f'  {name:10s}{value:10.0f} ms   gain {gain:.3f}   of the ideal {gain / (full / short):.3f}')
+            wanted = 1 if name == 'plain' else ideal
+            print(f'| {name} | {value:.0f} ({min(times[name]):.0f}) | {gain:.3f} | {gain / wanted:.3f} |')
         x = torch.randn(1, length, length, channels)
         own = statistics.median(_timed(lambda: _layers(x, (cells, cells))) for _ in range(5))  # noqa: B023
         share = 100 * own / ms[methods[0]]
-        print(f'  clustering and reconstruction alone: {own:.0f} ms, {share:.1f} % of the reduced model')
+        print(f'\nClustering and reconstruction alone: {own:.0f} ms, {share:.1f} % of the reduced model.')
 
 
 def _layers(x, grid):
@@ -171,12 +179,14 @@ def main():
     parser.add_argument('--cells', type=int, default=28, help='side of the reduced map')
     parser.add_argument('--compile', action='store_true')
     parser.add_argument('--repeats', type=int, default=7)
+    parser.add_argument('--page', help='page whose part "tokens-PART" (models: with -compiled) is replaced')
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    header(('timm',))
-    if arguments.part == 'operators':
-        operators(arguments.repeats)
-    else:
+    with published(arguments.page, f'tokens-{arguments.part}' + '-compiled' * arguments.compile):
+        header(('timm',))
+        if arguments.part == 'operators':
+            operators(arguments.repeats)
+            return
         methods = ('expedit',) if arguments.part == 'models' else ('expedit', 'tome', 'average')
         models(arguments.arch, arguments.size, arguments.cells, arguments.compile, arguments.repeats, methods)
 
