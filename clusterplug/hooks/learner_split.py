@@ -76,8 +76,8 @@ class LearnerSplitHook(Hook):
     Source: Adiga, Dolz and Lombaert, IEEE JBHI 2022 (arXiv 2206.09068); official code
     adigasu/Dynamic_subspace_learners (MIT): patience 10, threshold 0.5, more than 10 dimensions, at least 5 kept.
 
-    **Differs from the authors' code**: theirs decides by the NMI of the test set, where any gain counts; keeps all activations of an epoch;
-    loses rows while it copies them; leaves the moments of Adam where they were.
+    **Differs from the authors' code**: theirs decides by the NMI of the test set, where any gain counts; keeps all
+    activations of an epoch; loses rows while it copies them; leaves the moments of Adam where they were.
 
     Example:
         ``custom_hooks = [dict(type='clusterplug.LearnerSplitHook', num_clusters=10)]``

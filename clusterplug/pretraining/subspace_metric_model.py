@@ -34,12 +34,14 @@ class SubspaceMetricModel(BaseModel):
         attention: Config or module of :class:`~clusterplug.layers.SpatialAttention`, or None.
         data_preprocessor: Config of mmengine.
 
-    ``forward(inputs, data_samples, mode)``: inputs (B, ...) tensor or list of tensors; data samples with ``gt_label``
-    (-1 = ignored) and ``sample_idx``: dicts, mm data elements, or a dict of columns. ``'tensor'`` gives v
-    (B, C), for clustering; ``'loss'`` a dict; ``'predict'`` dicts with ``feature`` (all slices) and ``label``.
+    ``forward(inputs, data_samples, mode)``: inputs (B, ...) tensor, list of tensors, or the dict with one view of a
+    :class:`~clusterplug.pretraining.MultiViewPreprocessor`; data samples with ``gt_label`` (-1 = ignored) and
+    ``sample_idx``: dicts, mm data elements, or a dict of columns. ``'tensor'`` gives v (B, C), for clustering;
+    ``'loss'`` a dict; ``'predict'`` samples with ``features`` v (1, C) and ``embeddings`` of all slices (1, D), for
+    the probes.
 
     Raises:
-        ValueError: A training step without data samples.
+        ValueError: A training step without data samples; several views.
 
     Source: Adiga, Dolz and Lombaert, IEEE JBHI 2022 (arXiv 2206.09068); official code
     adigasu/Dynamic_subspace_learners (MIT). **Differs from the authors' code**: theirs has a data loader for each
@@ -71,6 +73,10 @@ class SubspaceMetricModel(BaseModel):
 
     def features(self, inputs: Any) -> Tensor:
         """Return the pooled features v (B, C)."""
+        if isinstance(inputs, dict):
+            if len(inputs['views']) != 1:
+                raise ValueError(f'inputs must hold one view, got {len(inputs["views"])}; leave MultiCrop out')
+            (inputs,) = inputs['views']
         x = torch.stack(list(inputs)) if isinstance(inputs, list | tuple) else inputs
         if self.backbone is not None:
             x = self.backbone(x)
@@ -84,8 +90,7 @@ class SubspaceMetricModel(BaseModel):
         if mode == 'tensor':
             return features
         if mode == 'predict':
-            labels = [None] * len(features) if data_samples is None else _column(data_samples, 'gt_label')
-            return [dict(feature=x, label=y) for x, y in zip(self.head(features), labels, strict=True)]
+            return _with_features(features, self.head(features), data_samples)
         if not data_samples:
             raise ValueError('a training step needs data_samples with gt_label and sample_idx')
         device = features.device
@@ -96,6 +101,19 @@ class SubspaceMetricModel(BaseModel):
         learners = self.table.read(ids, 'learner')
         labels = torch.where(learners >= 0, labels, -1)
         return dict(loss_margin=self.loss(self.head(features, learners), labels, learners))
+
+
+def _with_features(features: Tensor, embeddings: Tensor, data_samples: Any) -> list:
+    """The samples, with one row of each for every one of them."""
+    if data_samples is None:
+        data_samples = [{} for _ in features]
+    elif isinstance(data_samples, dict):
+        labels = _column(data_samples, 'gt_label')
+        data_samples = [dict(gt_label=label) for label in labels]
+    for sample, x, e in zip(data_samples, features, embeddings, strict=True):
+        found = dict(features=x[None], embeddings=e[None])
+        sample.update(found) if isinstance(sample, dict) else sample.set_data(found)
+    return list(data_samples)
 
 
 def _column(data_samples: Any, name: str) -> list[int]:
