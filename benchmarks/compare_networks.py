@@ -25,7 +25,7 @@ CONFIGS = {'plain': 'minkunet18_w8_spconv_1xb1-5e_lidar-city.py',
 SCAN_LAYERS = ['backbone.conv_input', 'backbone.encoder.1', 'backbone.encoder.3', 'backbone.decoder.1.1',
                'backbone.decoder.3.1']  # fmt: skip
 VIT_LAYERS = ['blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'norm']
-SCANS, EPOCHS = 48, 5
+SCANS, EPOCHS = 24, 5
 
 
 def minkunet_run(kind: str, seed: int, out: Path):
@@ -41,7 +41,7 @@ def train_minkunet(kind: str, seed: int, out: Path) -> None:
     from clusterplug.datasets.lidar_city import generate_lidar_city
     from clusterplug.experiments.run import result_of, train_and_test
 
-    generate_lidar_city(out / 'city', num_train=SCANS, num_val=12, scans_per_street=4, columns=512, progress=False)
+    generate_lidar_city(out / 'city', num_train=SCANS, num_val=8, scans_per_street=4, columns=512, progress=False)
     run = minkunet_run(kind, seed, out)
     if result_of(run) is None:
         train_and_test(run)
@@ -83,7 +83,7 @@ def cifar():
     return found
 
 
-def train_vit(seed: int, out: Path, epochs: int = 12) -> None:
+def train_vit(seed: int, out: Path, epochs: int = 6) -> None:
     file = out / f'vit{seed}.pth'
     if file.is_file():
         return

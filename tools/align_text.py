@@ -112,7 +112,7 @@ def encode_points(args, objects):
 def segmentor_features(config, checkpoint, city, objects):
     """Return (N, C): the features before the classifier, averaged over the points of each object in its scan."""
     import torch
-    from mmdet3d.structures import Det3DDataSample
+    from mmdet3d.structures import Det3DDataSample, PointData
     from mmengine.dataset import pseudo_collate
     from mmengine.registry import MODELS, init_default_scope
 
@@ -135,8 +135,9 @@ def segmentor_features(config, checkpoint, city, objects):
         if last != (sequence, frame):
             scan = np.fromfile(city / f'sequences/{sequence}/velodyne/{frame}.bin', '<f4').reshape(-1, 4)
             labels = np.fromfile(city / f'sequences/{sequence}/labels/{frame}.label', '<u4') >> 16
-            sample = dict(inputs=dict(points=torch.from_numpy(scan)), data_samples=Det3DDataSample())
-            features, last = read(pseudo_collate([sample]))[0].features.cpu().numpy(), (sequence, frame)
+            sample = Det3DDataSample(gt_pts_seg=PointData())
+            batch = pseudo_collate([dict(inputs=dict(points=torch.from_numpy(scan)), data_samples=sample)])
+            features, last = read(batch)[0].features.cpu().numpy(), (sequence, frame)
         rows.append(np.nanmean(features[labels == int(instance)], 0))
     return np.stack(rows).astype(float)
 
@@ -166,6 +167,25 @@ def _subtype(each):
     return f'{each.subtype} ({each.class_name})'
 
 
+def compare(x, y, anchors, queries, components, ridge, seed):
+    """Rows of the report, and the affine aligner in the subspace. ``queries`` are rows by name."""
+    from clusterplug.estimators import SubspaceAligner
+
+    scale, rows, best = x[anchors].std(0), [], None
+    x = (x - x[anchors].mean(0)) / np.where(scale > 0, scale, 1)
+    for method, number in (('affine', 'full'), ('local_cka', 'full'), ('affine', components), ('local_cka', components),
+                           ('cosine', components)):  # fmt: skip
+        aligner = SubspaceAligner(number, method, ridge=ridge, random_state=seed).fit(x[anchors], y[anchors])
+        for name, chosen in queries.items():
+            if len(chosen) >= 2:
+                numbers = aligner.evaluate(x[chosen], y[chosen], min(5, len(chosen)))
+                rows.append({'method': method, 'components': aligner.n_components_ or 'all', 'kinds': name,
+                             'queries': len(chosen), **numbers})  # fmt: skip
+        if (method, number) == ('affine', components):
+            best = aligner
+    return rows, best, best.score_matrix(x[queries['unseen']], y[queries['unseen']])
+
+
 def run(args):
     """Return the report, and write it."""
     if not args.encoder:
@@ -180,7 +200,6 @@ def run(args):
 def align(args):
     from clusterplug.core.files import write_json
     from clusterplug.datasets.lidar_city import city_objects, side_view
-    from clusterplug.estimators import SubspaceAligner
     from clusterplug.visualization import save_contact_sheet
 
     components = args.components if args.components == 'auto' else int(args.components)
@@ -188,28 +207,18 @@ def align(args):
     anchors, unseen, seen, held = split(objects, args.unseen, args.queries, args.seed, args.hold_out)
     captions = [each.caption for each in objects]
     x, y = encode_points(args, objects), encode_sentences(args.encoder, captions)
-    report = {'objects': len(objects), 'anchors': len(anchors), 'hold_out': args.hold_out, 'held_out': held, 'rows': []}
-    scale = x[anchors].std(0)
-    x = (x - x[anchors].mean(0)) / np.where(scale > 0, scale, 1)
-    for method, number in (('affine', 'full'), ('local_cka', 'full'), ('affine', components), ('local_cka', components),
-                           ('cosine', components)):  # fmt: skip
-        aligner = SubspaceAligner(number, method, ridge=args.ridge, random_state=args.seed).fit(x[anchors], y[anchors])
-        for name, rows in (('unseen', unseen), ('seen', seen)):
-            if len(rows) >= 2:
-                numbers = aligner.evaluate(x[rows], y[rows], min(5, len(rows)))
-                report['rows'].append({'method': method, 'components': aligner.n_components_ or 'all',
-                                       'kinds': name, 'queries': len(rows), **numbers})  # fmt: skip
-        if (method, number) == ('affine', components):
-            best = aligner
+    report = {'objects': len(objects), 'anchors': len(anchors), 'hold_out': args.hold_out, 'held_out': held}
+    queries = {'unseen': unseen, 'seen': seen}
+    report['rows'], best, scores = compare(x, y, anchors, queries, components, args.ridge, args.seed)
     report['held_out_correlations'] = best.held_out_correlations_.tolist()
-    scores = best.score_matrix(x[unseen], y[unseen])
     write_json(args.out / 'alignment.json', report)
     chosen = range(min(args.rows, len(unseen)))
     if args.rows > 0:
-        answers = [[(objects[unseen[row]].name, float(scores[row, each]), side_view(objects[unseen[row]].points))
+        names = [f'{objects[row].subtype} {objects[row].name}' for row in unseen]
+        answers = [[(names[row], float(scores[row, each]), side_view(objects[unseen[row]].points))
                     for row in np.argsort(-scores[:, each], kind='stable')[:5]] for each in chosen]  # fmt: skip
-        queries = [captions[unseen[each]] for each in chosen]
-        save_contact_sheet(args.out / 'gallery.png', queries, answers, [objects[unseen[each]].name for each in chosen])
+        sentences = [captions[unseen[each]] for each in chosen]
+        save_contact_sheet(args.out / 'gallery.png', sentences, answers, [names[each] for each in chosen])
     return report
 
 
