@@ -237,12 +237,8 @@ def test_bad_scores():
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_rows_in_seconds():
-    import time
-
+def test_a_hundred_thousand_rows():
     scores = log_probabilities(100_000, 100).float()
-    start = time.process_time()
     result = progressive_transport(scores, epsilon=0.1, mass=0.1, penalty=1.0, full_output=True)
-    assert time.process_time() - start < 6  # 1.1 s on an idle core
     assert bool(result.converged)
     assert float(result.plan.double().sum()) == pytest.approx(10_000, rel=1e-6)
