@@ -43,7 +43,7 @@ def check_count(value: Any, name: str, least: int = 0, most: int | None = None) 
     except TypeError:
         number = None
     # Tensors of one element have an index as well; reading them would wait for the device.
-    if number is None or isinstance(value, (bool, Tensor)):
+    if number is None or isinstance(value, (bool, np.bool_, Tensor)):
         raise TypeError(f'{name} must be an int, got {type(value).__name__} ({value!r})')
     if number < least or (most is not None and number > most):
         allowed = f'at least {least}' if most is None else f'between {least} and {most}'

@@ -7,6 +7,7 @@ one plain record for the numbers of each tensor, so they are read here, whatever
 """
 
 import argparse
+import contextlib
 import io
 import json
 import math
@@ -15,7 +16,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -98,8 +99,25 @@ def _load(path: Path):
             return _read_safetensors(path)
         if not start.startswith(b'\x80'):  # the pickles of torch before 1.6; its tar files are older still
             raise ValueError('a file that torch did not write, or a tar of torch 0.1')
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with _namespaces_allowed():
             return torch.load(file, map_location='cpu', weights_only=True)
+
+
+@contextlib.contextmanager
+def _namespaces_allowed() -> Iterator[None]:
+    """Let ``torch.load`` read the options of a command line; afterwards what the caller allows is as it was."""
+    serialization = torch.serialization
+    if hasattr(serialization, 'safe_globals'):
+        with serialization.safe_globals([argparse.Namespace]):
+            yield
+        return
+    before = list(serialization.get_safe_globals())  # torch 2.4
+    serialization.add_safe_globals([argparse.Namespace])
+    try:
+        yield
+    finally:
+        serialization.clear_safe_globals()
+        serialization.add_safe_globals(before)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ def test_a_row_does_not_depend_on_the_others():
 
 
 def test_from_a_config():
+    pytest.importorskip('mmengine')
     from mmengine.registry import MODELS
 
     head = MODELS.build(dict(type='clusterplug.ProjectionHead', in_channels=5, out_channels=2, hidden_channels=[3]))

@@ -109,6 +109,7 @@ def test_bad_denoisers(arguments, options, message):
 
 
 def test_registered():
+    pytest.importorskip('mmengine')
     assert isinstance(MODELS.build(dict(type='LowRankDenoiser', in_channels=6, dims=[2, 2])), LowRankDenoiser)
     assert isinstance(MODELS.build(dict(type='DenoisingLoss')), DenoisingLoss)
 

@@ -22,6 +22,7 @@ def lengths(*counts, width):
 
 
 def test_texts_and_videos():
+    pytest.importorskip('mmengine')
     layer = MODELS.build(dict(type='MultiVectorClustering', num_clusters=4))
     x, mask = randn(2, 20, 5), lengths(20, 9, width=20)
     for got, expected in zip(layer(x, mask), cluster_vectors(x, mask, 4), strict=True):
