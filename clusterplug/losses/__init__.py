@@ -22,6 +22,7 @@ from clusterplug.losses.self_expression import SelfExpressionLoss
 from clusterplug.losses.subclass_contrast import SubclassContrast
 from clusterplug.losses.swav import SwAVLoss
 from clusterplug.losses.transport_pseudo_labels import TransportPseudoLabels
+from clusterplug.losses.view_dynamics import ViewDynamicsLoss
 
 __all__ = [
     'AnchorSampler',
@@ -48,6 +49,7 @@ __all__ = [
     'SubclassContrast',
     'SwAVLoss',
     'TransportPseudoLabels',
+    'ViewDynamicsLoss',
     'margin_pairs',
     'masked_tokens',
 ]

@@ -19,6 +19,7 @@ from clusterplug.visualization.retrieval_figures import (
     save_segment_strip,
     save_similarity_map,
 )
+from clusterplug.visualization.spectrum import save_spectrum
 from clusterplug.visualization.token_figures import paint_token_clusters, save_token_panels, token_colors
 from clusterplug.visualization.unit_figures import save_activation_pairs, save_match_curves, save_unit_correlations
 
@@ -49,6 +50,7 @@ __all__ = [
     'save_segment_strip',
     'save_similarity_map',
     'save_sizes',
+    'save_spectrum',
     'save_token_panels',
     'save_unit_correlations',
     'subclass_colors',

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from clusterplug.estimators.deep import KoopmanAutoencoder
+from clusterplug.visualization import save_spectrum
 
 
 def pendulum(count=24, steps=40, seed=0):
@@ -34,6 +35,39 @@ def test_a_linear_system_gives_its_eigenvalues():
     np.testing.assert_allclose(model.rollout(X[:, 0], 19), X, atol=0.02)
     assert model.rollout(X[0, 0], 3).shape == (4, 2)
     assert model.transform(X).shape == (8, 20, 2)
+
+
+def test_modes_take_a_linear_system_apart(tmp_path):
+    turn = np.zeros((3, 3))
+    turn[:2, :2] = 0.95 * np.array([[np.cos(0.4), np.sin(0.4)], [-np.sin(0.4), np.cos(0.4)]])
+    turn[2, 2] = 0.6
+    mix = np.random.default_rng(1).normal(size=(3, 3))
+    turn = np.linalg.inv(mix) @ turn @ mix
+    X = [np.random.default_rng(0).normal(size=(6, 3))]
+    for _ in range(9):
+        X.append(X[-1] @ turn)
+    X = np.stack(X, 1)
+    options = dict(operator='ridge', ridge=0.0, window=10, entropy_weight=0.0, epochs=0)
+    model = KoopmanAutoencoder(3, encoder=nn.Identity(), decoder=nn.Identity(), **options).fit(X)
+    values, phi = model.spectrum(), model.modes(X)
+    np.testing.assert_allclose(np.abs(values), [0.95, 0.95, 0.6], rtol=1e-3)
+    np.testing.assert_allclose(np.abs(np.angle(values)), [0.4, 0.4, 0.0], atol=1e-3)
+    np.testing.assert_allclose(phi[:, 1:], phi[:, :-1] * values, atol=1e-2)
+    start = X[:, 0]
+    parts = [model.rollout(start, 4, modes=kept) for kept in ([0], [2])]  # 0 brings its conjugate
+    np.testing.assert_allclose(sum(parts), model.rollout(start, 4), atol=1e-3)
+    np.testing.assert_allclose(parts[1][:, 1:], 0.6 * parts[1][:, :-1], atol=5e-3)
+    assert np.linalg.matrix_rank(parts[0].reshape(-1, 3), tol=1e-3) == 2
+    with pytest.raises(ValueError, match='modes'):
+        model.rollout(start, 4, modes=[3])
+    with pytest.raises(ValueError, match='at least one'):
+        model.rollout(start, 4, modes=[])
+    save_spectrum(tmp_path / 'one.png', values)
+    save_spectrum(tmp_path / 'two.png', {'fitted': values, 'true': np.linalg.eigvals(turn)}, 'Modes')
+    assert (tmp_path / 'two.png').stat().st_size > (tmp_path / 'one.png').stat().st_size > 1000
+    for bad in (np.array([]), np.array([np.nan + 0j])):
+        with pytest.raises(ValueError, match='spectra'):
+            save_spectrum(tmp_path / 'bad.png', bad)
 
 
 @pytest.mark.filterwarnings('ignore:the spectral radius')

@@ -163,28 +163,65 @@ class KoopmanAutoencoder:
         self._check_fitted()
         return self._encode(self._read(X)).reshape(*np.shape(X)[:-1], self.latent_dim).numpy()
 
-    def rollout(self, x0: Any, steps: int) -> np.ndarray:
+    def rollout(self, x0: Any, steps: int, *, modes: Sequence[int] | None = None) -> np.ndarray:
         """Return the start and ``steps`` predictions: (steps + 1, D) of a state (D,), (B, steps + 1, D) of (B, D).
 
-        The latent is mapped on by K, without decoding in between.
+        The latent is mapped on by K, without decoding in between. With ``modes``, numbers of eigenvalues in the order
+        of :meth:`spectrum`, only these take part (a complex one with its conjugate), in the first state as well: what
+        a mode is in the states.
+
+        Raises:
+            ValueError: A shape that does not fit, or modes that K does not have.
         """
         self._check_fitted()
         start = torch.as_tensor(np.asarray(x0), dtype=torch.float32)
         if start.dim() not in (1, 2) or start.shape[-1] != len(self.scale_):
             raise ValueError(f'x0 must be a state ({len(self.scale_)},) or several, got {tuple(start.shape)}')
         z = self._encode(start.view(-1, 1, start.shape[-1]))[:, 0]
+        if modes is not None:
+            z = z @ self._projector(modes)
         latents = [z]
         for _ in range(check_count(steps, 'steps')):
             latents.append(latents[-1] @ self._operator)
         found = self._decode(torch.stack(latents, 1))
-        found[:, 0] = start.view(-1, start.shape[-1])
+        if modes is None:
+            found[:, 0] = start.view(-1, start.shape[-1])
         return (found if start.dim() == 2 else found[0]).numpy()
 
     def spectrum(self) -> np.ndarray:
-        """Return the complex eigenvalues of K, largest first: inside the unit circle a mode dies, outside it grows."""
+        """Return the complex eigenvalues of K, largest first: inside the unit circle a mode dies, outside it grows.
+
+        ``clusterplug.visualization.save_spectrum`` draws them.
+        """
+        return self._eigen()[0]
+
+    def modes(self, X: Any) -> np.ndarray:
+        r"""Return the complex coordinates of sequences X (B, T, D) in the eigenvectors of K, (B, T, latent_dim).
+
+        .. math:: \phi_j(x_{t+1}) \approx \lambda_j \, \phi_j(x_t)
+
+        in the order of :meth:`spectrum`: modulus and angle of a coordinate are amplitude and phase of its mode. One
+        sequence (T, D) gives (T, latent_dim).
+        """
+        return self.transform(X) @ self._eigen()[1]
+
+    def _eigen(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues of K, largest first, and its right eigenvectors in columns."""
         self._check_fitted()
-        values = np.linalg.eigvals(self.operator_.astype(np.float64))
-        return values[np.argsort(-np.abs(values), kind='stable')]
+        values, vectors = np.linalg.eig(self.operator_.astype(np.float64))
+        # by angle as well, so that two of a conjugate pair are neighbors whatever the last bits of their moduli say
+        order = np.lexsort((-values.imag, np.abs(np.angle(values)), -np.abs(values).round(9)))
+        return values[order], vectors[:, order]
+
+    def _projector(self, modes: Sequence[int]) -> Tensor:
+        """(latent_dim, latent_dim) that keeps the given modes of a row."""
+        values, vectors = self._eigen()
+        kept = {check_count(each, 'modes', 0, self.latent_dim - 1) for each in modes}
+        if not kept:
+            raise ValueError('modes must hold at least one number of an eigenvalue')
+        wanted = np.array([any(np.isclose(value, values[k].conj()) for k in kept) for value in values])
+        wanted[list(kept)] = True
+        return torch.as_tensor(np.real((vectors * wanted) @ np.linalg.pinv(vectors)), dtype=torch.float32)
 
     def _build(self, width: int) -> None:
         sizes = [width, *self.hidden, self.latent_dim]
