@@ -96,7 +96,13 @@ def merge(args: argparse.Namespace, base: dict, vectors: list) -> tuple[dict, li
     def predict(task, call, batch):
         return call(**model.data_preprocessor(batch, False), mode='tensor')
 
-    history = merging.fit(model, loaders, steps=args.steps, lr=args.lr, predict=predict, check_every=20, **more)
+    def report(step):
+        if step.held_out == step.held_out:  # NaN between two looks
+            print(f'{step.phase} {step.step + 1}: loss {step.loss:.4g}, held out {step.held_out:.4g}', flush=True)
+
+    every = min(20, args.steps)
+    more.update(check_every=max(1, every), on_step=report)
+    history = merging.fit(model, loaders, steps=args.steps, lr=args.lr, predict=predict, **more)
     if args.method == 'concrete':
         for name, mean in sorted(merging.mask_statistics().items(), key=lambda pair: pair[1]):
             print(f'{mean:.3f}  {name}')

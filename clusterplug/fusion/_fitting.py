@@ -108,6 +108,19 @@ class Guard:
                 p.copy_(kept)
 
 
+class History(list):
+    """Lines of a history; each is handed on as it is made."""
+
+    def __init__(self, on_step: Callable | None):
+        super().__init__()
+        self._on_step = on_step
+
+    def append(self, line) -> None:
+        super().append(line)
+        if self._on_step is not None:
+            self._on_step(line)
+
+
 def _forever(batches: Iterable, task: int):
     for _ in itertools.count():
         found = False
@@ -127,7 +140,3 @@ def _entropy(logits: Tensor, batch: Any) -> Tensor:
 
 def _cross_entropy(logits: Tensor, batch: Any) -> Tensor:
     return F.cross_entropy(logits.float(), batch[1])
-
-
-def _predict(task: int, call: Callable, batch: Any) -> Tensor:
-    return call(batch[0] if isinstance(batch, (tuple, list)) else batch)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_count, check_number
 from clusterplug.functional import concrete_mask
-from clusterplug.fusion._fitting import Guard, Problem
+from clusterplug.fusion._fitting import Guard, History, Problem
 from clusterplug.fusion.task_vectors import added_to, check_vectors, is_statistic, sum_of
 
 __all__ = ['AdaMerging', 'ConcreteMerging', 'FusionStep']
@@ -126,6 +126,7 @@ class AdaMerging(nn.Module):
         held_out: Sequence[Any] | None = None,
         check_every: int = 50,
         patience: int = 5,
+        on_step: Callable[[FusionStep], None] | None = None,
     ) -> list[FusionStep]:
         """Train the coefficients.
 
@@ -143,6 +144,7 @@ class AdaMerging(nn.Module):
             held_out: One batch per task for early stopping; None = the first batch of each iterable.
             check_every: Steps between two looks at them.
             patience: Looks without improvement after which it stops.
+            on_step: Called with each line of the history as it is made, to show progress.
 
         Returns:
             The history. The parameters are those of the best look.
@@ -152,20 +154,19 @@ class AdaMerging(nn.Module):
         """
         problem = Problem(self, model, data, objective, predict, held_out)
         guard = Guard(problem, check_every, patience)
-        history = self._train_coefficients(problem, guard, steps, lr)
+        history = History(on_step)
+        self._train_coefficients(problem, guard, steps, lr, history)
         guard.restore()
-        return history
+        return list(history)
 
-    def _train_coefficients(self, problem: Problem, guard: Guard, steps: int, lr: float) -> list[FusionStep]:
+    def _train_coefficients(self, problem: Problem, guard: Guard, steps: int, lr: float, history: History) -> None:
         optimizer = torch.optim.Adam([self.coefficients], lr=check_number(lr, 'lr', above=0))
-        history = []
         for step in range(check_count(steps, 'steps', 0)):
             loss = problem.step(optimizer)
             self._clamp()
             history.append(FusionStep('adapt', step, loss, guard.look(step)))
             if guard.exhausted:
                 break
-        return history
 
     def _clamp(self) -> None:
         if self.clamp:
@@ -290,6 +291,7 @@ class ConcreteMerging(AdaMerging):
         held_out: Sequence[Any] | None = None,
         check_every: int = 50,
         patience: int = 5,
+        on_step: Callable[[FusionStep], None] | None = None,
         meta_steps: int = 2000,
         inner_lr: float = 1.0,
     ) -> list[FusionStep]:
@@ -303,7 +305,7 @@ class ConcreteMerging(AdaMerging):
         self.train()
         outer = torch.optim.Adam(self.logits.parameters(), lr=check_number(lr, 'lr', above=0))
         inner = torch.optim.Adam([self.coefficients], lr=check_number(inner_lr, 'inner_lr', above=0))
-        history = []
+        history = History(on_step)
         for step in range(check_count(meta_steps, 'meta_steps', 0)):
             if self.level != 'none':
                 self._reset_coefficients()
@@ -321,9 +323,9 @@ class ConcreteMerging(AdaMerging):
         if self.level != 'none':
             self._reset_coefficients()
             guard = Guard(problem, check_every, patience)
-            history += self._train_coefficients(problem, guard, steps, lr)
+            self._train_coefficients(problem, guard, steps, lr, history)
             guard.restore()
-        return history
+        return list(history)
 
     def _reset_coefficients(self) -> None:
         with torch.no_grad():

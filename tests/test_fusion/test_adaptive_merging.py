@@ -171,7 +171,9 @@ def test_masks_and_draws_are_saved():
 def test_entropy_needs_no_labels():
     base, vectors, data = problem()
     merging = AdaMerging(base.state_dict(), vectors, level='layer')
-    history = merging.fit(base, [[x for x, _ in task] for task in data], steps=30, lr=0.02)
+    seen = []
+    history = merging.fit(base, [[x for x, _ in task] for task in data], steps=30, lr=0.02, on_step=seen.append)
+    assert seen == history
     assert history[-1].loss < history[0].loss
 
 

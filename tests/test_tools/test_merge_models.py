@@ -75,7 +75,9 @@ def test_methods_that_train_on_the_test_data(files, method, level, capsys):
     rows = (files / 'merged.csv').read_text().splitlines()
     assert rows[0] == 'phase,step,loss,held_out'
     assert len(rows) == 3
-    assert ('conv_seg' in capsys.readouterr().out) == (method == 'concrete')
+    printed = capsys.readouterr().out
+    assert ('conv_seg' in printed) == (method == 'concrete')
+    assert f'{"meta" if method == "concrete" else "adapt"} 2: loss' in printed
 
 
 def test_differences_are_listed_and_sources_kept(files, tmp_path):
