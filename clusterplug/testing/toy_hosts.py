@@ -69,7 +69,7 @@ def tiny_host_config(config, root: str | Path, *, max_iters: int = 2, small: boo
     config.default_hooks.checkpoint = None
     config.default_hooks.logger.interval = 1
     config.default_hooks.pop('visualization', None)
-    model = config.model.model if config.model.type == 'clusterplug.WithClustering' else config.model
+    model = config.model.get('model', config.model)  # of WithClustering, SwapClassifier
     if 'num_points' in (model.test_cfg or {}):
         model.test_cfg.update(num_points=_NUM_POINTS, batch_size=8)
     if small:
