@@ -10,6 +10,7 @@ Coefficients of the sums are the published ones. Trainings are kept under --out;
 """
 
 import argparse
+import copy
 import statistics
 from pathlib import Path
 
@@ -48,11 +49,11 @@ def run(seed: int, data: dict[str, Path], args) -> dict[str, list[float]]:
     start = args.out / f'start-{seed}'
     model, _ = trained(settings(LINEAR, data['start'], start, args.start_steps, seed), args.start_steps)
     states, loaders, labeled = {}, [], []
-    base = {name: value.clone() for name, value in model.state_dict().items()}
+    base = copy.deepcopy(model.state_dict())
     for number, name in enumerate(names):
         config = settings(LINEAR, data[name], args.out / f'tuned{number}-{seed}', args.steps, seed, lr=0.002)
         tuned, loader = trained(config, args.steps, start / f'iter_{args.start_steps}.pth')
-        states[name] = {key: value.clone() for key, value in tuned.state_dict().items()}
+        states[name] = tuned.state_dict()
         loaders.append(loader)
         labeled.append(training_batches(config, model))
     vectors = [TaskVector(base, state) for state in states.values()]

@@ -104,7 +104,7 @@ def measure_digits(head: str, seed: int) -> tuple[float, float, float]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--repeats', type=int, default=5, help='at least 3')
-    parser.add_argument('--seeds', type=int, default=20)
+    parser.add_argument('--seeds', type=int, default=10)
     parser.add_argument('--page', help='page whose part between the marks "grassmann" is replaced')
     options = parser.parse_args()
     torch.set_num_threads(1)

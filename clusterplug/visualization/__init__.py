@@ -21,6 +21,7 @@ from clusterplug.visualization.retrieval_figures import (
 )
 from clusterplug.visualization.spectrum import save_spectrum
 from clusterplug.visualization.token_figures import paint_token_clusters, save_token_panels, token_colors
+from clusterplug.visualization.transition import save_phase_transition
 from clusterplug.visualization.unit_figures import save_activation_pairs, save_match_curves, save_unit_correlations
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     'save_match_curves',
     'save_page',
     'save_panels',
+    'save_phase_transition',
     'save_ply',
     'save_rerun',
     'save_segment_strip',

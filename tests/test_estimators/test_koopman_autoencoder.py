@@ -70,6 +70,13 @@ def test_modes_take_a_linear_system_apart(tmp_path):
             save_spectrum(tmp_path / 'bad.png', bad)
 
 
+def test_a_map_that_grows_is_warned_of():
+    X = 1.1 ** np.arange(20)[None, :, None] * np.ones((2, 1, 2))
+    options = dict(operator='ridge', ridge=0.0, window=10, entropy_weight=0.0, epochs=0)
+    with pytest.warns(UserWarning, match=r"spectral radius is 1\.1.*operator='orthogonal'"):
+        KoopmanAutoencoder(2, encoder=nn.Identity(), decoder=nn.Identity(), **options).fit(X)
+
+
 @pytest.mark.filterwarnings('ignore:the spectral radius')
 def test_entropy_keeps_modes_alive_on_the_pendulum():
     X, held = pendulum(), pendulum(8, seed=1)

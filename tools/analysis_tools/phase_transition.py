@@ -41,7 +41,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 def main(arguments=None) -> int:
     args = parse_arguments(arguments)
-    from clusterplug.visualization import save_curves
+    from clusterplug.visualization import save_phase_transition
 
     try:
         if len(set(args.dims)) > 1:
@@ -49,12 +49,7 @@ def main(arguments=None) -> int:
         check_output_file(args.out)
         errors = [recovery_error(args, max(1, round(ratio * args.dims[0]))) for ratio in args.ratios]
         ranks = [denoiser_rank(args, noise) for noise in args.noises]
-        levels = [f'{noise:g}' for noise in args.noises]
-        save_curves(
-            args.out,
-            {'error against N / d': (args.ratios, errors), 'rank against noise': (levels, ranks)},
-            xlabel='',
-        )
+        save_phase_transition(args.out, args.ratios, errors, args.noises, ranks)
     except (OSError, ValueError) as error:
         sys.exit(f'phase_transition: {error}')
     for ratio, error in zip(args.ratios, errors):
