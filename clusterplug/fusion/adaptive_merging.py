@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Merging whose coefficients, and whose mask over all parameters, are learned on inputs without labels."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from clusterplug.core.checks import check_choice, check_count, check_number
 from clusterplug.functional import concrete_mask
 from clusterplug.fusion._fitting import Guard, History, Problem
-from clusterplug.fusion.task_vectors import added_to, check_vectors, is_statistic, sum_of
+from clusterplug.fusion.task_vectors import added_to, check_vectors, is_statistic, like_state_of, sum_of
 
 __all__ = ['AdaMerging', 'ConcreteMerging', 'FusionStep']
 
@@ -83,6 +84,7 @@ class AdaMerging(nn.Module):
         self.init = check_number(init, 'init')
         self.num_tasks = len(vectors)
         self._rest = {name: value for name, value in base.items() if name not in self.names}
+        self._empty = like_state_of(base)
         for k, name in enumerate(self.names):
             # names of buffers have no dots
             self.register_buffer(f'base_{k}', base[name].detach().clone(), persistent=False)
@@ -111,8 +113,10 @@ class AdaMerging(nn.Module):
     @torch.no_grad()
     def merged_state(self) -> dict[str, Tensor]:
         """Return the state dict of the merged model: integer buffers and what no vector changes are the base's."""
-        state = {name: value.clone() for name, value in self.merged().items()}
-        return {**state, **added_to(self._rest, {})}
+        state = copy.copy(self._empty)
+        state.update({name: value.clone() for name, value in self.merged().items()})
+        state.update(added_to(self._rest, {}))
+        return state
 
     def fit(
         self,

@@ -2,6 +2,7 @@
 """Differences of fine-tuned models from their common start, and sums of them."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -90,8 +91,8 @@ def task_arithmetic(
         scale: lambda, for all, or one per vector. 1 / T averages the models.
 
     Returns:
-        A state dict with the names, types and order of ``base``. What is in no vector, and integer buffers, are copies
-        of those of ``base``. Running variances of BatchNorm stay at least 0.
+        A state dict with the names, types, order and module versions of ``base``. What is in no vector, and integer
+        buffers, are copies of those of ``base``. Running variances of BatchNorm stay at least 0.
 
     Raises:
         ValueError: No vectors; names or shapes that differ (listed); a wrong number of scales.
@@ -194,12 +195,23 @@ def _ties(flat: Tensor, keep_ratio: float, reduction: str, parity: bool) -> Tens
 
 def added_to(base: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A new state dict; computed in fp32 at least and returned in the types of the base."""
-    state = {}
+    state = like_state_of(base)
     for name, value in base.items():
         if name in changes:
             state[name] = sum_of(name, value.detach(), changes[name])
         else:
             state[name] = value.detach().clone() if isinstance(value, Tensor) else value
+    return state
+
+
+def like_state_of(base: Mapping[str, Tensor]) -> OrderedDict:
+    """An empty state dict with the versions of the modules of ``base``.
+
+    spconv reads the layout of its kernels from them, and takes a dict without them for one of an older layout.
+    """
+    state = OrderedDict()
+    if hasattr(base, '_metadata'):
+        state._metadata = base._metadata
     return state
 
 

@@ -37,10 +37,9 @@ def files(tmp_path_factory):
     torch.save(dict(state_dict=base, meta=dict(epoch=1)), folder / 'base.pth')
     for seed in (1, 2):
         generator = torch.Generator().manual_seed(seed)
-        tuned = {
-            k: v + 0.1 * torch.rand(v.shape, generator=generator) if v.is_floating_point() else v + 3
-            for k, v in base.items()
-        }
+        tuned = base.copy()  # an OrderedDict with the versions of its modules
+        for k, v in base.items():
+            tuned[k] = v + 0.1 * torch.rand(v.shape, generator=generator) if v.is_floating_point() else v + 3
         torch.save(dict(state_dict=tuned), folder / f'tuned{seed}.pth')
     return folder
 
@@ -49,7 +48,23 @@ def run(files, *options):
     out = files / 'merged.pth'
     arguments = [str(files / name) for name in ('base.pth', 'tuned1.pth', 'tuned2.pth')]
     assert tool().main([*arguments, '--out', str(out), *options]) == 0
-    return torch.load(out)
+    merged = torch.load(out)
+    check_it_loads(files, out, merged['state_dict'])
+    return merged
+
+
+def check_it_loads(files, path, state):
+    """Every weight arrives in a new model: spconv permutes kernels of a state dict without versions."""
+    from mmengine.config import Config
+    from mmengine.runner.checkpoint import load_checkpoint
+
+    from clusterplug.registry import MODELS
+
+    for load in (lambda model: model.load_state_dict(state), lambda model: load_checkpoint(model, str(path))):
+        model = MODELS.build({**Config.fromfile(files / 'tiny.py').model, '_scope_': 'mmdet3d'})
+        load(model)
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, state[name]), name
 
 
 @pytest.mark.parametrize('method', ['average', 'task-arithmetic', 'ties'])
@@ -92,3 +107,5 @@ def test_differences_are_listed_and_sources_kept(files, tmp_path):
         tool().main([*arguments, str(files / 'base.pth')])
     with pytest.raises(SystemExit, match='--configs'):
         tool().main([*arguments, str(tmp_path / 'x.pth'), '--ignore', 'decode_head', '--method', 'adamerging'])
+    with pytest.raises(SystemExit, match=r'merge_models: .*missing\.pth'):
+        tool().main([str(tmp_path / 'missing.pth'), str(files / 'tuned1.pth'), '--out', str(tmp_path / 'x.pth')])
