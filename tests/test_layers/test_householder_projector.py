@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from clusterplug.heads import PrototypeHead
 from clusterplug.layers import HouseholderProjector, register_householder
 from clusterplug.losses import PointClusterLoss
 
@@ -151,6 +152,18 @@ def test_projector_of_the_point_cluster_loss():
     sum(terms.values()).backward()
     assert loss.projector.left.grad.abs().sum() > 0
     assert features.grad.isfinite().all()
+
+
+def test_projector_of_prototypes():
+    projector = dict(type='clusterplug.HouseholderProjector', in_features=8, out_features=5, rank=3)
+    head = PrototypeHead(8, 4, projector=projector)
+    optimizer = torch.optim.SGD(head.parameters(), 0.5)
+    before = head.projector.directions().detach().clone()
+    head(torch.randn(6, 8)).square().sum().backward()
+    optimizer.step()
+    assert (head.projector.directions() - before).abs().max() > 1e-4
+    values = torch.linalg.svdvals(head.projector.weight().detach())
+    torch.testing.assert_close(values, torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
