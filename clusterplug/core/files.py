@@ -21,7 +21,7 @@ _REASONS: dict[int | None, str] = {
     errno.ENOSPC: 'the disk is full; make room and run the same command again',
     errno.EDQUOT: 'the disk quota is used up; make room and run the same command again',
     errno.EACCES: 'no permission to write; choose another folder or change its permissions',
-    errno.EFBIG: 'the file is larger than `ulimit -f` or the file system allows; raise the limit',
+    errno.EFBIG: 'File too large for `ulimit -f` or the file system; raise the limit',
     errno.EROFS: 'the file system is read-only; choose another folder',
 }
 
