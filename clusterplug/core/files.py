@@ -2,6 +2,7 @@
 """The one writer of files: a file appears complete or not at all, and never somewhere else than asked."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -54,13 +55,15 @@ def whole_file(path: str | os.PathLike, mode: str = 'w', **options) -> Iterator[
         'complete'
     """
     target = os.path.realpath(path)
-    temporary = _temporary_name(target)
+    temporary, problems = _temporary_name(target), []
     try:
         permissions = _permissions(target)
-        with open(temporary, mode, opener=_create_only, **options) as file:
+        with _opened(temporary, mode, problems, **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # some file systems report a full disk only here
+            if problems:
+                raise problems[0]  # whoever wrote has kept it to himself
         if permissions is not None:
             os.chmod(temporary, permissions)
         os.replace(temporary, target)
@@ -68,6 +71,9 @@ def whole_file(path: str | os.PathLike, mode: str = 'w', **options) -> Iterator[
     except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
+        # What writes may say something of its own (torch: "enforce fail, unexpected pos") where the disk was full.
+        if problems and isinstance(error, Exception):
+            raise _named(problems[0], target, 'it was not written, older files are untouched') from error
         # The caller's own errors inside the block (reading another file) keep their text.
         if isinstance(error, OSError) and error.errno is not None and error.filename in (None, temporary, target):
             raise _named(error, target, 'it was not written, older files are untouched') from error
@@ -200,6 +206,30 @@ def _named(error: OSError, path: str, outcome: str) -> OSError:
 def _create_only(path, flags: int) -> int:
     """Create a file that was not there: a link that somebody put under the name is refused, not followed."""
     return os.open(path, flags | os.O_CREAT | os.O_EXCL | getattr(os, 'O_NOFOLLOW', 0), 0o666)
+
+
+class _Noting(io.FileIO):
+    """A file that remembers why a write failed."""
+
+    def __init__(self, path: str, problems: list):
+        super().__init__(path, 'w', opener=_create_only)
+        self._problems = problems
+
+    def write(self, content):
+        """Write; an error is kept besides being raised."""
+        try:
+            return super().write(content)
+        except OSError as error:
+            self._problems.append(error)
+            raise
+
+
+def _opened(path: str, mode: str, problems: list, **options) -> IO:
+    """Open a new file as ``open`` does."""
+    if mode not in ('w', 'wb'):
+        raise ValueError(f"mode must be 'w' or 'wb', got {mode!r}")
+    file = io.BufferedWriter(_Noting(path, problems))
+    return io.TextIOWrapper(file, **options) if mode == 'w' else file
 
 
 def _permissions(target: str) -> int | None:

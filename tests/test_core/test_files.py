@@ -185,6 +185,39 @@ def test_a_line_is_added_whole_or_not_at_all(tmp_path):
         append_line(tmp_path / 'nowhere' / 'journal', b'')
 
 
+@pytest.mark.parametrize('says', [RuntimeError, None])
+def test_a_full_disk_is_told_whatever_the_writer_makes_of_it(tmp_path, says):
+    def save(file):
+        try:
+            file.write(bytes(100_000))
+        except OSError:
+            if says:
+                raise says('enforce fail, unexpected pos 768') from None
+
+    path = tmp_path / 'weights.pth'
+    path.write_bytes(b'before')
+    message = r'File too large.*was not written.*weights'
+    with room(5000), pytest.raises(OSError, match=message), whole_file(path, 'wb') as file:
+        save(file)
+    assert path.read_bytes() == b'before'
+    assert len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(RuntimeError, match='of the caller'), whole_file(path, 'wb'):
+        raise RuntimeError('of the caller')
+
+
+def test_torch_says_that_the_disk_is_full(tmp_path):
+    torch = pytest.importorskip('torch')
+
+    def save():
+        with whole_file(tmp_path / 'weights.pth', 'wb') as file:
+            torch.save(dict(weight=torch.ones(300, 300)), file)
+
+    with room(20_000), pytest.raises(OSError, match=r'File too large.*was not written.*weights'):
+        save()
+    save()
+    assert torch.load(tmp_path / 'weights.pth', weights_only=True)['weight'].sum() == 90_000
+
+
 def test_a_mapped_array_has_its_room_before_it_is_filled(tmp_path):
     path = tmp_path / '.a.partial'
     (tmp_path / 'mine').write_text('mine')

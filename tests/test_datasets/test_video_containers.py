@@ -161,6 +161,28 @@ class TestWriting:
         assert sorted(path.name for path in tmp_path.iterdir()) == ['a.mp4', 'b.mp4']
         assert (tmp_path / 'b.mp4').read_bytes() == b'older'
 
+    @pytest.mark.parametrize(
+        ('line', 'kind'),
+        [
+            ('[out#0/mp4 @ 0x5] Error writing trailer: No space left on device', OSError),
+            ('av_interleaved_write_frame(): Disk quota exceeded', OSError),
+            ('[in#0 @ 0x5] Error opening input: Invalid data found when processing input', UnreadableVideo),
+        ],
+    )
+    def test_what_the_program_says_is_told_apart(self, tmp_path, monkeypatch, line, kind):
+        """The second encoder: a program of its own, here a stand-in that fails as ffmpeg does."""
+        from clusterplug.datasets.video._ffmpeg import shrink_with_ffmpeg
+
+        write_video(tmp_path / 'a.mp4', np.zeros((3, 32, 32, 3), np.uint8), 10)
+        (tmp_path / 'bin').mkdir()
+        (tmp_path / 'bin' / 'ffmpeg').write_text(f'#!/bin/sh\necho "{line}" >&2\nexit 1\n')
+        (tmp_path / 'bin' / 'ffmpeg').chmod(0o755)
+        monkeypatch.setenv('PATH', f'{tmp_path / "bin"}{os.pathsep}{os.environ["PATH"]}')
+        with pytest.raises(kind) as caught:
+            shrink_with_ffmpeg(tmp_path / 'a.mp4', tmp_path / 'b.mp4', 10, 32, 20)
+        assert isinstance(caught.value, UnreadableVideo) == (kind is UnreadableVideo)
+        assert not (tmp_path / 'b.mp4').exists()
+
     def test_no_folder_to_write_to(self, tmp_path, shrink):
         write_video(tmp_path / 'a.mp4', np.zeros((3, 32, 32, 3), np.uint8), 10)
         with pytest.raises(FileNotFoundError, match='none'):
