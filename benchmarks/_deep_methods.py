@@ -70,6 +70,30 @@ def _graph(**options):
     return label
 
 
+def _best_epoch(data: Data, seed: int):
+    """Labels of the epoch with the highest accuracy, chosen by the truth as the papers do: not a result."""
+    from clusterplug.functional import clustering_accuracy
+
+    model = estimators.GraphContrastClustering(data.num_clusters, random_state=seed)
+    found, plain, truth = [], model._make_phases, torch.from_numpy(data.truth)
+
+    def make_phases(x):
+        phases = plain(x)
+        refresh = phases[-1].refresh
+
+        def keep():
+            change = refresh()
+            found.append(model._state.tensors['labels'].cpu())
+            return change
+
+        phases[-1].refresh = keep
+        return phases
+
+    model._make_phases = make_phases
+    found.append(torch.as_tensor(model.fit_predict(data.rows, data.edges)))
+    return max(found, key=lambda labels: clustering_accuracy(labels, truth)).numpy()
+
+
 BASELINES = [
     Method('k-means', _sklearn('KMeans', n_init=10)),
     Method('spectral', _sklearn('SpectralClustering', affinity='nearest_neighbors', n_neighbors=10)),
@@ -110,6 +134,7 @@ def of_graphs(data: Data) -> list[Method]:
         Method('GraphDegreeLinkage', _gdl, seeds=1),
         Method('IDEC', _rows(estimators.DeepEmbeddedClustering, objective='idec')),
         Method('GraphContrastClustering (SCGC*)', _graph()),
+        Method('SCGC*, best epoch by the truth (not a result)', _best_epoch),
         Method('SCGC* without the warm-up', _graph(warmup_epochs=0, epochs=60)),
         Method('SCGC', _graph(**scgc)),
     ]
