@@ -52,7 +52,7 @@ def check_count(value: Any, name: str, least: int = 0, most: int | None = None) 
 
 
 def check_number(
-    value: float,
+    value: Any,
     name: str,
     least: float = -math.inf,
     most: float = math.inf,

@@ -145,7 +145,8 @@ class MiniBatchKMeans(CenterClusterer):
                 reason = stop(float(step.inertia) / mass, 2 * len(rows) / (len(usable) + 1), moved)
                 if reason:
                     break
-            self._report(f'pass {number}: mean squared distance {stop.smoothed:.6g}{reason and ", " + reason}')
+            why = f', {reason}' if reason else ''
+            self._report(f'pass {number}: mean squared distance {stop.smoothed:.6g}{why}')
         self.n_iter_ = number
         self.seed_ = _draw_seed(generator, x.device)
         self._finish(points, state, weights)

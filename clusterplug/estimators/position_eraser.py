@@ -203,7 +203,7 @@ class PositionEraser(TransformerMixin, SavedEstimator):
         with torch.no_grad():
             new = old @ projection + added
             linear.weight.copy_(projection.T @ weight.detach().double())
-            if linear.bias is None:
+            if 'bias' not in dict(linear.named_parameters()):
                 linear.bias = nn.Parameter(new.to(linear.weight))
             linear.bias.copy_(new)
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Discrimination of a million clusters, several of which are right for each row: sampled, sharded, recomputed."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -242,7 +241,7 @@ class MultiLabelClusterHead(nn.Module):
             raise TypeError(f'x must be a floating tensor (N, {self.embed_dims}), got {got}; use x.float()')
         if x.dim() != 2 or x.shape[1] != self.embed_dims:
             raise ValueError(f'x must have shape (N, {self.embed_dims}), got {tuple(x.shape)}; set embed_dims to fit')
-        if isinstance(labels, Sequence) or not isinstance(labels, Tensor):
+        if not isinstance(labels, Tensor):
             raise TypeError(f'labels must be an int tensor (N, l), got {type(labels).__name__}; pad rows with -1')
         if labels.dtype not in (torch.int16, torch.int32, torch.int64):
             raise TypeError(f'labels must be an int tensor (N, l), got {labels.dtype}; use labels.long()')

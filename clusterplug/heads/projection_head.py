@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ class ProjectionHead(nn.Sequential):
         hidden_channels: Sequence[int] = (256, 128),
         norm: str = 'layer',
     ):
-        widths = [in_channels, *hidden_channels, out_channels]
+        widths: list[Any] = [in_channels, *hidden_channels, out_channels]
         if any(isinstance(width, bool) or not isinstance(width, Integral) or width < 1 for width in widths):
             raise ValueError(f'channels must be integers of at least 1, got {widths} (in, hidden ..., out)')
         make_norm = {'layer': nn.LayerNorm, 'batch': nn.BatchNorm1d}[check_choice(norm, 'norm', ('layer', 'batch'))]

@@ -2,13 +2,15 @@
 """The composed parts of a loss, from configs, and the flat names that such options had before."""
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
 from clusterplug.registry import MODELS
 
 
-def build_part(name: str, given: nn.Module | dict | None, default: type[nn.Module]) -> nn.Module:
+def build_part(name: str, given: nn.Module | dict | None, default: type[nn.Module]) -> Any:
     """A part of a loss: a module as it is, a config built (without ``type``: the default), None: the default.
 
     Raises:
@@ -28,7 +30,10 @@ def build_part(name: str, given: nn.Module | dict | None, default: type[nn.Modul
 
 
 def move_options(
-    owner: str, parts: dict[str, nn.Module | dict | None], flat: dict[str, tuple[object, str, str]], stacklevel: int = 3
+    owner: str,
+    parts: dict[str, nn.Module | dict | None],
+    flat: Mapping[str, tuple[object, str, str]],
+    stacklevel: int = 3,
 ) -> dict[str, nn.Module | dict | None]:
     """Put options that came under their former flat names into the parts that have them now, with a warning each.
 

@@ -2,6 +2,7 @@
 """Reconstruction of the input and of every hidden layer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -38,8 +39,9 @@ class LayerwiseReconstructionLoss(nn.Module):
 
     def __init__(self, hidden_weight: float | Sequence[float] = 0.1, detach_targets: bool = False):
         super().__init__()
-        if isinstance(hidden_weight, Sequence) and not isinstance(hidden_weight, str):
-            hidden_weight = [check_number(weight, 'hidden_weight', 0) for weight in hidden_weight]
+        given: Any = hidden_weight
+        if isinstance(given, Sequence) and not isinstance(given, str):
+            hidden_weight = [check_number(weight, 'hidden_weight', 0) for weight in given]
         else:
             hidden_weight = check_number(hidden_weight, 'hidden_weight', 0)
         self.hidden_weight = hidden_weight

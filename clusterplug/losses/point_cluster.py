@@ -123,21 +123,7 @@ class PointClusterLoss(nn.Module):
     base_temperature = 2.0
 
     zero: Tensor
-    projector: nn.Module
-    num_classes: int
     in_channels: int | None
-    ignore_index: int
-    num_anchors_per_class: int
-    regions: str
-    memory: SubclassMemory
-    assigner: nn.Module
-    sampler: nn.Module
-    contrast: nn.Module
-    momentum: float
-    temperature: float
-    loss_weight: float
-    weight_factor: float
-    positions: PositionRegression | None
 
     def __init__(
         self,
@@ -171,7 +157,7 @@ class PointClusterLoss(nn.Module):
         _check_fraction('loss_weight', loss_weight, 0.0, float('inf'))
         num_classes = whole_number('num_classes', num_classes)
         num_anchors_per_class = whole_number('num_anchors_per_class', num_anchors_per_class, optional=True)
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral):
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | Integral):
             raise ValueError(f'ignore_index must be an int, got {ignore_index!r}')
         if regions not in REGIONS:
             raise ValueError(f'regions must be one of {REGIONS}, got {regions!r}')
@@ -194,10 +180,9 @@ class PointClusterLoss(nn.Module):
         self.contrast = build_part('contrast', parts['contrast'], SubclassContrast)
         self.memory = SubclassMemory(num_classes, num_clusters, embed_dims, queue_len, self.sampler.enqueue_per_step)
         if projector is None:
+            assert in_channels is not None, 'as checked'
             projector = ProjectionHead(in_channels, embed_dims)
-        elif isinstance(projector, dict):
-            projector = MODELS.build(projector)
-        self.projector = projector
+        self.projector: nn.Module = MODELS.build(projector) if isinstance(projector, dict) else projector
         self.num_classes, self.in_channels, self.ignore_index = num_classes, in_channels, int(ignore_index)
         self.momentum, self.temperature, self.loss_weight = momentum, temperature, loss_weight
         few = max(_FEWEST_ANCHORS, _MOST_ANCHORS // num_classes)

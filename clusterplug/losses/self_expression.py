@@ -62,7 +62,7 @@ class SelfExpressionLoss(nn.Module):
         """(n, n) coefficients with a zero diagonal, with a gradient."""
         return self.coefficients - torch.diag_embed(self.coefficients.diagonal())
 
-    def forward(self, layers: Sequence[Tensor]) -> Tensor:
+    def forward(self, layers: Tensor | Sequence[Tensor]) -> Tensor:
         if isinstance(layers, Tensor):
             layers = [layers]
         if len(layers) == 0:
@@ -100,7 +100,7 @@ class SelfExpressionLoss(nn.Module):
         return torch.where(across, values + values.mT + 1e-12, 1.0).sqrt().mul(across).sum()
 
     @torch.no_grad()
-    def solve_(self, layers: Sequence[Tensor], ridge: float) -> None:
+    def solve_(self, layers: Tensor | Sequence[Tensor], ridge: float) -> None:
         """Set the coefficients to the minimum of the loss plus ``ridge`` times their squared norm."""
         layers = [layers] if isinstance(layers, Tensor) else list(layers)
         for number, layer in enumerate(layers):

@@ -170,7 +170,7 @@ def _column(name: str, what: Any, num_samples: int) -> Tensor:
         what = found
     if isinstance(what, torch.dtype):
         return torch.zeros(num_samples, dtype=what)
-    if isinstance(what, Real):
+    if isinstance(what, bool | Real):
         dtype = torch.bool if isinstance(what, bool) else torch.int64 if isinstance(what, Integral) else torch.float32
         return torch.tensor(what, dtype=dtype).repeat(num_samples)
     if isinstance(what, Mapping):

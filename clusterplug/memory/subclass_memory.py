@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ def clusters_per_class(num_clusters: int | Sequence[int] | dict, num_classes: in
         bad = [key for key in num_clusters if key != 'default' and key not in range(num_classes)]
         if bad:
             raise ValueError(f"num_clusters has keys {bad}; allowed are 'default' and classes 0 to {num_classes - 1}")
-        numbers = [num_clusters.get(c, num_clusters.get('default', 40)) for c in range(num_classes)]
+        numbers: list[Any] = [num_clusters.get(c, num_clusters.get('default', 40)) for c in range(num_classes)]
     elif isinstance(num_clusters, int | Integral):
         numbers = [num_clusters] * num_classes
     else:
@@ -33,7 +34,7 @@ def clusters_per_class(num_clusters: int | Sequence[int] | dict, num_classes: in
         raise ValueError(
             f'num_clusters must be one int or one per class ({num_classes} classes), got {len(numbers)} numbers'
         )
-    if any(not isinstance(k, Integral) or isinstance(k, bool) or k < 1 for k in numbers):
+    if any(isinstance(k, bool) or not isinstance(k, Integral) or k < 1 for k in numbers):
         raise ValueError(f'num_clusters must be integers of at least 1, got {numbers}')
     return [int(k) for k in numbers]
 
