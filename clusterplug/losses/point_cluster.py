@@ -187,7 +187,6 @@ class PointClusterLoss(nn.Module):
         self.momentum, self.temperature, self.loss_weight = momentum, temperature, loss_weight
         few = max(_FEWEST_ANCHORS, _MOST_ANCHORS // num_classes)
         self.num_anchors_per_class = num_anchors_per_class or min(2 * self.memory.num_clusters, few)
-        self.slots = PaddedClasses(num_classes, self.num_anchors_per_class)
         period = getattr(self.assigner, 'position_period', None)
         self.positions = PositionRegression(num_classes, embed_dims, period) if period else None
         self.regions = regions
@@ -211,13 +210,14 @@ class PointClusterLoss(nn.Module):
         features, labels, predictions, feature_rows, regions = check_inputs(
             self, features, labels, predictions, feature_rows, regions
         )
+        slots = PaddedClasses(self.num_classes, self.num_anchors_per_class)
         with torch.autocast(features.device.type, enabled=False):
             rows, valid = self.sampler(
                 labels,
                 predictions,
                 num_classes=self.num_classes,
                 num_anchors_per_class=self.num_anchors_per_class,
-                num_slots=self.slots.shape[1],  # the dummy stays empty, as the assigner needs it
+                num_slots=slots.shape[1],  # the dummy stays empty, as the assigner needs it
                 generator=self.memory.generator(0),
             )
             rows = rows.flatten()
