@@ -187,6 +187,34 @@ def test_labels_of_voxels_in_the_point_branch_of_spvcnn(root, tmp_path, monkeypa
     assert len(labels.unique()) > 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'name', ['minkunet18_w16', 'spvcnn_w32', 'cylinder3d', 'pointnet2_ssg_2xb16-cosine-50e', 'dgcnn']
+)
+def test_regions_of_labels(name, root, tmp_path):
+    """Connected cells of one class and scan on every kind of host: voxels, points at voxels, cylinders, points."""
+    name = next(host for host in TAPS if host.startswith(name))
+    runner, seen = runner_of(name, root, tmp_path, **{'model.loss.regions': 'cell'}), []
+    loss = runner.model.clustering.loss
+    loss.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    data = train_batch(runner)
+    runner.model.train()(**data, mode='loss')
+    _, labels, _, _, regions = seen[0]
+    known = (labels >= 0) & (labels < loss.num_classes)
+    assert regions.shape == labels.shape
+    assert (regions[known] >= 0).all()
+    counts = [
+        len(getattr(sample.gt_pts_seg, 'voxel_semantic_mask', sample.gt_pts_seg.get('pts_semantic_mask')))
+        for sample in data['data_samples']
+    ]
+    scan = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    for region in regions[known].unique():
+        inside = regions == region
+        assert len(labels[inside].unique()) == 1
+        assert len(scan[inside].unique()) == 1
+    assert 1 < len(regions[known].unique()) < known.sum() / 2
+
+
 def cylinder_cells(points):
     """(rho, phi, z) cell of each point in mmdet3d's grid of 480 x 360 x 32."""
     polar = np.stack([np.hypot(points[:, 0], points[:, 1]), np.arctan2(points[:, 1], points[:, 0]), points[:, 2]], 1)
