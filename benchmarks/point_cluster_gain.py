@@ -93,31 +93,39 @@ def trained(run, weights):
     return runner.model.eval(), runner.build_dataloader(config.test_dataloader)
 
 
-def agreement_of(run, plain) -> dict:
-    """NMI with the hidden sub-types over 40 scans, per class, of the memory and of k-means on the same layer.
-
-    Also the largest share of a subclass, and how many classes collapsed into one.
-    """
+def table_of(run, ours, plain, num_scans: int):
+    """What the networks of two trainings make of the test scans, built as ``run`` says; and the first of them."""
     import numpy as np
     import torch
 
     from clusterplug.attach import predict_subclasses
     from clusterplug.datasets.lidar_city import load_subtypes
-    from clusterplug.evaluation import SubtypeTable, subtype_agreement
-    from clusterplug.hooks import subclass_stats
+    from clusterplug.evaluation import SubtypeTable
 
-    noted = Path(run.work_dir) / 'subtypes.json'
-    if noted.is_file():
-        return json.loads(noted.read_text())
-    (ours, scans), (without, _) = trained(run, run), trained(run, plain)
+    (ours, scans), (without, _) = trained(run, ours), trained(run, plain)
     table = SubtypeTable()
     for number, data in enumerate(scans):
-        if number == 40:
+        if number == num_scans:
             break
         seen = (predict_subclasses(model, data, use_labels=True)[0] for model in (ours, without))
         labels = str(data['data_samples'][0].lidar_path).replace('velodyne', 'labels').replace('.bin', '.label')
         objects = torch.from_numpy((np.fromfile(labels, '<u4') >> 16).astype(np.int64))
         table.add(*seen, torch.from_numpy(load_subtypes(labels)), objects)
+    return table, ours
+
+
+def agreement_of(run, plain) -> dict:
+    """NMI with the hidden sub-types over 40 scans, per class, of the memory and of k-means on the same layer.
+
+    Also the largest share of a subclass, and how many classes collapsed into one.
+    """
+    from clusterplug.evaluation import subtype_agreement
+    from clusterplug.hooks import subclass_stats
+
+    noted = Path(run.work_dir) / 'subtypes.json'
+    if noted.is_file():
+        return json.loads(noted.read_text())
+    table, ours = table_of(run, run, plain, 40)
     found = subtype_agreement(table, ours.clustering.loss)
     stats = subclass_stats(ours.clustering.loss.memory)
     result = dict(
