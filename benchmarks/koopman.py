@@ -82,6 +82,10 @@ def on_pendulum(seeds: list[int], number: int | None = None) -> list[str]:
 def row(name: str, found: list[tuple], digits: tuple[int, ...]) -> str:
     cells = []
     for values, places in zip(zip(*found, strict=True), digits, strict=True):
+        if None in values:
+            cells.append('-')
+            continue
+        values = [float(value) for value in values]
         spread = f' ({statistics.stdev(values):.{places}f})' if len(values) > 1 else ''
         cells.append(f'{statistics.mean(values):.{places}f}{spread}')
     return f'| {name} | {" | ".join(cells)} |'
@@ -119,12 +123,12 @@ def on_sprites(seeds: list[int]) -> list[str]:
             ('last frame repeated', held[:, :1, width:]),
             ('mean frame', np.broadcast_to(X[..., width:].mean((0, 1)), true.shape)),
         ):
-            found[name].append((np.nan, *(np.sqrt(np.square(guess - true).mean((0, 2))) / spread)))
+            found[name].append((None, *(np.sqrt(np.square(guess - true).mean((0, 2))) / spread)))
         for name, terms in arms.items():
             model = fitted(X, 32, seed, **options, **terms)
             guess = model.rollout(held[:, 0], 6)[:, [1, 3, 6], width:]
             found[name].append((model.effective_dim_, *(np.sqrt(np.square(guess - true).mean((0, 2))) / spread)))
-    return [*lines, *(row(name, values, (1, 3, 3, 3)).replace('nan (nan)', '-') for name, values in found.items())]
+    return [*lines, *(row(name, values, (1, 3, 3, 3)) for name, values in found.items())]
 
 
 def occupancy(folder: Path, split: tuple[int, ...], cells: int = 32, side: float = 2.0) -> np.ndarray:
@@ -166,7 +170,7 @@ def on_city(seeds: list[int], folder: Path) -> list[str]:
         f'| Occupancy of 32 x 32 cells of 2 m, 1 m a scan, 64 latents, {len(seeds)} seeds: mean (sd) '
         '| effective dimension | IoU after 1 scan | after 3 | after 5 |',
         '|---|---|---|---|---|',
-        row('last scan repeated', [(np.nan, *overlap(np.repeat(now[:, None, width:], 3, 1)))], (1, 3, 3, 3)),
+        row('last scan repeated', [(None, *overlap(np.repeat(now[:, None, width:], 3, 1)))], (1, 3, 3, 3)),
     ]
     options = dict(hidden=(256,), window=8, epochs=20, batch_size=32)
     arms = {name: TERMS[name] for name in ('no terms', 'entropy maximized, 0.01', 'both, 0.05 and 0.1')}
@@ -176,7 +180,7 @@ def on_city(seeds: list[int], folder: Path) -> list[str]:
             model = fitted(X, 64, seed, **options, **terms)
             found.append((model.effective_dim_, *overlap(model.rollout(now, 5)[:, [1, 3, 5], width:])))
         lines.append(row(name, found, (1, 3, 3, 3)))
-    return [line.replace('| nan |', '| - |') for line in lines]
+    return lines
 
 
 def main():
