@@ -54,6 +54,43 @@ def test_formats_that_name_addresses_are_refused(tmp_path, name, shrink):
             server.accept()
 
 
+def test_a_container_opens_nothing_but_itself(tmp_path, monkeypatch):
+    """Whatever a format names, PyAV is told to open nothing, and the program ffmpeg to take files alone."""
+    import av
+
+    from clusterplug.datasets.video._ffmpeg import _command
+
+    write(tmp_path / 'a.mp4', [1, 2, 3])
+    seen, real = [], av.open
+    monkeypatch.setattr(av, 'open', lambda *args, **options: seen.append(options) or real(*args, **options))
+    assert open_video(tmp_path / 'a.mp4', 'pyav').frames([0]).shape[0] == 1
+    assert seen
+    for options in seen:
+        assert options['format'] == 'mov'
+        with pytest.raises(PermissionError, match='nothing but itself'):
+            options['io_open']('http://127.0.0.1/a.ts', 0, {})
+    words = _command(tmp_path / 'a.mp4', 'b.part', 'mov', 3, 32, 20)
+    before = words[: words.index('-i')]
+    assert before[before.index('-protocol_whitelist') + 1] == 'file'
+    assert before[before.index('-f') + 1] == 'mov'
+    assert words[words.index('-i') + 1] == f'file:{tmp_path / "a.mp4"}'
+
+
+@pytest.mark.parametrize('error', [MemoryError, ValueError, ZeroDivisionError])
+def test_whatever_a_demuxer_raises_marks_the_video(tmp_path, monkeypatch, error):
+    from clusterplug.datasets.video import _containers
+
+    write(tmp_path / 'a.mp4', [1, 2, 3])
+
+    def broken(packet):
+        raise error('of a header')
+
+    monkeypatch.setattr(_containers, '_first_picture', broken)
+    for source in (tmp_path / 'a.mp4', (tmp_path / 'a.mp4').read_bytes()):
+        with pytest.raises(UnreadableVideo, match='of a header'):
+            open_video(source)
+
+
 def test_a_session_hidden_in_a_container_is_not_obeyed(tmp_path):
     """An unusual Matroska beginning with a session description behind it: FFmpeg's own guess would be the session."""
     write(tmp_path / 'a.mkv', [1, 2, 3])
