@@ -91,7 +91,7 @@ def test_whatever_a_demuxer_raises_marks_the_video(tmp_path, monkeypatch, error)
             open_video(source)
 
 
-def test_a_session_hidden_in_a_container_is_not_obeyed(tmp_path):
+def test_a_session_hidden_in_a_container_is_not_obeyed(tmp_path, monkeypatch):
     """An unusual Matroska beginning with a session description behind it: FFmpeg's own guess would be the session."""
     write(tmp_path / 'a.mkv', [1, 2, 3])
     content = (tmp_path / 'a.mkv').read_bytes()
@@ -105,6 +105,20 @@ def test_a_session_hidden_in_a_container_is_not_obeyed(tmp_path):
         assert open_video(odd, backend).length == 3
         with open('/proc/net/udp') as file:
             assert not any(line.split()[1].endswith(f':{50998:04X}') for line in file.readlines()[1:])
+    # The decoders that look for the format themselves never get it.
+    from clusterplug.datasets.video import decoding
+
+    given = []
+    for name in ('_Decord', '_TorchCodec'):
+        monkeypatch.setattr(decoding, name, lambda source: given.append(source))
+    for backend in BACKENDS:
+        open_video(odd, backend)
+    for backend in BACKENDS:
+        monkeypatch.setattr(decoding, 'available_backends', lambda backend=backend: (backend,))
+        if backend != 'pyav':
+            with pytest.raises(UnreadableVideo, match='in memory, only MP4'):
+                open_video(odd, backend)
+    assert given == []
 
 
 def test_containers_are_known_by_their_first_bytes(tmp_path):
