@@ -40,7 +40,9 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         help='of point clouds (n, 4): shape (no training), MODULE:FUNCTION of a list of them, or CONFIG.py of a '
              'segmentor of mmdet3d, whose features of whole scans are averaged over an object (default: shape)',
     )  # fmt: skip
-    parser.add_argument('--checkpoint', help="weights of --points CONFIG.py, or 'none' for those at the start")
+    parser.add_argument(
+        '--checkpoint', help="weights of --points CONFIG.py, or 'none' for those at the start (default: none given)"
+    )
     parser.add_argument('--components', default='auto', help='of the subspaces: a number or auto (default: auto)')
     parser.add_argument('--ridge', type=float, default=1e-3, help='share of the variance added (default: 0.001)')
     parser.add_argument(
