@@ -26,7 +26,7 @@ from clusterplug.registry import MODELS
 
 REGIONS = ('point', 'cell', 'instance')
 # Anchors of all classes, so that the cost does not grow with the square of the number of classes.
-_MOST_ANCHORS = 2000
+_MOST_ANCHORS = 1024
 _FEWEST_ANCHORS = 4
 _LARGEST_FEATURE = 1e15
 
@@ -60,8 +60,8 @@ class PointClusterLoss(nn.Module):
     enter is a draw; so is that of seeds). ``max_anchors`` and the default of ``num_anchors_per_class`` are per rank.
     Each rank adds four collectives forward (seven with regions) and one backward a step, whatever its data.
 
-    Cost: anchors times centers and remembered embeddings. By default at most about 2,000 anchors are drawn, and each is
-    compared with at most about 40,000 remembered embeddings, whatever the number of classes.
+    Cost: anchors times anchors, centers and remembered embeddings. By default at most about 1,000 anchors are drawn,
+    and each is compared with at most about 5,000 remembered embeddings, up to some hundred classes.
 
     Args:
         num_classes: C; labels outside 0 .. C-1 other than ``ignore_index`` are an error.
@@ -70,7 +70,7 @@ class PointClusterLoss(nn.Module):
         embed_dims: D.
         momentum: share of a center kept in a step.
         temperature: tau.
-        num_anchors_per_class: V, default the smaller of 2 K and 2000 / C, at least 4.
+        num_anchors_per_class: V, default the smaller of 2 K and 1024 / C, at least 4.
         queue_len: remembered embeddings per subclass.
         regions: what is assigned as one: ``'point'``: each anchor for itself (the paper). ``'cell'``: all points of one
             class in connected cells (``cell_size`` of the assigner; in images connected pixels), by the mean of their
@@ -245,10 +245,8 @@ class PointClusterLoss(nn.Module):
                     ids = self.memory.layout.ignore(unit_ids.gather(1, unit_of), ~everyone_valid)
                     left_out = self.memory.layout.is_ignored(ids)
             subclass = ids + self.memory.id_offset
-            names, values, has_positive = self.contrast(
-                anchors, by_rank, subclass, left_out, self.memory, self.temperature
-            )
-            losses = self._mean_over_ranks(values, has_positive)
+            names, values, counts = self.contrast(anchors, by_rank, subclass, left_out, self.memory, self.temperature)
+            losses = self._mean_over_ranks(values, counts)
             if self.training:
                 of_units = (units, unit_ids) if units is not everyone else None
                 self.memory.update(everyone, ids, distance, units_valid, self.momentum, of_units, subclass)
@@ -286,15 +284,14 @@ class PointClusterLoss(nn.Module):
         embedded = F.normalize(torch.where(usable, embedded, self.zero), dim=1)
         return embedded.view(*valid.shape, -1), valid & usable.view_as(valid)
 
-    def _mean_over_ranks(self, values: Tensor, has_positive: Tensor) -> Tensor:
-        """Mean of each row of ``values`` (terms, A), weighted.
+    def _mean_over_ranks(self, values: Tensor, num_positives: Tensor) -> Tensor:
+        """Mean of each row of ``values`` (terms, A) over anchors with a positive, weighted; 0 at all others.
 
         The sum of this rank is divided by the mean number per rank, so that the mean over ranks, which DistributedData
         Parallel takes of the gradients, is the mean over all anchors.
         """
-        count = has_positive.sum(1)
+        count = num_positives.count_nonzero(1)
         if world_size() > 1:
             count = gather_ranks(count).float().mean(0)
         scale = self.loss_weight * self.weight_factor * self.temperature / self.base_temperature
-        total = (values * has_positive).sum(1)
-        return torch.addcdiv(self.zero, total, count.clamp(min=1 / world_size()), value=scale)
+        return torch.addcdiv(self.zero, values.sum(1), count.clamp(min=1 / world_size()), value=scale)

@@ -3,18 +3,18 @@
 
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_count
-from clusterplug.core.constants import arange, constant
+from clusterplug.core.constants import arange
 from clusterplug.core.distributed import rank
-from clusterplug.functional.contrast import NEVER, bank_contrast_terms, pair_contrast_terms
+from clusterplug.functional.contrast import CenterProblem, PairProblem, fused_contrast, sampled_bank, whole_bank
 from clusterplug.memory import SubclassMemory
 from clusterplug.registry import MODELS
 
 TERMS = ('queue', 'point', 'center')
+# Remembered embeddings that pull an anchor in a step, at least, where its queue holds more than are compared.
+_FEWEST_POSITIVES = 8
 
 
 @MODELS.register_module()
@@ -36,15 +36,12 @@ class SubclassContrast(nn.Module):
     Differs from the authors' code: see :func:`~clusterplug.functional.subclass_contrast`.
     """
 
-    zero: Tensor
-
-    def __init__(self, terms: Sequence[str] = TERMS, reference: bool = False, max_negatives: int = 40_000):
+    def __init__(self, terms: Sequence[str] = TERMS, reference: bool = False, max_negatives: int = 5000):
         super().__init__()
         if not terms or any(term not in TERMS for term in terms):
             raise ValueError(f'terms must be some of {TERMS}, got {tuple(terms)}')
         self.terms, self.reference = tuple(terms), bool(reference)
         self.max_negatives = check_count(max_negatives, 'max_negatives', 1)
-        self.register_buffer('zero', torch.zeros(()), persistent=False)
 
     def forward(
         self,
@@ -66,46 +63,39 @@ class SubclassContrast(nn.Module):
             temperature: tau.
 
         Returns:
-            Names of the terms; (terms, C (V + 1)) losses; (terms, C (V + 1)) bool, whether the anchor has a positive.
+            Names of the terms; (terms, C (V + 1)) losses; (terms, C (V + 1)) its
+            positives, where there are none the loss is 0 and has no gradient.
         """
-        x = anchors.flatten(0, 1)
-        unused = memory.unused if not self.reference else memory.unused | left_out.all(1, keepdim=True)
         # (C, V R), in which ranks take turns, as (R, C, V)
         ids, left_out = (each.unflatten(1, (anchors.shape[1], -1)).permute(2, 0, 1) for each in (ids, left_out))
-        own_ids, own_left_out = ids[rank()].flatten(), left_out[rank()].flatten()
-        pairs = {}
+        own, keys, problems = ids[rank()].flatten(), by_rank.transpose(0, 1), {}
         if 'queue' in self.terms:
-            empty = arange(memory.queue_len, ids.device) >= memory.num_enqueued[..., None]
-            bank = memory.queue_store.flatten(0, 1)
-            pairs['queue'] = bank_contrast_terms(
-                x, own_ids, bank, empty.flatten(0, 1), temperature=temperature, negatives=self._negatives(memory)
-            )
+            problems['queue'] = self._queue(own, memory, temperature)
         if 'point' in self.terms:
             # keys class by class, those of a rank behind those of another
-            by_class = (each.transpose(0, 1).flatten(1, 2) for each in (by_rank, ids, left_out))
-            found = pair_contrast_terms(
-                anchors,
-                ids[rank()],
-                *by_class,
-                temperature=temperature,
-                self_offset=rank() * anchors.shape[1],
-                count_self_as_negative=self.reference,
-            )
-            pairs['point'] = found[0].flatten(), found[1].flatten()
+            anchor_ids, no_key = ids[rank()], left_out.transpose(0, 1).flatten(1, 2)
+            key_ids = anchor_ids if len(ids) == 1 else ids.transpose(0, 1).flatten(1, 2)
+            problems['point'] = PairProblem(
+                anchor_ids, keys.detach().flatten(1, 2), key_ids, no_key, temperature,
+                rank() * anchors.shape[1], self.reference,
+            )  # fmt: skip
+            if 'queue' in problems:
+                problems['queue'].numbers = problems['point'].ids
         if 'center' in self.terms:
-            # exactly one positive: the contrast is a cross entropy over the centers in use
-            bias = self.zero.masked_fill(unused.flatten(), NEVER)
-            # cloned, as the centers move before backward
-            logits = torch.addmm(bias, x, memory.center_store.flatten(0, 1).clone().mT, alpha=1 / temperature)
-            one = constant(1, own_ids.dtype, own_ids.device)
-            pairs['center'] = F.cross_entropy(logits, own_ids, reduction='none'), one.expand_as(own_ids)
-        values, counts = zip(*pairs.values(), strict=True)
-        return tuple(pairs), torch.stack(values), (torch.stack(counts) > 0) > own_left_out
+            used = memory.used if not self.reference else ~(memory.unused | left_out.all(2).all(0)[:, None])
+            problems['center'] = CenterProblem(own, memory.center_store.flatten(0, 1), used.flatten(), temperature)
+        values, counts = fused_contrast(
+            anchors.flatten(0, 1), list(problems.values()), keys.flatten(0, 2), temperature=temperature
+        )
+        return tuple(problems), values, counts
 
-    def _negatives(self, memory: SubclassMemory) -> Tensor | None:
-        """Slots of every ring that are compared in this step; None: all of them."""
-        per_ring = max(1, self.max_negatives // memory.center_store[..., 0].numel())
-        if per_ring >= memory.queue_len:
-            return None
-        generator = memory.generator(2)
-        return torch.randperm(memory.queue_len, generator=generator, device=generator.device)[:per_ring]
+    def _queue(self, ids: Tensor, memory: SubclassMemory, temperature: float):
+        """All slots of all queues or, where that is more than ``max_negatives``, some of each, drawn in each step."""
+        bank, enqueued, width = memory.queue_store.flatten(0, 1), memory.num_enqueued.flatten(), memory.queue_len
+        few = max(1, self.max_negatives // len(bank))
+        if few >= width:
+            return whole_bank(ids, bank, arange(width, ids.device) < enqueued[:, None], temperature)
+        return sampled_bank(
+            ids, bank, enqueued, temperature, num_negatives=few, num_positives=min(_FEWEST_POSITIVES, width),
+            generator=memory.generator(2),
+        )  # fmt: skip

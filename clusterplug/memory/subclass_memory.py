@@ -158,6 +158,11 @@ class SubclassMemory(nn.Module):
         """(C, K + 1) bool, rows that are not centers in use."""
         return self.cluster_index >= self.num_seeded[:, None]
 
+    @property
+    def used(self) -> Tensor:
+        """(C, K + 1) bool, rows that are centers in use."""
+        return self.cluster_index < self.num_seeded[:, None]
+
     def generator(self, stream: int) -> torch.Generator:
         """Random numbers of this step; each ``stream`` (0, 1 or 2) gives its own, the same on every rank."""
         return torch.Generator(self.step.device).manual_seed(3 * self._step + stream)
@@ -212,18 +217,23 @@ class SubclassMemory(nn.Module):
                 takes the anchors ``x``, ``ids``. ``distance`` and ``valid`` are then those of the units.
             subclass: (C, V) ``ids + id_offset``, where the caller has it already.
         """
-        members = (ids[..., None] == self.member_of).to(x.dtype)
+        members = self._members(ids, x)
         counts = members.sum(1)
         self._enqueue(x, ids + self.id_offset if subclass is None else subclass, counts)
         if units is not None:
             x, ids = units
-            members = (ids[..., None] == self.member_of).to(x.dtype)
+            members = self._members(ids, x)
             counts = members.sum(1)
         self._move_centers(x, members, counts, momentum)
         self._seed_centers(x, distance, valid)
         self.sizes.lerp_(counts, 0.01)
         self._step += 1
         self.step.fill_(self._step)
+
+    def _members(self, ids: Tensor, like: Tensor) -> Tensor:
+        """(C, V, K + 1) 1 where the anchor belongs to the subclass, else 0."""
+        out = like.new_empty(*ids.shape, self.num_clusters + 1)
+        return torch.eq(ids[..., None], self.member_of, out=out)
 
     def _enqueue(self, x: Tensor, subclass: Tensor, counts: Tensor) -> None:
         subclass, order = subclass.flatten().sort(stable=True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 from clusterplug.functional import pair_contrast_terms, subclass_contrast_terms
-from clusterplug.functional.contrast import pair_contrast
+from clusterplug.functional.contrast import _negatives, pair_contrast
 
 
 def problem(seed=0, classes=4, points=13, dims=8, clusters=3, dtype=torch.float64, left_out=0.2):
@@ -62,22 +62,41 @@ def test_equals_the_dense_form(seed, classes, points, clusters, left_out, temper
 
 @pytest.mark.parametrize('kept', [0, 2**30])
 @pytest.mark.parametrize('rows', [slice(None), slice(5, 9)])
-@pytest.mark.parametrize('buffer', [1, 3 * 4 * 13 * 4 * 13 * 8, 2**30])
+@pytest.mark.parametrize('buffer', [1, 7 * 4 * 13 * 8, 2**30])
 def test_in_several_passes_and_for_the_anchors_of_one_rank(monkeypatch, kept, rows, buffer):
-    monkeypatch.setattr(pair_contrast, '_MAX_KEPT_BYTES', kept)
-    monkeypatch.setattr(pair_contrast, '_MAX_BYTES', buffer)
+    monkeypatch.setattr(pair_contrast, '_MOST_KEPT_BYTES', kept)
+    monkeypatch.setitem(_negatives._PASS_BYTES, 'cpu', buffer)
     sets = problem()
     for found, expected in zip(ours(*sets, rows, temperature=0.1), dense(*sets, rows, temperature=0.1)):
         torch.testing.assert_close(found, expected)
 
 
-def test_single_precision():
-    exact = ours(*problem(points=60), slice(None), temperature=0.1)
+@pytest.mark.parametrize('temperature', [0.005, 0.02, 0.039, 0.04, 0.1])
+def test_single_precision(temperature):
+    exact = ours(*problem(points=60), slice(None), temperature=temperature)
     x, *rest, weights = problem(points=60)
-    single = ours(x.detach().float().requires_grad_(), *rest, weights.float(), slice(None), temperature=0.1)
+    single = ours(x.detach().float().requires_grad_(), *rest, weights.float(), slice(None), temperature=temperature)
     assert single[0].dtype == torch.float32
-    torch.testing.assert_close(single[0].double(), exact[0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(single[2].double(), exact[2], rtol=1e-4, atol=1e-5)
+    # logits of 1 / temperature, each with a rounding error of 1e-7 of it
+    torch.testing.assert_close(single[0].double(), exact[0], rtol=1e-5, atol=1e-7 / temperature)
+    torch.testing.assert_close(single[2].double(), exact[2], rtol=1e-4, atol=1e-6 / temperature**2)
+
+
+@pytest.mark.parametrize('temperature', [0.01, 0.04, 0.1])
+def test_no_negative_gives_nothing(temperature):
+    x, _, no_key, weights = problem(classes=1, left_out=0, dtype=torch.float32)
+    values, _, slope = ours(
+        x, torch.zeros(1, 13, dtype=torch.long), no_key, weights, slice(None), temperature=temperature
+    )
+    assert values.abs().max() < 1e-8
+    assert slope.abs().max() < 1e-6
+
+
+def test_a_graph_that_is_kept_gives_the_gradient_again():
+    x, ids, no_key, _ = problem()
+    values, _ = pair_contrast_terms(x, ids, x, ids, no_key, temperature=0.1, self_offset=0)
+    first, second = (torch.autograd.grad(values.sum(), x, retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(first, second)
 
 
 def test_gradcheck():

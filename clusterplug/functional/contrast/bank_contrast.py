@@ -1,106 +1,155 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contrast of anchors with equal-sized rings of remembered keys, in one in-place (A, S*T) buffer."""
+"""Contrast of anchors with equal-sized rings of remembered keys, formed with its gradient in the same passes."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from clusterplug.core.checks import check_mask, check_points
 from clusterplug.core.constants import arange, constant
 from clusterplug.core.numerics import working_dtype
-from clusterplug.functional.contrast.subclass_contrast import NEVER, absent_logit, check_rows, check_temperature
+from clusterplug.functional.contrast._negatives import (
+    absent_logit,
+    different,
+    exponentials_,
+    joined,
+    ring_numbers,
+    rows_in_a_pass,
+)
+from clusterplug.functional.contrast.fused_contrast import fused_contrast
+from clusterplug.functional.contrast.subclass_contrast import NEVER, check_rows, check_temperature
 
-# Largest (rows, S*T) buffer of logits held at once; more anchors are taken in several passes.
-_MAX_BYTES = 256 * 2**20
 
+class BankProblem:
+    """Anchors against rings of keys; the gradient reaches the anchors alone.
 
-def _one_pass(anchors, ids, keys, bias, slots, temperature, absent):
-    """Values (A,), number of positives (A,) and the gradient of each value with respect to ``anchor / temperature``.
-
-    ``bias`` (S*T,) is minus the largest possible logit for a filled slot, so that exp never overflows, and ``absent``
-    for an empty one. The GEMM adds it at no further pass over the logits.
+    Args:
+        ids: (A,) ring of each anchor; one that holds nothing for anchors of no subclass.
+        keys: (M, D) unit rows, the negatives of anchors of other rings.
+        rings: (M,) the ring of each, in the type of the keys.
+        bias: (M,) log of the number of keys that each key stands for; below -80 where the slot is empty.
+        positives: (S, p, D), the positives of the anchors of each ring.
+        held: (S, p) bool, which of them are there; or (S, 1): all or none, and they count as one, by their mean.
+        temperature: divides the dot products.
     """
-    logits = torch.addmm(bias, anchors, keys.mT, alpha=1 / temperature)
-    own_columns = (ids * len(slots))[:, None] + slots
-    own = logits.gather(1, own_columns)
-    logits.scatter_(1, own_columns, absent)
-    # filled slots have logits from -2 / temperature to 0
-    filled = own >= absent / 2 - 1 / temperature
-    count = filled.sum(1, keepdim=True)
-    total = logits.exp_().sum(1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).tiny)
-    gap = torch.where(filled, total.log() - own, constant(NEVER, own.dtype, own.device))
-    share = count.clamp(min=1)
-    values = F.softplus(gap).sum(1) / share[:, 0]
-    # d value / d logit: sigmoid(gap) spread over the negatives by their softmax, and - sigmoid(gap) at each positive
-    push = torch.sigmoid(gap).div_(share)
-    logits.mul_(push.sum(1, keepdim=True).div_(total))
-    logits.scatter_(1, own_columns, push.neg_())
-    return values, count[:, 0], torch.mm(logits, keys)
+
+    def __init__(
+        self,
+        ids: Tensor,
+        keys: Tensor,
+        rings: Tensor,
+        bias: Tensor,
+        positives: Tensor,
+        held: Tensor,
+        temperature: float,
+    ):
+        self.ids, self.keys, self.rings, self.bias = ids, keys, rings, bias
+        self.positives, self.held, self.temperature = positives, held, temperature
+        self.numbers = None  # the ids in the type of the keys, where the caller has them already
+
+    def solve(self, anchors: Tensor, _) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over positives (A,), their numbers (A,), gradient of each sum with respect to anchor / temperature."""
+        rows = rows_in_a_pass(len(self.keys) + self.positives[0].numel(), anchors)
+        numbers = self.ids.to(anchors.dtype) if self.numbers is None else self.numbers
+        parts = zip(anchors.split(rows), self.ids.split(rows), numbers.split(rows), strict=True)
+        return joined([self._one_pass(*part) for part in parts])
+
+    def _one_pass(self, anchors: Tensor, ids: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = torch.addmm(self.bias, anchors, self.keys.mT, alpha=1 / self.temperature)
+        kept = different(numbers, self.rings, logits)
+        total, log_total = exponentials_(logits, self.temperature, kept, some=len(self.held) > 1)
+        own, held = self.positives[ids], self.held[ids]
+        gap = torch.baddbmm(log_total[..., None], own, anchors[..., None], alpha=-1 / self.temperature)[..., 0]
+        gap = torch.where(held, gap, constant(NEVER, gap.dtype, gap.device))
+        # d sum / d logit: sigmoid(gap) spread over negatives by their softmax, and - sigmoid(gap) at each positive
+        push, values = torch.sigmoid(gap), F.softplus(gap)
+        slope = torch.mm(logits, self.keys)
+        if held.shape[1] == gap.shape[1]:
+            slope.mul_(push.sum(1, keepdim=True).div_(total))
+            return values.sum(1), held.sum(1), torch.baddbmm(slope[:, None], push[:, None], own, alpha=-1)[:, 0]
+        slope.mul_(push.mean(1, keepdim=True).div_(total))
+        slope = torch.baddbmm(slope[:, None], push[:, None], own, alpha=-1 / gap.shape[1])[:, 0]
+        return values.mean(1), held[:, 0], slope
 
 
-def _one_sampled_pass(anchors, ids, bank, empty, negatives, temperature, absent):
-    """As :func:`_one_pass`, with the slots ``negatives`` of every ring as negatives and all own slots as positives."""
-    few, width = negatives.shape[0], bank.shape[1]
-    keys = bank.index_select(1, negatives).flatten(0, 1)
-    # each sampled negative stands for width / few of them
-    bias = constant(math.log(width / few) - 1 / temperature, anchors.dtype, anchors.device)
-    bias = bias.masked_fill(empty.index_select(1, negatives).flatten(), absent)
-    logits = torch.addmm(bias, anchors, keys.mT, alpha=1 / temperature)
-    logits.scatter_(1, (ids * few)[:, None] + arange(few, ids.device), absent)
-    own_keys, empty = bank[ids], empty[ids]
-    own = torch.bmm(own_keys, anchors[:, :, None])[..., 0] / temperature - 1 / temperature
-    count = width - empty.sum(1, keepdim=True)
-    total = logits.exp_().sum(1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).tiny)
-    gap = (total.log() - own).masked_fill_(empty, NEVER)
-    share = count.clamp(min=1)
-    values = F.softplus(gap).sum(1) / share[:, 0]
-    push = torch.sigmoid(gap).div_(share)
-    grad = torch.mm(logits.mul_(push.sum(1, keepdim=True).div_(total)), keys)
-    return values, count[:, 0], grad.sub_(torch.bmm(push[:, None], own_keys)[:, 0])
+def sampled_bank(
+    ids: Tensor,
+    bank: Tensor,
+    num_enqueued: Tensor,
+    temperature: float,
+    *,
+    num_negatives: int,
+    num_positives: int,
+    generator: torch.Generator | None = None,
+) -> BankProblem:
+    """:class:`BankProblem` with some random slots of each ring, the same on average over draws as with all.
+
+    Args:
+        ids: (A,) ring of each anchor.
+        bank: (S, T, D) unit rows, which must not change before the problem is solved.
+        num_enqueued: (S,) integer, of which the first so many slots of each ring are filled, or all.
+        temperature: divides the dot products.
+        num_negatives: slots of each ring that are negatives, drawn with replacement.
+        num_positives: slots of each ring that are positives of its own anchors, among them the negatives of others.
+        generator: on the device of the bank.
+    """
+    rings, width, _ = bank.shape
+    filled, held = num_enqueued.clamp(1, width), num_enqueued > 0
+    number = max(num_negatives, num_positives)
+    draws = torch.randint(2**31, (number, 1), generator=generator, device=bank.device)
+    keys = bank[arange(rings, bank.device), draws.remainder(filled)]  # (number, S, D)
+    absent = constant(absent_logit(temperature), bank.dtype, bank.device)
+    bias = torch.where(held.expand(num_negatives, -1), (filled / num_negatives).log_().to(bank.dtype), absent)
+    numbers = ring_numbers(rings, num_negatives, True, bank.dtype, bank.device)
+    return BankProblem(
+        ids,
+        keys[:num_negatives].flatten(0, 1),
+        numbers,
+        bias.flatten(),
+        keys.transpose(0, 1),
+        held[:, None],
+        temperature,
+    )
 
 
-class _BankContrast(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, anchors, ids, bank, empty, temperature, negatives):
-        if negatives is not None:
-            absent = absent_logit(temperature) - 1 / temperature
-            row = bank.shape[0] * len(negatives) + bank.shape[1] * bank.shape[2]
-            rows = max(1, _MAX_BYTES // max(1, row * anchors.element_size()))
-            parts = [
-                _one_sampled_pass(a, i, bank, empty, negatives, temperature, absent)
-                for a, i in zip(anchors.split(rows), ids.split(rows), strict=True)
-            ]
-            values, count, grad = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts))
-            ctx.save_for_backward(grad)
-            ctx.temperature = temperature
-            ctx.mark_non_differentiable(count)
-            return values, count
-        slots = arange(bank.shape[1], ids.device)
-        keys = bank.flatten(0, 1)
-        absent = absent_logit(temperature) - 1 / temperature
-        bias = constant(-1 / temperature, anchors.dtype, anchors.device).masked_fill(empty.flatten(), absent)
-        rows = max(1, _MAX_BYTES // max(1, keys.shape[0] * anchors.element_size()))
-        if anchors.shape[0] <= rows:
-            values, count, grad = _one_pass(anchors, ids, keys, bias, slots, temperature, absent)
-        else:
-            parts = [
-                _one_pass(a, i, keys, bias, slots, temperature, absent)
-                for a, i in zip(anchors.split(rows), ids.split(rows), strict=True)
-            ]
-            values, count, grad = (torch.cat(part) for part in zip(*parts, strict=True))
-        ctx.save_for_backward(grad)
-        ctx.temperature = temperature
-        ctx.mark_non_differentiable(count)
-        return values, count
+def whole_bank(ids: Tensor, bank: Tensor, held: Tensor, temperature: float) -> BankProblem:
+    """:class:`BankProblem` with all that rings (S, T, D) hold, ``held`` (S, T) bool."""
+    zero, absent = (constant(value, bank.dtype, bank.device) for value in (0.0, absent_logit(temperature)))
+    numbers = ring_numbers(*held.shape, False, bank.dtype, bank.device)
+    bias = torch.where(held, zero, absent).flatten()
+    return BankProblem(ids, bank.flatten(0, 1), numbers, bias, bank, held, temperature)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_values, _):
-        (grad,) = ctx.saved_tensors
-        return grad * (grad_values / ctx.temperature)[:, None], None, None, None, None, None
+
+class CenterProblem:
+    """Anchors against centers, one of them the positive of each: a cross entropy; the gradient reaches the anchors.
+
+    Args:
+        ids: (A,) center of each anchor; one that is not used for anchors of no subclass.
+        centers: (S, D) unit rows, which must not change before the problem is solved.
+        used: (S,) bool.
+        temperature: divides the dot products.
+    """
+
+    def __init__(self, ids: Tensor, centers: Tensor, used: Tensor, temperature: float):
+        self.ids, self.centers, self.used, self.temperature = ids, centers, used, temperature
+
+    def solve(self, anchors: Tensor, _) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`BankProblem.solve`."""
+        zero, never = (constant(value, anchors.dtype, anchors.device) for value in (0.0, NEVER))
+        used, bias = self.used.to(anchors.dtype), torch.where(self.used, zero, never)
+        rows = rows_in_a_pass(len(bias), anchors)
+        parts = zip(anchors.split(rows), self.ids.split(rows), strict=True)
+        return joined([self._one_pass(each, ids, used, bias) for each, ids in parts])
+
+    def _one_pass(self, anchors: Tensor, ids: Tensor, used: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = torch.addmm(bias, anchors, self.centers.mT, alpha=1 / self.temperature).log_softmax(1)
+        values, count = F.nll_loss(logits, ids, used, reduction='none'), used[ids]
+        # d value / d logit: the softmax, less 1 at the positive
+        minus = constant(-1.0, logits.dtype, logits.device).expand(len(ids), 1)
+        slope = torch.mm(logits.exp_().scatter_add_(1, ids[:, None], minus), self.centers)
+        return values, count, slope.mul_(count[:, None])
 
 
 def bank_contrast_terms(
@@ -115,15 +164,16 @@ def bank_contrast_terms(
     r"""Contrast each anchor with a bank of ``T`` slots for each of ``S`` subclasses.
 
     The same value as :func:`~clusterplug.functional.subclass_contrast` with the vectors in the bank as keys, but the
-    (A, S*T) logits exist once, in place, and nothing of that size is kept for backward: the gradient with respect to
-    the anchors is formed in the same pass (one more GEMM), as every term of it is at hand then.
+    (A, S*T) logits exist for one pass of anchors at a time, in place, and nothing of that size is kept for backward:
+    the gradient with respect to the anchors is formed in the same pass (one more product of matrices), as every term of
+    it is at hand then.
 
     Args:
         anchors: (A, D) unit rows, floating; computed in fp32 at least.
         ids: (A,) int64 subclass of each anchor; anchors of no subclass name one whose slots are all empty.
         bank: (S, T, D) unit rows; gets no gradient.
         empty: (S, T) bool, True = the slot holds no vector.
-        temperature: divides the dot products; from 0.025 on for full accuracy in fp32.
+        temperature: divides the dot products; any positive number.
         negatives: (n,) int64 different slots, n <= T: of every ring only these are negatives, each counted T / n
             times (right in the mean over random slots), while all slots of the own ring are positives; None: all.
 
@@ -154,5 +204,13 @@ def bank_contrast_terms(
     check_mask(empty, bank.shape[:2], bank.device, 'empty')
     check_temperature(temperature)
     dtype = working_dtype(anchors.dtype, bank.dtype)
-    values, count = _BankContrast.apply(anchors.to(dtype), ids, bank.to(dtype), empty, temperature, negatives)
+    bank = bank.detach().to(dtype)
+    held = ~empty
+    problem = whole_bank(ids, bank, held, temperature)
+    if negatives is not None:
+        bias = problem.bias.view(held.shape)[:, negatives] + math.log(bank.shape[1] / len(negatives))
+        numbers = ring_numbers(len(bank), len(negatives), False, dtype, bank.device)
+        keys = bank[:, negatives].flatten(0, 1)
+        problem = BankProblem(ids, keys, numbers, bias.flatten(), bank, held, temperature)
+    (values,), (count,) = fused_contrast(anchors.to(dtype), [problem], temperature=temperature)
     return values.to(anchors.dtype), count

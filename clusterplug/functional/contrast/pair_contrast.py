@@ -1,115 +1,122 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contrast of anchors with each other, by subclass, with one buffer for all pairs."""
+"""Contrast of anchors with each other, by subclass, formed with its gradient in passes over the anchors."""
 
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from clusterplug.core.constants import constant
 from clusterplug.core.numerics import working_dtype
-from clusterplug.functional.contrast.subclass_contrast import NEVER, absent_logit, check_temperature
+from clusterplug.functional.contrast._negatives import (
+    absent_logit,
+    different,
+    exponentials_,
+    joined,
+    rows_in_a_pass,
+)
+from clusterplug.functional.contrast.fused_contrast import fused_contrast
+from clusterplug.functional.contrast.subclass_contrast import NEVER, check_temperature
 
-# Largest buffer of logits held at once (backward holds two); more classes of anchors are taken in several passes.
-_MAX_BYTES = 256 * 2**20
-# Up to this size the buffer is kept for backward, else made again there.
-_MAX_KEPT_BYTES = 64 * 2**20
+# Exponentials up to this size are kept for backward, else made again there.
+_MOST_KEPT_BYTES = 64 * 2**20
 
 
-class _Problem:
-    """What all passes share."""
+class PairProblem:
+    """Anchors against anchors, those of one class in one row of a grid; the gradient reaches the keys, too.
 
-    def __init__(self, ids, keys, key_ids, no_key, temperature, self_offset, self_is_negative):
-        self.ids, self.keys, self.key_ids, self.no_key = ids, keys, key_ids, no_key.flatten()
-        self.temperature, self.self_is_negative, self.others = temperature, self_is_negative, None
-        # what stands for "no key" lies far below any logit, once the largest possible one is taken off
-        self.absent = absent_logit(temperature) - 1 / temperature
-        self.bias = constant(-1 / temperature, keys.dtype, keys.device).masked_fill(self.no_key, self.absent)
+    All pairs are compared for the negatives; positives are of one class, so they are looked for pair by pair within the
+    rows of the grid.
+
+    Args:
+        anchor_ids: (C, V) subclass of each anchor.
+        key_grid: (C, B, D) keys, without gradient.
+        key_ids: (C, B) subclass of each key.
+        no_key: (C, B) bool, slots without a key.
+        temperature: divides the dot products.
+        self_offset: anchor (c, v) is key (c, v + self_offset), and is not compared with itself; None: no key.
+        self_is_negative: yet it counts among its own negatives.
+    """
+
+    def __init__(
+        self,
+        anchor_ids: Tensor,
+        key_grid: Tensor,
+        key_ids: Tensor,
+        no_key: Tensor,
+        temperature: float,
+        self_offset: int | None = None,
+        self_is_negative: bool = False,
+    ):
+        self.key_grid, self.no_key, self.temperature, self.kept = key_grid, no_key.flatten(), temperature, None
+        self.ids = anchor_ids.flatten().to(key_grid.dtype)
+        self.key_ids = self.ids if key_ids is anchor_ids else key_ids.flatten().to(key_grid.dtype)
+        self.positive = (anchor_ids[..., None] == key_ids[:, None]) > no_key[:, None]
+        self.own_key = None
         if self_offset is not None:
-            self.others = _others(ids.shape[1], keys.shape[1], self_offset, ids.device)
+            others, own_key = _others(*anchor_ids.shape, key_ids.shape[1], self_offset, no_key.device)
+            self.positive = self.positive.logical_and_(others)
+            self.own_key = own_key if self_is_negative else None
 
-    def block(self, logits: Tensor, classes: slice) -> Tensor:
-        """View (c, V, B) of logits (c V, C B) of some classes: the pairs within a class."""
-        pairs = logits.view(classes.stop - classes.start, self.ids.shape[1], *self.keys.shape[:2])
-        return pairs[:, :, classes].diagonal(0, 0, 2).movedim(2, 0)
+    def solve(self, anchors: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over positives (A,), their numbers (A,), gradient of each sum with respect to anchor / temperature."""
+        zero, never, absent = (
+            constant(value, keys.dtype, keys.device) for value in (0.0, NEVER, absent_logit(self.temperature))
+        )
+        self.keys, self.bias = keys, torch.where(self.no_key, absent, zero)
+        self.rows = rows_in_a_pass(len(keys), keys)
+        parts = [self._one_pass(each, start) for each, start in self._passes(anchors)]
+        keep = len(anchors) * len(keys) * keys.element_size() <= _MOST_KEPT_BYTES
+        self.kept = [part[0] for part in parts] if keep else None
+        total, log_total, mean = joined([part[1:] for part in parts])
+        # the positives, in the grid
+        grid = self.positive.shape[:2]
+        log_total, rows = log_total.view(*grid, 1), anchors.view(*grid, -1)
+        gap = torch.baddbmm(log_total, rows, self.key_grid.mT, alpha=-1 / self.temperature)
+        gap = torch.where(self.positive, gap, never)
+        # d sum / d logit: sigmoid(gap) spread over negatives by their softmax, and - sigmoid(gap) at each positive
+        self.push = torch.sigmoid(gap)
+        self.factor = self.push.sum(2).view(-1, 1).div(total)
+        slope = torch.baddbmm(mean.mul_(self.factor).view(rows.shape), self.push, self.key_grid, alpha=-1)
+        return F.softplus(gap).sum(2).flatten(), self.positive.sum(2).flatten(), slope.flatten(0, 1)
 
-    def one_pass(self, anchors: Tensor, classes: slice) -> tuple[Tensor, ...]:
-        """For some classes.
+    def to_keys(self, anchors: Tensor, weights: Tensor) -> Tensor:
+        """Gradient (M, D) with respect to the keys; ``weights`` (A,) is that of the sums, over the temperature."""
+        weighted = anchors * weights[:, None]
+        spread, grad = weighted * self.factor, None
+        for number, (each, start) in enumerate(self._passes(anchors)):
+            exponentials = self._exponentials(each, start)[0] if self.kept is None else self.kept[number]
+            part = spread[start : start + len(each)]
+            grad = exponentials.mT @ part if grad is None else grad.addmm_(exponentials.mT, part)
+        self.kept = None  # made again if the graph is kept for another backward pass
+        weighted = weighted.view(*self.positive.shape[:2], -1)
+        grad = torch.baddbmm(grad.view_as(self.key_grid), self.push.mT, weighted, alpha=-1)
+        return grad.flatten(0, 1).masked_fill_(self.no_key[:, None], 0)
 
-        Returns:
-            values (c, V); numbers of positives (c, V); exp of the logits of negatives (c V, C B), nearly 0 elsewhere;
-            their sums (c V, 1); log of the sum less the logit for each positive (c, V, B), far below 0 elsewhere.
-        """
-        logits = torch.addmm(self.bias, anchors.flatten(0, 1), self.keys.flatten(0, 1).mT, alpha=1 / self.temperature)
-        block = self.block(logits, classes)
-        own = block.clone()
-        same = positive = self.ids[classes, :, None] == self.key_ids[classes, None]
-        if self.others is not None:
-            positive = same & self.others
-        block.masked_fill_(positive if self.self_is_negative else same, self.absent)
-        total = logits.exp_().sum(1, keepdim=True)
-        if self.absent < -99:
-            total.clamp_(min=torch.finfo(logits.dtype).tiny)  # their exp is 0, and there may be nothing else
-        never = constant(NEVER, logits.dtype, logits.device)
-        gap = torch.where(positive, total.log().view(*own.shape[:2], 1) - own, never)
-        count = positive.sum(2)
-        return F.softplus(gap).sum(2) / count.clamp(min=1), count, logits, total, gap
+    def _passes(self, anchors: Tensor):
+        return [(anchors[start : start + self.rows], start) for start in range(0, len(anchors), self.rows)]
 
-    def slopes(self, classes: slice, count: Tensor, exponentials: Tensor, total: Tensor, gap: Tensor) -> Tensor:
-        """Slope of each value with respect to its logits, (c V, C B)."""
-        # sigmoid(gap) spread over the negatives by their softmax, and - sigmoid(gap) at each positive
-        push = torch.sigmoid(gap).div_(count.clamp(min=1)[..., None])
-        slopes = exponentials * (push.sum(2).view(-1, 1) / total)
-        self.block(slopes, classes).sub_(push)
-        return slopes
+    def _exponentials(self, anchors: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        logits = torch.addmm(self.bias, anchors, self.keys.mT, alpha=1 / self.temperature)
+        part = slice(start, start + len(anchors))
+        kept = different(self.ids[part], self.key_ids, logits)
+        if self.own_key is not None:
+            kept.scatter_(1, self.own_key[part, None], 1)
+        return logits, *exponentials_(logits, self.temperature, kept)
+
+    def _one_pass(self, anchors: Tensor, start: int) -> tuple[Tensor, ...]:
+        exponentials, total, log_total = self._exponentials(anchors, start)
+        return exponentials, total, log_total, torch.mm(exponentials, self.keys)
 
 
 @lru_cache(maxsize=64)
-def _others(anchors: int, keys: int, offset: int, device: torch.device) -> Tensor:
-    """(V, B) bool that must not be written to: False where the key is the anchor."""
+def _others(classes: int, anchors: int, keys: int, offset: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(V, B) bool: False where the key is the anchor; (C V,) the key that each anchor is. Not to be written to."""
     with torch.inference_mode(False):
-        return torch.arange(keys, device=device) != torch.arange(anchors, device=device)[:, None] + offset
-
-
-def _slices(number: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, number)) for start in range(0, number, size)]
-
-
-class _PairContrast(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, anchors, ids, keys, key_ids, no_key, settings):
-        problem = _Problem(ids, keys, key_ids, no_key, *settings)
-        row = anchors.shape[1] * keys.shape[0] * keys.shape[1] * keys.element_size()
-        ctx.classes = max(1, _MAX_BYTES // max(1, row))
-        ctx.kept = any(ctx.needs_input_grad) and row * len(anchors) <= min(_MAX_KEPT_BYTES, _MAX_BYTES)
-        parts = []
-        for classes in _slices(len(anchors), ctx.classes):
-            results = problem.one_pass(anchors[classes], classes)
-            parts.append(results if ctx.kept else results[:2])
-        values, count = parts[0][:2] if len(parts) == 1 else (torch.cat(each) for each in zip(*parts))
-        ctx.settings = settings
-        ctx.save_for_backward(anchors, ids, keys, key_ids, no_key, *(parts[0][1:] if ctx.kept else ()))
-        ctx.mark_non_differentiable(count)
-        return values, count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_values, _):
-        anchors, ids, keys, key_ids, no_key, *kept = ctx.saved_tensors
-        problem = _Problem(ids, keys, key_ids, no_key, *ctx.settings)
-        weight = (grad_values / problem.temperature)[..., None]
-        to_anchors, to_keys = [], None
-        for classes in _slices(len(anchors), ctx.classes):
-            part, share = anchors[classes], weight[classes]
-            slopes = problem.slopes(classes, *(kept if ctx.kept else problem.one_pass(part, classes)[1:]))
-            to_anchors.append((slopes @ keys.flatten(0, 1)).view(part.shape) * share)
-            weighted = (part * share).flatten(0, 1)
-            to_keys = slopes.mT @ weighted if to_keys is None else to_keys.addmm_(slopes.mT, weighted)
-        assert to_keys is not None, 'there is a class'
-        to_keys = to_keys.masked_fill_(problem.no_key[:, None], 0).view(keys.shape)
-        return to_anchors[0] if len(to_anchors) == 1 else torch.cat(to_anchors), None, to_keys, None, None, None
+        own = torch.arange(anchors, device=device) + offset
+        first = torch.arange(classes, device=device)[:, None] * keys
+        return torch.arange(keys, device=device) != own[:, None], (first + own).flatten()
 
 
 def pair_contrast_terms(
@@ -134,7 +141,7 @@ def pair_contrast_terms(
         keys: (C, B, D) unit rows.
         key_ids: (C, B) int64.
         no_key: (C, B) bool, True = not a key. Anchors with the id of such a row get a meaningless, finite value.
-        temperature: divides the dot products; from 0.03 on for full accuracy in fp32.
+        temperature: divides the dot products; any positive number.
         self_offset: anchor (c, v) is key (c, v + self_offset), left out of its positives and negatives.
         count_self_as_negative: take the anchor itself as a negative, as the authors' code does.
 
@@ -167,9 +174,11 @@ def pair_contrast_terms(
             f'anchors and keys must have shapes (C, V, D) and (C, B, D), got {tuple(anchors.shape)} and '
             f'{tuple(keys.shape)}'
         )
-    settings = (temperature, self_offset, count_self_as_negative)
-    if anchors.shape[0] == 0:
+    if anchors.shape[0] == 0 or anchors.shape[1] == 0:
         return anchors.sum(-1), torch.zeros_like(anchor_ids)
     dtype = working_dtype(anchors.dtype, keys.dtype)
-    values, count = _PairContrast.apply(anchors.to(dtype), anchor_ids, keys.to(dtype), key_ids, no_key, settings)
-    return values.to(anchors.dtype), count
+    flat, flat_keys = anchors.to(dtype).flatten(0, 1), keys.to(dtype).flatten(0, 1)
+    grid = flat_keys.detach().view(keys.shape)
+    problem = PairProblem(anchor_ids, grid, key_ids, no_key, temperature, self_offset, count_self_as_negative)
+    (values,), (count,) = fused_contrast(flat, [problem], flat_keys, temperature=temperature)
+    return values.view(anchor_ids.shape).to(anchors.dtype), count.view(anchor_ids.shape)

@@ -13,15 +13,6 @@ from clusterplug.core.numerics import working_dtype
 NEVER = -1e30
 
 
-def absent_logit(temperature: float) -> float:
-    """Stands for "not a key" among logits of unit rows: exp of it is nothing beside exp of any of them.
-
-    Where the temperature allows it (0.07 and above) it is also above -87 after the largest logit is taken off, as some
-    CPU libraries take 60 times as long for an exponential that underflows.
-    """
-    return 2 / temperature - 87 if temperature >= 0.07 else NEVER
-
-
 def _check_ids(ids: Tensor, length: int, device: torch.device, name: str) -> None:
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dtype == torch.bool:
         got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__

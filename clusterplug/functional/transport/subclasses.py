@@ -115,17 +115,19 @@ def split_subclasses(
     x, centers = x.to(dtype), centers.to(dtype)
     if inactive is None:
         inactive = arange(centers.shape[1], x.device) >= num_active[:, None]
-    apart = ((valid[..., None] == inactive[:, None]) * _APART).to(dtype)
-    logits = torch.baddbmm(apart, x, centers.mT, alpha=1 / epsilon)
-    best, nearest = logits.max(-1)
+    # (C, K + 1, V + 1)
+    apart = torch.empty(*inactive.shape, valid.shape[1], dtype=dtype, device=x.device)
+    torch.eq(valid[:, None], inactive[..., None], out=apart)
+    logits = torch.baddbmm(apart, centers, x.mT, beta=_APART, alpha=1 / epsilon)
+    best, nearest = logits.max(1)
     count = valid.sum(1, keepdim=True)
     if num_iters is None:
         plan = balanced_log_plan(logits, _column_mass(count, inactive, num_active[:, None], valid.shape[1]))
     else:
-        plan = alternate_log_softmax(logits, num_iters)
+        plan = alternate_log_softmax(logits.mT, num_iters).mT
     if sizes is not None:
-        nearest = logits.sub((sizes + _LEAST_SIZE).log_()[:, None], alpha=_SIZE_PENALTY).argmax(-1)
-    ids = torch.where(count > 1, plan.argmax(-1), nearest)
+        nearest = logits.sub((sizes + _LEAST_SIZE).log_()[..., None], alpha=_SIZE_PENALTY).argmax(1)
+    ids = torch.where(count > 1, plan.argmax(1), nearest)
     # best is the gap between the blocks for a point of a class without centers
     left_out = valid <= (best < _APART / 2)
     return PaddedClasses.of(centers).ignore(ids, left_out), left_out, best
