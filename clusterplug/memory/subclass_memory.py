@@ -258,7 +258,7 @@ class SubclassMemory(nn.Module):
         best, draws = race.topk(min(self.seeds_per_step, race.shape[1]), dim=1)
         row = self.num_seeded[:, None] + self.cluster_index[: best.shape[1]]
         usable = (best > 0) & (row < self.clusters_of)
-        row = self.layout.ignore(row, ~usable)
+        row = torch.where(usable, row, self.cluster_index[self.layout.dummy])
         chosen = x.gather(1, draws[..., None].expand(-1, -1, self.embed_dims))
         self.center_store.scatter_(1, row[..., None].expand_as(chosen), chosen)
         self.num_seeded.add_(usable.sum(1))

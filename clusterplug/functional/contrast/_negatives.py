@@ -69,6 +69,6 @@ def rows_in_a_pass(num_keys: int, like: Tensor) -> int:
     return max(1, most // max(1, num_keys * like.element_size()))
 
 
-def joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def joined(parts: list) -> tuple:
     """Results of several passes as those of one."""
     return parts[0] if len(parts) == 1 else tuple(torch.cat(each) for each in zip(*parts, strict=True))

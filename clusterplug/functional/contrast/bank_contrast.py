@@ -47,7 +47,7 @@ class BankProblem:
     ):
         self.ids, self.keys, self.rings, self.bias = ids, keys, rings, bias
         self.positives, self.held, self.temperature = positives, held, temperature
-        self.numbers = None  # the ids in the type of the keys, where the caller has them already
+        self.numbers: Tensor | None = None  # the ids in the type of the keys, where the caller has them already
 
     def solve(self, anchors: Tensor, _) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over positives (A,), their numbers (A,), gradient of each sum with respect to anchor / temperature."""

@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 class _FusedContrast(torch.autograd.Function):
     @staticmethod
     def forward(ctx, anchors, keys, problems, temperature):
-        values, counts, slopes = zip(*(problem.solve(anchors, keys) for problem in problems), strict=True)
-        counts = torch.stack(counts)
+        values, counted, slopes = zip(*(problem.solve(anchors, keys) for problem in problems), strict=True)
+        counts = torch.stack(counted)
         share = counts.clamp(min=1)
         ctx.save_for_backward(anchors, share, *slopes)
         ctx.problems, ctx.temperature = problems, temperature

@@ -49,7 +49,8 @@ class PairProblem:
         self_offset: int | None = None,
         self_is_negative: bool = False,
     ):
-        self.key_grid, self.no_key, self.temperature, self.kept = key_grid, no_key.flatten(), temperature, None
+        self.key_grid, self.no_key, self.temperature = key_grid, no_key.flatten(), temperature
+        self.kept: list[Tensor] | None = None
         self.ids = anchor_ids.flatten().to(key_grid.dtype)
         self.key_ids = self.ids if key_ids is anchor_ids else key_ids.flatten().to(key_grid.dtype)
         self.positive = (anchor_ids[..., None] == key_ids[:, None]) > no_key[:, None]
@@ -89,6 +90,7 @@ class PairProblem:
             exponentials = self._exponentials(each, start)[0] if self.kept is None else self.kept[number]
             part = spread[start : start + len(each)]
             grad = exponentials.mT @ part if grad is None else grad.addmm_(exponentials.mT, part)
+        assert grad is not None, 'there is a key'
         self.kept = None  # made again if the graph is kept for another backward pass
         weighted = weighted.view(*self.positive.shape[:2], -1)
         grad = torch.baddbmm(grad.view_as(self.key_grid), self.push.mT, weighted, alpha=-1)
