@@ -77,7 +77,7 @@ class SubclassContrast(nn.Module):
             key_ids = anchor_ids if len(ids) == 1 else ids.transpose(0, 1).flatten(1, 2)
             problems['point'] = PairProblem(
                 anchor_ids, keys.detach().flatten(1, 2), key_ids, no_key, temperature,
-                rank() * anchors.shape[1], self.reference,
+                rank() * anchors.shape[1], self.reference, self._slots_of_negatives(no_key, memory),
             )  # fmt: skip
             if 'queue' in problems:
                 problems['queue'].numbers = problems['point'].ids
@@ -88,6 +88,14 @@ class SubclassContrast(nn.Module):
             anchors.flatten(0, 1), list(problems.values()), keys.flatten(0, 2), temperature=temperature
         )
         return tuple(problems), values, counts
+
+    def _slots_of_negatives(self, no_key: Tensor, memory: SubclassMemory) -> tuple[int, int]:
+        """All slots of the anchors as (first, step); every so many, in turn, where they exceed ``max_negatives``."""
+        step = -(-no_key.numel() // self.max_negatives)
+        if step == 1 or self.reference:
+            return 0, 1
+        step += 1 - step % 2  # odd, as hard and easy anchors alternate
+        return memory.turn(step), step
 
     def _queue(self, ids: Tensor, memory: SubclassMemory, temperature: float):
         """All slots of all queues or, where that is more than ``max_negatives``, some of each, drawn in each step."""

@@ -163,6 +163,10 @@ class SubclassMemory(nn.Module):
         """(C, K + 1) bool, rows that are centers in use."""
         return self.cluster_index < self.num_seeded[:, None]
 
+    def turn(self, number: int) -> int:
+        """0 .. number - 1 in turn, step by step, the same on every rank."""
+        return self._step % number
+
     def generator(self, stream: int) -> torch.Generator:
         """Random numbers of this step; each ``stream`` (0, 1 or 2) gives its own, the same on every rank."""
         return torch.Generator(self.step.device).manual_seed(3 * self._step + stream)

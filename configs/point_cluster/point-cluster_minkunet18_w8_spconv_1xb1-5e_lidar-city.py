@@ -4,7 +4,7 @@
 _base_ = './minkunet18_w8_spconv_1xb1-5e_lidar-city.py'
 
 loss = dict(type='clusterplug.PointClusterLoss', num_clusters=8, embed_dims=32, queue_len=16, momentum=0.99)
-loss['num_anchors_per_class'] = 128
+loss.update(num_anchors_per_class=128, contrast=dict(max_negatives=1024))
 tap = 'backbone.decoder.1.1'
 model = dict(_delete_=True, type='clusterplug.WithClustering', model=_base_.model, embedding=tap, loss=loss)
 custom_hooks = [dict(type='clusterplug.ClusterStatsHook', interval=10)]

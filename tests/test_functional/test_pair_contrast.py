@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """pair_contrast_terms: the dense form is the oracle, for values and gradients; several passes, one rank's anchors."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 from clusterplug.functional import pair_contrast_terms, subclass_contrast_terms
-from clusterplug.functional.contrast import _negatives, pair_contrast
+from clusterplug.functional.contrast import PairProblem, _negatives, fused_contrast, pair_contrast
 
 
 def problem(seed=0, classes=4, points=13, dims=8, clusters=3, dtype=torch.float64, left_out=0.2):
@@ -124,3 +126,25 @@ def test_bad_input():
         pair_contrast_terms(x[:2], ids[:2], x, ids, no_key, temperature=0.1)
     with pytest.raises(ValueError, match='temperature must be positive'):
         pair_contrast_terms(x, ids, x, ids, no_key, temperature=0.0)
+
+
+@pytest.mark.parametrize('rows', [slice(None), slice(5, 9)])
+def test_negatives_in_every_third_slot_stand_for_three(rows):
+    """Against the dense form with weights on the negatives, and values and slopes near those with all."""
+    x, ids, no_key, weights = problem(points=15, clusters=2)
+    flat, start = x.flatten(0, 1), rows.start or 0
+    anchors, anchor_ids = x[:, rows], ids[:, rows]
+    found = PairProblem(anchor_ids, x.detach(), ids, no_key, 0.2, start, negatives=(1, 3))
+    (values,), (count,) = fused_contrast(anchors.flatten(0, 1), [found], flat, temperature=0.2)
+    upstream = weights[:, rows].flatten()
+    (slope,) = torch.autograd.grad((values * upstream).sum(), x)
+    logits = anchors.flatten(0, 1) @ flat.T / 0.2
+    negative = (torch.arange(15) % 3 == 1).expand(4, 15).flatten() & ~no_key.flatten()
+    same = anchor_ids.flatten()[:, None] == ids.flatten()
+    log_sum = (logits + math.log(3)).masked_fill(~negative | same, -torch.inf).logsumexp(1, keepdim=True)
+    number = torch.arange(60).view(4, 15)[:, rows].flatten()
+    positive = same & ~no_key.flatten() & (torch.arange(60) != number[:, None])
+    expected = (F.softplus(log_sum - logits) * positive).sum(1) / positive.sum(1).clamp(min=1)
+    torch.testing.assert_close(values, expected)
+    assert torch.equal(count, positive.sum(1))
+    torch.testing.assert_close(slope, torch.autograd.grad((expected * upstream).sum(), x)[0])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contrast of anchors with each other, by subclass, formed with its gradient in passes over the anchors."""
 
+import math
 from functools import lru_cache
 
 import torch
@@ -37,6 +38,8 @@ class PairProblem:
         temperature: divides the dot products.
         self_offset: anchor (c, v) is key (c, v + self_offset), and is not compared with itself; None: no key.
         self_is_negative: yet it counts among its own negatives.
+        negatives: (first, step): the keys in these slots of every row alone are negatives, each for ``step`` of them;
+            all are positives.
     """
 
     def __init__(
@@ -48,11 +51,15 @@ class PairProblem:
         temperature: float,
         self_offset: int | None = None,
         self_is_negative: bool = False,
+        negatives: tuple[int, int] = (0, 1),
     ):
-        self.key_grid, self.no_key, self.temperature = key_grid, no_key.flatten(), temperature
+        self.key_grid, self.no_key, self.temperature = key_grid, no_key, temperature
         self.kept: list[Tensor] | None = None
+        self.part, self.stands_for = slice(negatives[0], None, negatives[1]), negatives[1]
         self.ids = anchor_ids.flatten().to(key_grid.dtype)
-        self.key_ids = self.ids if key_ids is anchor_ids else key_ids.flatten().to(key_grid.dtype)
+        self.key_ids = self.ids
+        if key_ids is not anchor_ids or self.stands_for > 1:
+            self.key_ids = key_ids[:, self.part].flatten().to(key_grid.dtype)
         self.positive = (anchor_ids[..., None] == key_ids[:, None]) > no_key[:, None]
         self.own_key = None
         if self_offset is not None:
@@ -62,13 +69,16 @@ class PairProblem:
 
     def solve(self, anchors: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over positives (A,), their numbers (A,), gradient of each sum with respect to anchor / temperature."""
-        zero, never, absent = (
-            constant(value, keys.dtype, keys.device) for value in (0.0, NEVER, absent_logit(self.temperature))
+        weight, never, absent = (
+            constant(value, keys.dtype, keys.device)
+            for value in (math.log(self.stands_for), NEVER, absent_logit(self.temperature))
         )
-        self.keys, self.bias = keys, torch.where(self.no_key, absent, zero)
-        self.rows = rows_in_a_pass(len(keys), keys)
+        self.keys, self.bias = keys, torch.where(self.no_key[:, self.part].flatten(), absent, weight)
+        if self.stands_for > 1:
+            self.keys = keys.view_as(self.key_grid)[:, self.part].flatten(0, 1)
+        self.rows = rows_in_a_pass(len(self.keys), keys)
         parts = [self._one_pass(each, start) for each, start in self._passes(anchors)]
-        keep = len(anchors) * len(keys) * keys.element_size() <= _MOST_KEPT_BYTES
+        keep = len(anchors) * len(self.keys) * keys.element_size() <= _MOST_KEPT_BYTES
         self.kept = [part[0] for part in parts] if keep else None
         total, log_total, mean = joined([part[1:] for part in parts])
         # the positives, in the grid
@@ -93,8 +103,12 @@ class PairProblem:
         assert grad is not None, 'there is a key'
         self.kept = None  # made again if the graph is kept for another backward pass
         weighted = weighted.view(*self.positive.shape[:2], -1)
-        grad = torch.baddbmm(grad.view_as(self.key_grid), self.push.mT, weighted, alpha=-1)
-        return grad.flatten(0, 1).masked_fill_(self.no_key[:, None], 0)
+        grad = grad.view(len(weighted), -1, weighted.shape[2])
+        if self.stands_for > 1:
+            some, grad = grad, torch.zeros_like(self.key_grid)
+            grad[:, self.part] = some
+        grad = torch.baddbmm(grad, self.push.mT, weighted, alpha=-1)
+        return grad.masked_fill_(self.no_key[..., None], 0).flatten(0, 1)
 
     def _passes(self, anchors: Tensor):
         return [(anchors[start : start + self.rows], start) for start in range(0, len(anchors), self.rows)]
