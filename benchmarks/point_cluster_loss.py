@@ -3,6 +3,7 @@ r"""PointClusterLoss against the published way to compute it, and its share of a
 
     python benchmarks/point_cluster_loss.py                 # table: time, launches, waits, memory
     python benchmarks/point_cluster_loss.py --device cuda   # the same on a GPU: CUDA events, kernels, sync debug mode
+    python benchmarks/point_cluster_loss.py --classes 19 100  # the defaults by number of classes
     python benchmarks/point_cluster_loss.py --step          # share of a training step of the demo's MinkUNet18
     python benchmarks/point_cluster_loss.py --step --device cuda --config \
         configs/point_cluster/point-cluster_minkunet34_w32_spconv_8xb2-amp-laser-polar-mix-3x_semantickitti.py
@@ -32,10 +33,14 @@ DEMO = Path(__file__).parents[1] / 'configs/point_cluster/point-cluster_minkunet
 SETTINGS = {
     # 100 anchors in all are 5 for each of 19 classes
     '5 anchors a class, K 40': dict(num_anchors_per_class=5),
-    '80 anchors a class (default), K 40': dict(),
+    '53 anchors a class (default), K 40': dict(),
     # configs/point_cluster/*lidar-city.py
     'demo: 128 anchors a class, K 8, queue 16, D 32': dict(
-        num_clusters=8, queue_len=16, embed_dims=32, num_anchors_per_class=128
+        num_clusters=8,
+        queue_len=16,
+        embed_dims=32,
+        num_anchors_per_class=128,
+        contrast=dict(max_negatives=1024),
     ),
     '16 anchors a class, K 8, queue 16, D 32': dict(num_clusters=8, queue_len=16, embed_dims=32),
 }
@@ -191,6 +196,26 @@ def table(options) -> None:
     targets(counts, one)
 
 
+def by_classes(options) -> None:
+    """Cost of the defaults by number of classes; as many points of each."""
+    torch.set_num_threads(options.threads)
+    calls, losses = {}, {}
+    for number in options.classes:
+        generator = torch.Generator().manual_seed(0)
+        features = torch.randn(options.points, IN_CHANNELS, generator=generator).requires_grad_()
+        labels = torch.randint(number, (options.points,), generator=generator)
+        losses[number] = PointClusterLoss(number, IN_CHANNELS)
+        fill_memory(losses[number])
+        calls[number] = training_call(losses[number], features, labels, labels, True)
+    times = interleaved(calls, options.repeats, 'cpu', options.threads)
+    first = times[options.classes[0]].median
+    print_row(['classes', 'anchors a class', 'ms, forward + backward (IQR)', 'over the first'])
+    print_row(['---'] * 4)
+    for number, time in times.items():
+        print_row([number, losses[number].num_anchors_per_class, time, f'{time.median / first:.2f}'])
+    print(f'\n{machine("cpu")}; {options.threads} threads; the defaults, {options.points} points, queues full.')
+
+
 def print_row(cells) -> None:
     print('| ' + ' | '.join(str(cell) for cell in cells) + ' |', flush=True)
 
@@ -213,11 +238,12 @@ def parse():
     parser.add_argument('--points', type=int, default=320_000, help='points in the batch')
     parser.add_argument('--repeats', type=int, default=7, help='interleaved repeats, at least 5')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads(), help='threads of the second run')
+    parser.add_argument('--classes', type=int, nargs='+', help='measure the defaults for these numbers of classes')
     parser.add_argument('--step', action='store_true', help='measure the share of a training step instead')
     parser.add_argument('--steps', type=int, default=12, help='with --step: pairs of steps')
     parser.add_argument('--config', default=str(DEMO), help='with --step: config with the loss; default: the demo')
     parser.add_argument(
-        '--page', help='page whose part "point-cluster-loss" (--step: "point-cluster-step") is replaced'
+        '--page', help='page whose part "point-cluster-loss" (-step, -classes with these options) is replaced'
     )
     options = parser.parse_args()
     if options.repeats < 5:
@@ -229,8 +255,11 @@ def parse():
 
 if __name__ == '__main__':
     arguments = parse()
-    with published(arguments.page, 'point-cluster-step' if arguments.step else 'point-cluster-loss'):
-        if arguments.step:
+    part = 'point-cluster-step' if arguments.step else 'point-cluster-loss'
+    with published(arguments.page, 'point-cluster-classes' if arguments.classes else part):
+        if arguments.classes:
+            by_classes(arguments)
+        elif arguments.step:
             from _point_cluster_step import measure_step
 
             measure_step(arguments)

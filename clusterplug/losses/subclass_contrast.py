@@ -27,9 +27,10 @@ class SubclassContrast(nn.Module):
         terms: which terms to compute, of ``('queue', 'point', 'center')``.
         reference: follow the authors' code where it can be compared: an anchor counts among its own negatives, classes
             absent from the batch give no negative centers.
-        max_negatives: remembered embeddings that each anchor is compared with; where the queues hold more, as many
-            slots of each as that allows are drawn in each step, so that the cost does not grow with the square of the
-            number of classes.
+        max_negatives: remembered embeddings, and anchors, that each anchor is compared with. Where there are more, in
+            each step some slots of each queue (8 of its own queue as positives) and every so many of the anchors are
+            taken, each standing for as many as were not: right on average, at a cost that does not grow with the square
+            of the number of classes.
 
     Source: Feng et al., ICCV 2023, contrastive terms (step 3 of the official code, FengZicai/Cluster3DSeg, MIT).
 

@@ -117,6 +117,26 @@ def test_parts_of_ones_own():
     assert loss.memory.num_filled[:, 0].tolist() == [2, 2, 2]
 
 
+def test_some_negatives_stand_for_all_on_average():
+    """Of 15 rings of 50 two slots each, of 183 slots of anchors every fifth; the memory moves on without them."""
+    whole, some = (make(num_anchors_per_class=60, contrast=dict(max_negatives=most)) for most in (5000, 40))
+    for step in range(20):
+        for loss in (whole, some):
+            loss(*batch(seed=step))
+    assert all(torch.equal(each, state(some)[key]) for key, each in state(whole).items())
+    expected, drawn = whole.eval()(*batch(seed=20)), []
+    some.eval()
+    for step in range(20, 60):  # which slots are drawn, and which anchors, follows from the number of the step
+        some.memory._step = step
+        drawn.append(some(*batch(seed=20)))
+    for name, value in expected.items():
+        values = torch.stack([each[name] for each in drawn]).detach()
+        if name == 'loss_cluster_center':
+            continue
+        assert values.std() > 0, name
+        assert values.mean().item() == pytest.approx(value.item(), rel=0.05), name
+
+
 def test_defaults_of_the_parts():
     loss = make()
     assert isinstance(loss.assigner, BalancedAssigner)
