@@ -55,7 +55,8 @@ def whole_file(path: str | os.PathLike, mode: str = 'w', **options) -> Iterator[
         'complete'
     """
     target = os.path.realpath(path)
-    temporary, problems = _temporary_name(target), []
+    temporary = _temporary_name(target)
+    problems: list[OSError] = []
     try:
         permissions = _permissions(target)
         with _opened(temporary, mode, problems, **options) as file:

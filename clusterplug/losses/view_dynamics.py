@@ -58,7 +58,8 @@ class ViewDynamicsLoss(nn.Module):
 
     def log_values(self) -> dict[str, Tensor]:
         """Return the numbers that the other loss has for the log."""
-        return self.loss.log_values() if hasattr(self.loss, 'log_values') else {}
+        values = getattr(self.loss, 'log_values', None)
+        return {} if values is None else values()
 
     def forward(
         self,
