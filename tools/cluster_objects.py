@@ -114,7 +114,8 @@ class Segmentor:
     """The model of a runner: features, predicted classes and positions of the points of a scan."""
 
     def __init__(self, model, layer):
-        from clusterplug.attach.taps import Tap, default_tap
+        from clusterplug.attach.hosts import default_tap
+        from clusterplug.attach.taps import Tap
 
         self.model = model.eval()
         self.tap = Tap(model, layer or default_tap(model))

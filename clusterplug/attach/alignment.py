@@ -2,7 +2,7 @@
 """Which row of a tapped feature belongs to which label."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clusterplug.attach.taps import Rows
 
@@ -12,15 +12,6 @@ def stacked_labels(data_samples: list, kind: str) -> Tensor | None:
     name = 'voxel_semantic_mask' if kind == 'voxel' else 'pts_semantic_mask'
     masks = [getattr(getattr(sample, 'gt_pts_seg', None), name, None) for sample in data_samples]
     return torch.cat(masks) if masks and all(mask is not None for mask in masks) else None
-
-
-def fine_grid(model: nn.Module) -> tuple[int, ...] | None:
-    """Voxels along each axis of a model's finest grid, in the order of its coordinates; None if its data tell it."""
-    for part, name in (('backbone', 'grid_size'), ('middle_encoder', 'sparse_shape')):
-        grid = getattr(getattr(model, part, None), name, None)
-        if grid is not None:
-            return tuple(int(size) for size in grid)
-    return None
 
 
 def align(

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from clusterplug.attach.hosts import number_of_box_classes
 from clusterplug.attach.regions import stacked_points
 from clusterplug.core.geometry import inside_boxes
 
@@ -41,7 +42,7 @@ class BoxLabels:
     def __init__(self, model: nn.Module, kind: str = 'boxes'):
         if kind not in KINDS:
             raise ValueError(f'labels from boxes must be one of {KINDS}, got {kind!r}')
-        self.known_classes = _known_classes(model)
+        self.known_classes = number_of_box_classes(model)
         self.background = kind == 'boxes+background'
         self.num_classes = self.known_classes + self.background
         self.layer = getattr(getattr(model, 'data_preprocessor', None), 'voxel_layer', None)
@@ -183,19 +184,3 @@ def _boxes(sample) -> tuple[Tensor, Tensor]:
             f'DepthInstance3DBoxes), got {type(boxes).__name__}; convert them with convert_to'
         )
     return boxes.tensor[:, :7].float().clone(), instances.labels_3d.long().clone()
-
-
-def _known_classes(model: nn.Module) -> int:
-    for name in ('rpn_head', 'bbox_head', 'pts_bbox_head'):
-        count = getattr(getattr(model, name, None), 'num_classes', None)
-        if isinstance(count, int):
-            return count
-    raise ValueError(
-        f'{type(model).__name__} has no rpn_head or bbox_head with num_classes, which labels from boxes need; '
-        f'wrap a 3D detector'
-    )
-
-
-def is_detector(model: nn.Module) -> bool:
-    """Whether labels come from boxes when nothing else is said."""
-    return not hasattr(model, 'decode_head') and any(hasattr(model, name) for name in ('rpn_head', 'bbox_head'))

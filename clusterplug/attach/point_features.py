@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clusterplug.attach.alignment import fine_grid
+from clusterplug.attach.hosts import default_tap, fine_grid
 from clusterplug.attach.subclass_prediction import Patches, features_of_voxels
-from clusterplug.attach.taps import Tap, default_tap
+from clusterplug.attach.taps import Tap
 
 
 class ScanFeatures(NamedTuple):

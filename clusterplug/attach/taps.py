@@ -7,33 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-# What 'auto' taps: the first of these layers that the model has. The features before the classifier, except where a
-# host has point features at its deepest stage, as the method's authors tap them; before dropout where there is one.
-_DEFAULTS = (
-    ('backbone.point_transforms.1', ':input'),  # SPVCNN: what its second point transform takes
-    ('decode_head.pre_seg_conv', ''),  # PointNet++, PAConv, DGCNN
-    ('decode_head.conv_seg', ':input'),
-    ('decode_head.classifier', ':input'),
-    ('roi_head.semantic_head.seg_cls_layer', ':input'),  # PV-RCNN: its key points
-    ('rpn_head.cls_layers', ':input'),  # PointRCNN: its points
-    ('middle_encoder.conv_out', ''),  # SECOND: sparse, before it becomes dense
-    ('voxel_encoder', ''),  # PointPillars: pillars before they are scattered
-)
-
-
-def default_tap(model: nn.Module) -> str:
-    """The tap of ``embedding='auto'``.
-
-    Raises:
-        ValueError: the model has none of the layers that are known.
-    """
-    layers = dict(model.named_modules())
-    for layer, side in _DEFAULTS:
-        if layer in layers:
-            return layer + side
-    known = ', '.join(layer for layer, _ in _DEFAULTS)
-    raise ValueError(f'embedding must name a layer: {type(model).__name__} has none of {known}')
-
 
 class Rows(NamedTuple):
     """A feature as rows, and where they lie if it is sparse.

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from clusterplug.attach.alignment import align, fine_grid, grid_cells, stacked_labels
-from clusterplug.attach.box_labels import KINDS, BoxLabels, is_detector
+from clusterplug.attach.alignment import align, grid_cells, stacked_labels
+from clusterplug.attach.box_labels import KINDS, BoxLabels
+from clusterplug.attach.hosts import default_classifier, default_tap, fine_grid, is_detector
 from clusterplug.attach.regions import (
     cell_regions,
     image_regions,
@@ -17,10 +18,8 @@ from clusterplug.attach.regions import (
     label_positions,
     stacked_instances,
 )
-from clusterplug.attach.taps import Rows, Tap, default_tap
+from clusterplug.attach.taps import Rows, Tap
 from clusterplug.registry import MODELS
-
-_CLASSIFIERS = ('decode_head.conv_seg', 'decode_head.classifier')
 
 
 class ClusteringBranch(nn.Module):
@@ -260,11 +259,6 @@ def _build(config: dict) -> nn.Module:
         return MODELS.build(config)
 
 
-def _classifier(model: nn.Module) -> str | None:
-    names = dict(model.named_modules())
-    return next((name for name in _CLASSIFIERS if name in names), None)
-
-
 @MODELS.register_module()
 def WithClustering(
     model: dict | nn.Module,
@@ -328,7 +322,7 @@ def WithClustering(
         )
     if labels == 'auto' and is_detector(model):
         labels = 'boxes'
-    classifier = _classifier(model)
+    classifier = default_classifier(model)
     if embedding == 'auto':
         embedding = default_tap(model)
     branch = ClusteringBranch(model, embedding, classifier if predictions == 'auto' else predictions, labels, loss)

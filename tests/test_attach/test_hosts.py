@@ -281,7 +281,7 @@ def test_coarse_tap_of_cylinder3d_in_a_grid_that_the_scans_do_not_fill(root, tmp
 
 
 def test_default_tap_of_an_unknown_model():
-    from clusterplug.attach.taps import default_tap
+    from clusterplug.attach.hosts import default_tap
 
     with pytest.raises(ValueError, match=r'embedding must name a layer: Linear has none of backbone\.point_transforms'):
         default_tap(torch.nn.Linear(2, 2))
