@@ -29,7 +29,7 @@ def run_train(arguments: Sequence[str] | None = None) -> int:
     """Train the model of a config; returns the exit code (130 after Ctrl-C).
 
     Args:
-        arguments (Sequence[str], optional): The command line without the program's name; by default the real one.
+        arguments: The command line without the program's name; by default the real one.
     """
     parser = _parser('Train a model.', 'train.py')
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
@@ -72,7 +72,7 @@ def run_test(arguments: Sequence[str] | None = None) -> int:
     """Test a checkpoint on the test set of a config; returns the exit code (130 after Ctrl-C).
 
     Args:
-        arguments (Sequence[str], optional): The command line without the program's name; by default the real one.
+        arguments: The command line without the program's name; by default the real one.
     """
     parser = _parser('Test (and evaluate) a model.', 'test.py')
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -121,11 +121,11 @@ def load_config(
     """Read a config, a path or ``package::path`` for a config inside an installed package, and set what all runs need.
 
     Args:
-        name (str): ``configs/point_cluster/x.py``, ``clusterplug::point_cluster/x.py`` or ``mmdet3d::minkunet/x.py``.
-        options (dict, optional): Values of ``--cfg-options``, dotted keys.
-        work_dir (str, optional): Where results go; else the config's own, else ``work_dirs/<config name>``.
-        launcher (str): ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
-        ceph (bool): Whether files are read from a Ceph store.
+        name: ``configs/point_cluster/x.py``, ``clusterplug::point_cluster/x.py`` or ``mmdet3d::minkunet/x.py``.
+        options: Values of ``--cfg-options``, dotted keys.
+        work_dir: Where results go; else the config's own, else ``work_dirs/<config name>``.
+        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        ceph: Whether files are read from a Ceph store.
 
     Returns:
         mmengine.config.Config: Ready for a Runner.

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Find classes among the objects that nobody labelled, and show them from above.
+"""Find classes among the objects that nobody labeled, and show them from above.
 
     python tools/discover_classes.py CONFIG CHECKPOINT --out work_dirs/discover
     python tools/discover_classes.py CONFIG CHECKPOINT --n-clusters 4 --method projection
@@ -126,7 +126,7 @@ def collect(model, dataset, number: int, hidden: list[int], args) -> tuple[list[
 
 
 def cluster(features: np.ndarray, labels: np.ndarray, args) -> np.ndarray:
-    """Number of the new class of each unlabelled object, -1 for the others."""
+    """Number of the new class of each unlabeled object, -1 for the others."""
     from clusterplug import estimators
 
     new = labels < 0

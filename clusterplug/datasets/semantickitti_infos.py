@@ -119,7 +119,7 @@ def _inspect_points(path: Path) -> tuple[list[str], list[str]]:
     if near > FARTHEST:
         return [
             f'{path} has no point within {FARTHEST} m of the sensor, the nearest is {near:.0f} m away; coordinates '
-            'must be metres from the sensor'
+            'must be meters from the sensor'
         ], []
     return [], [f'{path}: {bad} of {count} points have NaN or inf; they are left out when it is loaded'] if bad else []
 

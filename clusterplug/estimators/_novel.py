@@ -26,7 +26,7 @@ class Split(NamedTuple):
 
 
 def read_split(estimator: Any, X: Any, y: Any) -> Split:
-    """Check ``X`` and ``y`` (-1 = unlabelled; None = all); raise where there is nothing to discover."""
+    """Check ``X`` and ``y`` (-1 = unlabeled; None = all); raise where there is nothing to discover."""
     points = read_points(estimator, X, reset=True)
     count, device = len(points.tensor), points.tensor.device
     if y is None:

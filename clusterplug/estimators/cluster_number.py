@@ -31,7 +31,7 @@ def estimate_n_clusters(
     computed once for all k.
 
     Args:
-        X: (N, D) array or tensor, N >= 3: usually the embedding of unlabelled samples.
+        X: (N, D) array or tensor, N >= 3: usually the embedding of unlabeled samples.
         k_range: Numbers to try; None = 2 .. 30 (at most N - 1).
         criterion: ``'silhouette'`` or ``'calinski_harabasz'``.
         n_init: Runs of k-means for each number.

@@ -21,12 +21,12 @@ SCORES = {'accuracy': clustering_accuracy, 'nmi': normalized_mutual_info}
 class HiddenClassCV(BaseEstimator):
     """Random or full search over arguments of an estimator of novel classes, in scikit-learn's form.
 
-    The known classes are split into folds. In each fold its classes are unlabelled for the estimator, next to the
+    The known classes are split into folds. In each fold its classes are unlabeled for the estimator, next to the
     samples that really are; ``n_clusters`` is set to the number of hidden classes plus its own value, and the clusters
     of the hidden samples are compared with their labels. Labels of novel classes are never needed.
 
     Args:
-        estimator: An estimator with ``fit(X, y)`` (y = -1 unlabelled), ``n_clusters`` (a number) and ``labels_``.
+        estimator: An estimator with ``fit(X, y)`` (y = -1 unlabeled), ``n_clusters`` (a number) and ``labels_``.
         param_distributions: Argument -> list of values, or an object with ``rvs(random_state=)`` (scipy.stats).
         n_iter: Draws of arguments; None = all combinations (lists only).
         n_folds: At most the number of known classes; each fold leaves at least one class known.
@@ -76,7 +76,7 @@ class HiddenClassCV(BaseEstimator):
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any) -> 'HiddenClassCV':
-        """Search with the known classes of ``y`` (N,), -1 = unlabelled."""
+        """Search with the known classes of ``y`` (N,), -1 = unlabeled."""
         check_parameter(check_choice, self.scoring, 'scoring', SCORES)
         check_parameter(check_count, self.n_folds, 'n_folds', 2)
         labels = (y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)).astype(np.int64)

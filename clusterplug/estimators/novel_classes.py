@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Discovery of classes that nobody labelled, with the help of known ones: k-means and spectral clustering."""
+"""Discovery of classes that nobody labeled, with the help of known ones: k-means and spectral clustering."""
 
 from typing import Any
 
@@ -29,9 +29,9 @@ from clusterplug.functional import (
 
 
 class NovelClassKMeans(Clusterer):
-    """k-means on the unlabelled samples whose starts keep away from the means of the known classes.
+    """k-means on the unlabeled samples whose starts keep away from the means of the known classes.
 
-    It solves novel class discovery with a clean split: unlabelled samples belong to novel classes only. Known means
+    It solves novel class discovery with a clean split: unlabeled samples belong to novel classes only. Known means
     are fixed and only guide the starts; the iterations, and ``predict``, use novel centers alone.
 
     Args:
@@ -50,7 +50,7 @@ class NovelClassKMeans(Clusterer):
             n_iter_: int.
 
     Raises:
-        ValueError: No unlabelled samples (y = -1), fewer of them than clusters, y that are no integers.
+        ValueError: No unlabeled samples (y = -1), fewer of them than clusters, y that are no integers.
 
     Source: Troisemaine, Reiffers-Masson, Gosselin, Lemaire and Vaton, "A Practical Approach to Novel Class Discovery
     in Tabular Data", Data Mining and Knowledge Discovery 2024, arXiv 2311.05440; official code ColinTr/PracticalNCD
@@ -115,7 +115,7 @@ class NovelClassKMeans(Clusterer):
 
 
 class NovelClassSpectral(Clusterer):
-    """Spectral clustering of known and unlabelled samples together, then k-means that keeps away from known classes.
+    """Spectral clustering of known and unlabeled samples together, then k-means that keeps away from known classes.
 
     The width of the heat kernel follows from the longest edge of the minimum spanning tree
     (:func:`clusterplug.functional.minimum_spanning_scale`); the embedding is of the eigenvectors 2 ... u + 1 of the

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Subclasses within labelled classes, found on line: the memory of PointClusterLoss without a network."""
+"""Subclasses within labeled classes, found on line: the memory of PointClusterLoss without a network."""
 
 import numbers
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class OnlineSubclassClusterer(Clusterer):
     Args:
         n_clusters: K, one for all classes or one for each.
         momentum: share of the old center that is kept in a step.
-        sinkhorn_eps: entropic regularisation of the assignment.
+        sinkhorn_eps: entropic regularization of the assignment.
         samples_per_class: at most so many of a class are used in a step; default the larger of 256 and 4 K.
         batch_size: samples of a step in ``fit``.
         max_iter: passes over X in ``fit``.

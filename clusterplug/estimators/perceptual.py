@@ -56,7 +56,7 @@ class PerceptualClusterer(Clusterer):
         ValueError: Fewer than 3 points, NaN, another number of coordinates, a file that holds no such network.
 
     Source: Hartwig et al., "ClusterNet: A Perception-Based Clustering Model for Scattered Data", arXiv 2304.14185
-    (later "HPSCAN"). Official repository: kopetri/HPSCAN, without code and licence. **Differs from the paper**: the
+    (later "HPSCAN"). Official repository: kopetri/HPSCAN, without code and license. **Differs from the paper**: the
     sizes, the loss and the training are a reconstruction from the abstract, and the weights of the package were trained
     on generated plots with generated raters, not on the people's labels of the paper; ``from_pretrained`` takes yours.
     Views are averaged as probabilities with matched columns, not as pairs, which needs no N x N matrix.

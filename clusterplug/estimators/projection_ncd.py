@@ -62,15 +62,15 @@ class _Network(nn.Module):
 
 
 class ProjectionBasedNCD(TransformerMixin, Clusterer):
-    r"""Discover classes in unlabelled samples with a projection learned from known classes and from all samples (PBN).
+    r"""Discover classes in unlabeled samples with a projection learned from known classes and from all samples (PBN).
 
     .. math:: L = w \, CE(\text{classifier}(z), y)_{\text{known}} + (1 - w) \frac1B \sum_i \|\hat x_i - x_i\|^2, \qquad
               z = f(x) / \|f(x)\|
 
-    then k-means on z of the unlabelled samples. The network is small on purpose: its four numbers (``lr``, ``weight``,
+    then k-means on z of the unlabeled samples. The network is small on purpose: its four numbers (``lr``, ``weight``,
     ``dropout``, ``latent_dim``) can be tuned without novel labels by :class:`HiddenClassCV`.
 
-    It solves novel class discovery with a clean split: unlabelled samples belong to novel classes only.
+    It solves novel class discovery with a clean split: unlabeled samples belong to novel classes only.
 
     Args:
         n_clusters: Number of novel classes; ``'auto'`` estimates it by the silhouette in the projection.
@@ -95,7 +95,7 @@ class ProjectionBasedNCD(TransformerMixin, Clusterer):
             network_: the trained module.
 
     Raises:
-        ValueError: No unlabelled samples, fewer of them than clusters, no known class with ``weight`` > 0, an option
+        ValueError: No unlabeled samples, fewer of them than clusters, no known class with ``weight`` > 0, an option
             out of range.
 
     Source: Troisemaine, Reiffers-Masson, Gosselin, Lemaire and Vaton, "A Practical Approach to Novel Class Discovery

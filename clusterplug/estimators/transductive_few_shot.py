@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels of all queries at once from a few labelled samples: constrained k-means or k-modes with a Laplacian term."""
+"""Labels of all queries at once from a few labeled samples: constrained k-means or k-modes with a Laplacian term."""
 
 from typing import Any, NamedTuple
 
@@ -33,18 +33,18 @@ class _Solution(NamedTuple):
 
 
 class TransductiveFewShot(Clusterer):
-    r"""Label a whole query set at once by clustering it together with the few labelled samples.
+    r"""Label a whole query set at once by clustering it together with the few labeled samples.
 
     .. math:: \min_{Z, M} \sum_{pk} z_{pk} d(x_p, m_k) - \frac{\lambda}{2} \sum_{pq} w_{pq} z_p^\top z_q
               + \sum_{pk} z_{pk} \log z_{pk}, \qquad z_p = \text{one-hot}(y_p) \text{ where } y_p \text{ is known}
 
-    Prototypes start at the class means of the labelled samples; then prototypes and assignments
+    Prototypes start at the class means of the labeled samples; then prototypes and assignments
     (:func:`clusterplug.functional.laplacian_assign`) take turns until the energy settles. Episodes are solved in
     batches: pass X of shape (E, N, D).
 
-    It solves: every class has labelled samples, and the queries belong to these classes. With ``shift=True`` it assumes
+    It solves: every class has labeled samples, and the queries belong to these classes. With ``shift=True`` it assumes
     that **queries are about equally many per class** (as few-shot benchmarks draw them): it moves them by the
-    difference of the means of labelled and unlabelled samples.
+    difference of the means of labeled and unlabeled samples.
 
     Args:
         method: ``'kmeans'``: d is the squared distance and prototypes are means; ``'kmodes'``: d is minus a Gaussian
@@ -54,7 +54,7 @@ class TransductiveFewShot(Clusterer):
         base_mean: (D,) subtracted first, the mean of the classes that the features were trained on; None = the mean of
             the samples given.
         normalize: Divide each sample by its length after that (a zero vector stays).
-        shift: Move the queries so that their mean is that of the labelled samples.
+        shift: Move the queries so that their mean is that of the labeled samples.
         concave: Symmetric graph with a shifted diagonal, on which an assignment step cannot raise the energy.
         max_iter: Maximum number of rounds.
         tol: A problem stops when its energy changes by at most this share.
@@ -68,7 +68,7 @@ class TransductiveFewShot(Clusterer):
             offset_: (D,) arrays of what was subtracted and added, for one problem.
 
     Raises:
-        ValueError: Nothing labelled, nothing to label, a class of an episode without a labelled sample, fewer samples
+        ValueError: Nothing labeled, nothing to label, a class of an episode without a labeled sample, fewer samples
             than ``n_neighbors``, labels below -1, an option out of range, NaN or inf.
 
     Source: Ziko, Boudiaf, Dolz, Granger and Ben Ayed, "Transductive Few-Shot Learning: Clustering is All You Need?",

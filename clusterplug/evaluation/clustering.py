@@ -72,7 +72,7 @@ class ClusteringMetric(BaseMetric):
         if self.num_samples is not None:
             labels, clusters = labels[: self.num_samples], clusters[: self.num_samples]
         if not len(labels):
-            raise ValueError('there is no labelled row; check the labels and ignore_index')
+            raise ValueError('there is no labeled row; check the labels and ignore_index')
         return {
             'accuracy': 100 * clustering_accuracy(labels, clusters),
             'nmi': 100 * normalized_mutual_info(labels, clusters),

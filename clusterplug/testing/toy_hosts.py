@@ -26,7 +26,7 @@ def write_tiny_layouts(root: str | Path) -> Path:
     """Write a tiny data set in each layout that the hosts read: ``root``/semantickitti, /s3dis and /scannet.
 
     Args:
-        root (str | Path): Folder to write into.
+        root: Folder to write into.
 
     Returns:
         Path: ``root``.
@@ -48,9 +48,9 @@ def tiny_host_config(config, root: str | Path, *, max_iters: int = 2, small: boo
 
     Args:
         config (mmengine.config.Config): A whole config as mmdet3d ships them, with or without clustering; changed.
-        root (str | Path): What ``write_tiny_layouts`` returned.
-        max_iters (int): Iterations of training.
-        small (bool): Cut the widths of backbones with which a step takes many seconds.
+        root: What ``write_tiny_layouts`` returned.
+        max_iters: Iterations of training.
+        small: Cut the widths of backbones with which a step takes many seconds.
 
     Returns:
         mmengine.config.Config: ``config``. It has a test loop and no validation.

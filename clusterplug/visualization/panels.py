@@ -37,10 +37,10 @@ def save_panels(
         ValueError: no panel, or colors that do not fit the points.
     """
     if not panels:
-        raise ValueError('panels must hold at least one (title, colours)')
+        raise ValueError('panels must hold at least one (title, colors)')
     for title, colors in panels:
         if colors.shape != (len(points), 3):
-            raise ValueError(f"colours of panel '{title}' must have shape ({len(points)}, 3), got {colors.shape}")
+            raise ValueError(f"colors of panel '{title}' must have shape ({len(points)}, 3), got {colors.shape}")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch

@@ -35,9 +35,9 @@ def save_page(
     """
     points = np.asarray(points)
     if not colorings:
-        raise ValueError('colorings must hold at least one (name, colours)')
+        raise ValueError('colorings must hold at least one (name, colors)')
     for name, colors in colorings:
-        check_cloud(points, np.asarray(colors), f"colours of '{name}'")
+        check_cloud(points, np.asarray(colors), f"colors of '{name}'")
     finite = np.isfinite(points[:, :3]).all(1)
     places = points[finite, :3].astype('<f4')
     far = np.abs(places[:, :2]).max(1) if len(places) else np.ones(1)

@@ -14,11 +14,11 @@ from clusterplug.visualization._checks import check_cloud
 def save_rerun(
     path: str | os.PathLike, scans: Sequence[tuple[np.ndarray, Sequence[tuple[str, np.ndarray]]]], name: str = 'scans'
 ) -> None:
-    """Write scans one after the other on a time line, each colouring as an entity of its own.
+    """Write scans one after the other on a time line, each coloring as an entity of its own.
 
     Args:
         path: .rrd file to write, whole or not at all.
-        scans: for each scan its points (N, 3 or more) in metres, and (name, (N, 3) RGB) colourings.
+        scans: for each scan its points (N, 3 or more) in meters, and (name, (N, 3) RGB) colourings.
         name: of the recording.
 
     Raises:
@@ -31,7 +31,7 @@ def save_rerun(
         raise ModuleNotFoundError('.rrd recordings need rerun: pip install rerun-sdk') from error
     for points, colorings in scans:
         for title, colors in colorings:
-            check_cloud(np.asarray(points), np.asarray(colors), f"colours of '{title}'")
+            check_cloud(np.asarray(points), np.asarray(colors), f"colors of '{title}'")
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, 'wb') as file:  # rerun writes by name, into the temporary file

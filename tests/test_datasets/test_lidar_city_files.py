@@ -136,7 +136,7 @@ def settings_bytes(seed):
         ({'seed': True}, TypeError, 'seed must be an integer, got True'),
         ({'columns': 8}, ValueError, 'columns must be from 16 to 4096, got 8'),
         ({'scans_per_street': 0}, ValueError, 'scans_per_street must be from 1'),
-        ({'spacing': 0.0}, ValueError, 'spacing must be a number of metres from 0.1 to 20'),
+        ({'spacing': 0.0}, ValueError, 'spacing must be a number of meters from 0.1 to 20'),
         ({'spacing': float('nan')}, ValueError, 'spacing'),
         ({'workers': 0}, ValueError, 'workers must be from 1'),
     ],

@@ -37,7 +37,7 @@ def test_scores_points_and_ignored_rows():
     ('sample', 'message'),
     [
         (dict(gt_label=torch.tensor([1]), pred_score=torch.tensor([0.1, float('nan')])), 'NaN'),
-        (dict(gt_label=torch.tensor([-1]), pred_label=torch.tensor([0])), 'no labelled row'),
+        (dict(gt_label=torch.tensor([-1]), pred_label=torch.tensor([0])), 'no labeled row'),
         (dict(pred_label=torch.tensor([0])), 'gt_label'),
     ],
 )

@@ -177,7 +177,7 @@ def test_a_browser_draws_it(tmp_path):
     picture = pytest.importorskip('PIL.Image')
     image, regions = three_colors(224)
     views = cluster_views(model_of(), as_input(image), 3)
-    save_cluster_page(tmp_path / 'page.html', image, views, title='three colours')
+    save_cluster_page(tmp_path / 'page.html', image, views, title='three colors')
     command = [
         browser, '--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking',
         '--disable-component-update', '--disable-sync', '--no-first-run', f'--user-data-dir={tmp_path / "profile"}',

@@ -24,7 +24,7 @@ def _data(path):
     return json.loads(re.search(r'^const data = (.*);$', path.read_text(), re.MULTILINE)[1])
 
 
-def test_holds_all_points_and_colours_and_asks_for_nothing_else(tmp_path):
+def test_holds_all_points_and_colors_and_asks_for_nothing_else(tmp_path):
     points, colorings = _scan()
     points[7, 0] = np.nan
     save_page(tmp_path / 'page.html', points, colorings, title='a <b> </script>', legend=[('car', (1, 2, 3))])
@@ -46,7 +46,7 @@ def test_bad_input(tmp_path):
     points, colorings = _scan()
     with pytest.raises(ValueError, match='at least one'):
         save_page(tmp_path / 'x.html', points, [])
-    with pytest.raises(ValueError, match="colours of 'truth' must have shape"):
+    with pytest.raises(ValueError, match="colors of 'truth' must have shape"):
         save_page(tmp_path / 'x.html', points[1:], colorings)
     assert list(tmp_path.iterdir()) == []
 

@@ -27,7 +27,7 @@ def test_one_cluster_has_no_border():
     assert np.array_equal(paint_token_clusters(image, np.zeros((3, 5), int)), image)
 
 
-def test_colours_are_components():
+def test_colors_are_components():
     generator = np.random.default_rng(0)
     tokens = np.zeros((6, 7, 5))
     tokens[..., 2] = 10 * generator.normal(size=(6, 7))  # the strongest direction, by far

@@ -29,7 +29,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 
 def read_image(path: Path, size: int):
-    """(H, W, 3) uint8 RGB with ``size`` pixels on the longer side; grey pictures become grey RGB."""
+    """(H, W, 3) uint8 RGB with ``size`` pixels on the longer side; gray pictures become gray RGB."""
     import numpy as np
     from PIL import Image
 

@@ -95,7 +95,7 @@ def generate_lidar_city(
     if workers is not None:
         _check_integer('workers', workers, 1, 1024)
     if isinstance(spacing, bool) or not isinstance(spacing, Real) or not 0.1 <= spacing <= 20.0:
-        raise ValueError(f'spacing must be a number of metres from 0.1 to 20, got {spacing!r}')
+        raise ValueError(f'spacing must be a number of meters from 0.1 to 20, got {spacing!r}')
     import_open3d()
     settings = {
         'generator': GENERATOR,

@@ -59,7 +59,7 @@ class DEPICT(DeepClusterer):
         labels_, history_, network_, partial_: see :class:`DeepClusterer`. cluster_sizes_: (K,) samples in each.
 
     Source: Ghasedi Dizaji et al., "Deep Clustering via Joint Convolutional Autoencoder Embedding and Relative Entropy
-    Minimization", ICCV 2017, arXiv 1704.06327; herandy/DEPICT (no licence file). **Differs from the authors' code**:
+    Minimization", ICCV 2017, arXiv 1704.06327; herandy/DEPICT (no license file). **Differs from the authors' code**:
     no split by the true labels; no sample is dropped at the end of an epoch; the first labels are k-means', numbered
     like the columns of the softmax; two forward passes a step, p being that of the clean pass before the step; X is
     centered and scaled as a whole, so the decoder ends linearly and not in tanh; a smaller and faster default.

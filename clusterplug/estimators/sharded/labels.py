@@ -68,7 +68,7 @@ def _prepare(run: Run, partial: list[Path]) -> bool:
 
 
 def _flush(opened: dict[int, np.memmap]) -> None:
-    """Write what was labelled; a shard that is left behind is closed."""
+    """Write what was labeled; a shard that is left behind is closed."""
     for array in opened.values():
         array.flush()
     opened.clear()

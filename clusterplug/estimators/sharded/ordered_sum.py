@@ -17,7 +17,7 @@ class Node(NamedTuple):
 class OrderedSum:
     """Adds fp64 vectors as the leaves of one fixed binary tree over the block numbers.
 
-    Neighbours (2i, 2i + 1) of a level are added as soon as both are there; whatever part of the blocks a process
+    Neighbors (2i, 2i + 1) of a level are added as soon as both are there; whatever part of the blocks a process
     has, it holds at most two nodes for each level, and putting the nodes of all processes together in the order of
     the blocks goes on with the same additions. One process and many therefore agree to the last bit.
 
