@@ -23,7 +23,7 @@ from clusterplug.dependencies import DEPENDENCIES
 
 ROOT = Path(__file__).resolve().parents[1]
 # The first releases with wheels for a Python, where they are later than the lower bound.
-FIRST = {('3.12', 'numpy'): '1.26.0', ('3.12', 'scipy'): '1.11.2', ('3.12', 'scikit-learn'): '1.3.1'}
+FIRST = {('3.12', 'numpy'): '1.26.0', ('3.12', 'scipy'): '1.11.2'}
 TESTS = {
     'core': ('core', 'functional', 'layers', 'heads', 'losses', 'memory', 'optim'),
     'estimators': ('estimators',),
