@@ -74,6 +74,9 @@ def test_a_container_opens_nothing_but_itself(tmp_path, monkeypatch):
     assert before[before.index('-protocol_whitelist') + 1] == 'file'
     assert before[before.index('-f') + 1] == 'mov'
     assert words[words.index('-i') + 1] == f'file:{tmp_path / "a.mp4"}'
+    # Machines without the program see its time and rotation here alone.
+    assert 'fps=3:round=up:start_time=0,' in words[words.index('-vf') + 1]
+    assert '-noautorotate' not in words
 
 
 @pytest.mark.parametrize('error', [MemoryError, ValueError, ZeroDivisionError])
