@@ -124,18 +124,18 @@ def compare(loss: PointClusterLoss, device: str) -> str:
 def products_ms(loss: PointClusterLoss, num_points: int, backward: bool, rates) -> float:
     """Time for the products and the memory traffic alone, at the rates of large ones, one after the other.
 
-    Products: projector, centers (twice), queue (logits and gradient), anchors among themselves; backward twice the
-    projector's, centers' and anchors' again. Traffic: labels, predictions and a random key of each point once, the
-    queue twice, and in backward the dense gradient of the features.
+    Products: projector (in backward twice more), assignment, and each anchor with all centers and with the remembered
+    embeddings and the anchors that it is compared with, once for the logits and once for the gradient, which the
+    forward pass makes. Traffic: labels, predictions and a random key of each point once, what is compared twice, and
+    in backward the dense gradient of the features.
     """
-    memory, dims = loss.memory, loss.memory.embed_dims
+    memory, dims, most = loss.memory, loss.memory.embed_dims, loss.contrast.max_negatives
     anchors = NUM_CLASSES * loss.num_anchors_per_class
     subclasses = NUM_CLASSES * memory.num_clusters
     projector = sum(p.numel() for p in loss.projector.parameters() if p.dim() == 2)
-    products = projector + dims * (anchors + subclasses)
-    flops = 2 * anchors * (products * (3 if backward else 1) + dims * memory.num_clusters)
-    flops += 2 * anchors * 2 * subclasses * memory.queue_len * dims
-    traffic = 20 * num_points + 2 * 4 * subclasses * memory.queue_len * dims
+    compared = subclasses + min(anchors, most) + min(subclasses * memory.queue_len, most)
+    flops = 2 * anchors * (projector * (3 if backward else 1) + dims * memory.num_clusters + 2 * dims * compared)
+    traffic = 20 * num_points + 2 * 4 * compared * dims
     if backward:
         traffic += 4 * num_points * IN_CHANNELS
     return 1e3 * (flops / rates.product + traffic / rates.copy)

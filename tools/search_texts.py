@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from clusterplug.core.outputs import locked_file
 from clusterplug.user_errors import run_tool
 
 
@@ -91,12 +92,13 @@ def _make_index(args: argparse.Namespace, texts: dict, encoder):
         print(text, file=sys.stderr, flush=True)
 
     path = _index_path(args)
-    previous = load_or_set_aside(path, say, MultiVectorIndex if args.vectors == 'multi' else VideoIndex)
-    key = model_key(dict(num_clusters=args.num_clusters, max_length=args.max_length), model=encoder.model)
-    index = build_text_index(
-        encoder, texts, key, previous, vectors=args.vectors, batch_size=args.batch_size, path=path,
-        say=lambda done, total: say(f'{done} of {total} texts'),
-    )  # fmt: skip
+    with locked_file(path, say):
+        previous = load_or_set_aside(path, say, MultiVectorIndex if args.vectors == 'multi' else VideoIndex)
+        key = model_key(dict(num_clusters=args.num_clusters, max_length=args.max_length), model=encoder.model)
+        index = build_text_index(
+            encoder, texts, key, previous, vectors=args.vectors, batch_size=args.batch_size, path=path,
+            say=lambda done, total: say(f'{done} of {total} texts'),
+        )  # fmt: skip
     say(f'{path}: {index.describe()}')
     return index
 

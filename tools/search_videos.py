@@ -27,6 +27,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clusterplug.core.config_options import ConfigOptions
+from clusterplug.core.outputs import locked_file
 from clusterplug.user_errors import run_tool
 
 
@@ -184,12 +185,13 @@ def _make_index(args: argparse.Namespace, loaded: _Loaded):
         print(text, file=sys.stderr, flush=True)
 
     path = _index_path(args)
-    previous = load_or_set_aside(path, say, MultiVectorIndex if args.vectors == 'multi' else VideoIndex)
-    index = build_index(
-        loaded.model, args.videos, loaded.pipeline, model_key(loaded.settings, model=loaded.model), previous,
-        args.batch_size, lambda done, total: say(f'{done} of {total} videos'), path,
-        args.vectors,
-    )  # fmt: skip
+    with locked_file(path, say):
+        previous = load_or_set_aside(path, say, MultiVectorIndex if args.vectors == 'multi' else VideoIndex)
+        index = build_index(
+            loaded.model, args.videos, loaded.pipeline, model_key(loaded.settings, model=loaded.model), previous,
+            args.batch_size, lambda done, total: say(f'{done} of {total} videos'), path,
+            args.vectors,
+        )  # fmt: skip
     say(f'{path}: {index.describe()}')
     return index
 

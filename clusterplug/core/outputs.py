@@ -5,7 +5,7 @@ import errno
 import fnmatch
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -240,6 +240,43 @@ def locked_folder(folder: str | os.PathLike) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)  # the file stays: removing it would let two processes lock two files of one name
+
+
+@contextmanager
+def locked_file(path: str | os.PathLike, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold one file that several processes bring up to date, such as an index: a second one waits and says so.
+
+    For readers that also write what is new: refusing them, as :func:`locked_folder` does, would refuse questions. Read
+    the file inside, so that what another process has just written is not lost. Where nothing can be written, nothing
+    is held.
+
+    Args:
+        path: The file; the lock is ``.NAME.lock`` beside it.
+        say: Takes the line that tells of the wait.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, locked_file(Path(folder, 'index.pt'), print):
+        ...     pass
+    """
+    path = Path(os.path.abspath(path))
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, 'O_CLOEXEC', 0) | getattr(os, 'O_NOFOLLOW', 0)
+    try:
+        descriptor = os.open(path.with_name(f'.{path.name}.lock'), flags, 0o666)
+    except OSError:  # no folder or a read-only one: what is written there will say it
+        yield
+        return
+    try:
+        try:
+            _take(descriptor, path)
+        except FolderInUse:
+            say(f'{path} is being written by another process; waiting for it')
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _take(descriptor: int, folder: Path) -> None:

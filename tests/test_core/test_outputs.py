@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -16,6 +17,7 @@ from clusterplug.core.outputs import (
     check_output_file,
     difference,
     fingerprint,
+    locked_file,
     locked_folder,
     output_folder,
     read_marker,
@@ -207,3 +209,28 @@ def test_output_files_are_checked_before_the_work(source, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(NotADirectoryError, match='folder of --out'):
         check_output_file(tmp_path / 'file' / 'x')
+
+
+def test_a_second_writer_of_a_file_waits_and_reads_what_the_first_wrote(tmp_path):
+    path, said, seen = tmp_path / 'index.json', [], []
+
+    def second():
+        with locked_file(path, said.append):
+            seen.append(path.read_text())
+
+    with locked_file(path, said.append):
+        assert said == []
+        thread = threading.Thread(target=second)
+        thread.start()
+        while thread.is_alive() and not said:  # it tells of the wait before it waits
+            thread.join(0.01)
+        path.write_text('of the first')
+    thread.join(60)
+    assert seen == ['of the first']
+    assert len(said) == 1
+    assert str(path) in said[0]
+
+
+def test_nothing_is_held_where_nothing_can_be_written(tmp_path):
+    with locked_file(tmp_path / 'not there' / 'index.json', pytest.fail):
+        assert not (tmp_path / 'not there').exists()
