@@ -3,7 +3,9 @@
 
 import importlib
 import importlib.util
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,19 @@ def test_pages_load_nothing_from_other_servers(site):
     assert [str(page) for page in pages for what in (elements, sheets) if what.search(page.read_text())] == []
     loads = re.compile(r'url\(["\']?(?:https?:)?//|@import')
     assert [str(style) for style in site.rglob('*.css') if loads.search(style.read_text())] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which('node') is None, reason='needs node, which runs the scripts of the pages')
+def test_search_works_where_pages_are_opened_as_files(site):
+    """A file may not start the worker of the theme's search: its shim of our own, the worker and the index together."""
+    script = Path(__file__).with_name('search_from_files.js')
+    done = subprocess.run(['node', script, site, 'householder projector'], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert any(location.startswith('methods/householder.html') for location in found), found
+    page = (site / 'methods' / 'householder.html').read_text()
+    assert '<script src="../javascripts/iframe-worker.js">' in page
 
 
 @pytest.mark.slow
