@@ -24,6 +24,17 @@ def real_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope='session')
+def test_device():
+    """Device that CLUSTERPLUG_TEST_DEVICE names, ``cuda`` say; tests that compare it with the CPU are skipped without."""
+    import torch
+
+    name = os.environ.get('CLUSTERPLUG_TEST_DEVICE')
+    if not name:
+        pytest.skip('CLUSTERPLUG_TEST_DEVICE is not set: nothing to compare the CPU with')
+    return torch.zeros(1, device=name).device  # a device that is not there fails here
+
+
 def _default_scopes() -> dict | None:
     module = sys.modules.get('mmengine.registry.default_scope')
     return None if module is None else module.DefaultScope._instance_dict

@@ -64,6 +64,23 @@ def test_strides_change_nothing(name, change):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_another_device_gives_what_the_cpu_gives(test_device):
+    """Results and gradients of every function, those that draw left out: a generator belongs to one device."""
+    differ = {}
+    for name in CALLS:
+        args, options = CALLS[name]()
+        if any(isinstance(each, torch.Generator) for each in (*args, *options.values())):
+            continue
+        expected = run(name, torch.Tensor.contiguous)
+        try:
+            for got, wanted in zip(run(name, lambda x: x.to(test_device)), expected, strict=True):
+                for one, other in zip(got, wanted, strict=True):
+                    torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-4)
+        except (AssertionError, RuntimeError) as error:
+            differ[name] = str(error).splitlines()[0]
+    assert differ == {}
+
+
 @pytest.mark.parametrize('name', [
     'kkz', 'kmedoids', 'kmedoids_swap', 'linkage', 'nearest_center', 'pairwise_distances', 'spectral_clustering',
     'sinkhorn', 'bipartite_matching', 'cluster_tokens', 'merge_tokens', 'token_spread', 'cluster_pool',
