@@ -25,8 +25,8 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope='session')
-def test_device():
-    """Device that CLUSTERPLUG_TEST_DEVICE names, ``cuda`` say; tests that compare it with the CPU are skipped without."""
+def other_device():
+    """Device that CLUSTERPLUG_TEST_DEVICE names, such as cuda; what compares it with the CPU is skipped without."""
     import torch
 
     name = os.environ.get('CLUSTERPLUG_TEST_DEVICE')

@@ -64,7 +64,7 @@ def test_strides_change_nothing(name, change):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_another_device_gives_what_the_cpu_gives(test_device):
+def test_another_device_gives_what_the_cpu_gives(other_device):
     """Results and gradients of every function, those that draw left out: a generator belongs to one device."""
     differ = {}
     for name in CALLS:
@@ -73,7 +73,7 @@ def test_another_device_gives_what_the_cpu_gives(test_device):
             continue
         expected = run(name, torch.Tensor.contiguous)
         try:
-            for got, wanted in zip(run(name, lambda x: x.to(test_device)), expected, strict=True):
+            for got, wanted in zip(run(name, lambda x: x.to(other_device)), expected, strict=True):
                 for one, other in zip(got, wanted, strict=True):
                     torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-4)
         except (AssertionError, RuntimeError) as error:
