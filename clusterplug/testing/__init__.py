@@ -3,6 +3,7 @@
 
 from clusterplug.testing.counters import count_host_syncs, count_launches
 from clusterplug.testing.distributed import run_gloo
+from clusterplug.testing.forked import run_forked
 from clusterplug.testing.peaks import peak_bytes, peak_of_process
 from clusterplug.testing.toy_data import write_tiny_semantickitti
 from clusterplug.testing.toy_hosts import tiny_host_config, write_tiny_layouts
@@ -15,6 +16,7 @@ __all__ = [
     'count_launches',
     'peak_bytes',
     'peak_of_process',
+    'run_forked',
     'run_gloo',
     'tiny_config',
     'tiny_host_config',

@@ -17,6 +17,7 @@ pytest.importorskip('av', reason='needs PyAV: pip install clusterplug[video]')
 
 from clusterplug.datasets.video import UnreadableVideo, open_store, stores, write_lmdb
 from clusterplug.datasets.video.encoding import write_video
+from clusterplug.testing import run_forked
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (4, 32, 64, 3)).astype(np.uint8)
 
@@ -287,10 +288,7 @@ class TestLmdb:
             thread.start()
         for thread in threads:
             thread.join()
-        child = os.fork()
-        if not child:
-            os._exit(store.open('b').length)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+        assert run_forked(lambda: store.open('b').length) == 4
         assert [*lengths, store.open('b').length] == [4] * 5
         assert pickle.loads(pickle.dumps(store)).open('a').length == 4
 

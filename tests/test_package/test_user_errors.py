@@ -12,6 +12,7 @@ pytest.importorskip('mmengine')
 from mmengine.config import Config
 
 from clusterplug.core.outputs import locked_folder
+from clusterplug.testing import run_forked
 from clusterplug.user_errors import check_folder, check_packages, install_line, run_tool
 
 
@@ -134,14 +135,7 @@ def test_two_trainings_in_one_folder(tmp_path, capsys):
     config = Config(dict(work_dir=str(tmp_path), launcher='none'))
 
     def second():
-        pid = os.fork()
-        if pid == 0:
-            code = 3
-            try:
-                code = run_tool(lambda: (cli.work_folder(config).__enter__() and 0) or 0, 'train')
-            finally:
-                os._exit(code)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return run_forked(lambda: run_tool(lambda: (cli.work_folder(config).__enter__() and 0) or 0, 'train'))
 
     with cli.work_folder(config):
         assert second() == 1

@@ -21,6 +21,7 @@ from clusterplug.registry import MODELS
 from clusterplug.retrieval import MultiVectorIndex
 from clusterplug.retrieval.search import VideoIndex, build_index, load_or_set_aside
 from clusterplug.retrieval.text_search import TextEncoder, build_text_index, read_texts
+from clusterplug.testing import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -287,16 +288,16 @@ def test_tool_for_texts(text_model, tmp_path, capsys, vectors):
 
 def test_a_kill_loses_little(text_model, tmp_path, monkeypatch):
     encoder, path = TextEncoder(text_model, num_clusters=3), tmp_path / 'x.pt'
-    child = os.fork()
-    if not child:
+
+    def killed():
         clock = iter(range(0, 10_000, 10))
         monkeypatch.setattr('time.monotonic', lambda: next(clock))  # every batch is saved
         build_text_index(
             encoder, TEXTS, 'key', path=path, batch_size=1,
             say=lambda done, total: done == 3 and os.kill(os.getpid(), signal.SIGKILL),
         )  # fmt: skip
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    assert run_forked(killed) == -signal.SIGKILL
     kept, steps = MultiVectorIndex.load(path), []
     assert len(kept.ids) == 3
     index = build_text_index(encoder, TEXTS, 'key', kept, say=lambda *state: steps.append(state))

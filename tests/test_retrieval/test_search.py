@@ -22,6 +22,7 @@ from clusterplug.retrieval.search import (
     model_key,
     untrained_parts,
 )
+from clusterplug.testing import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -212,13 +213,13 @@ def test_a_kill_loses_one_batch_at_most(folder, tmp_path):
     for name in 'abcd':
         folder.add(name, RED)
     path, seen = tmp_path / 'x.index.pt', []
-    child = os.fork()
-    if not child:
+
+    def killed():
         folder.build(
             path=path, batch_size=1, say=lambda done, total: done == 3 and os.kill(os.getpid(), signal.SIGKILL)
         )
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    assert run_forked(killed) == -signal.SIGKILL
     kept = VideoIndex.load(path)
     assert kept.ids == ['a', 'b', 'c']
     folder.build(kept, say=lambda *state: seen.append(state), batch_size=1)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from clusterplug.core.outputs import LOCK, locked_folder
+from clusterplug.testing import run_forked
 from clusterplug.user_errors import run_tool
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
@@ -220,21 +221,20 @@ def test_a_killed_run_is_done_again(name, inputs, tmp_path, capsys, monkeypatch)
     target, replace = target_of(name, tmp_path), os.replace
     target.parent.mkdir(exist_ok=True)
     for number in (1, 2, 3) if name in FOLDERS else (1,):
-        child = os.fork()
-        if child == 0:
+
+        def killed_at_a_rename(number=number):
             left = [number]
 
-            def killed(*args, left=left, **options):
+            def killed(*args, **options):
                 left[0] -= 1
                 if left[0] == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return replace(*args, **options)
 
             os.replace = killed
-            with contextlib.suppress(BaseException):
-                run(name, command(name, inputs, target))
-            os._exit(0)
-        os.waitpid(child, 0)
+            return run(name, command(name, inputs, target))[0]
+
+        assert run_forked(killed_at_a_rename) in (0, -signal.SIGKILL)
     assert run(name, command(name, inputs, target))[0] == 0
     again = visible(tmp_path / 'out')
     assert set(again) == set(whole)
