@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs of the LiDAR city that are interrupted: restart, full disk, other cities, killed workers."""
 
-import builtins
 import errno
 import json
 import shutil
@@ -53,11 +52,13 @@ class FullDisk:
 
 @pytest.mark.parametrize('stage', ['000001.bin', '000000.label', 'poses.txt', 'infos_val.pkl', 'lidar_city.json'])
 def test_full_disk_leaves_nothing_half_written(small, tmp_path, monkeypatch, stage):
-    def open_on_full_disk(path, *arguments, **options):
-        file = builtins.open(path, *arguments, **options)  # noqa: SIM115 (handed on)
-        return FullDisk(file) if stage in str(path) else file
+    opened = files._opened
 
-    monkeypatch.setattr(files, 'open', open_on_full_disk, raising=False)
+    def opened_on_full_disk(path, *arguments, **options):
+        file = opened(path, *arguments, **options)
+        return FullDisk(file) if stage in path else file
+
+    monkeypatch.setattr(files, '_opened', opened_on_full_disk)
     city = tmp_path / 'city'
     with pytest.raises(OSError, match=r'disk is full.*older files are untouched') as caught:
         generate_lidar_city(city, seed=5, **SMALL)
@@ -75,7 +76,7 @@ def test_no_permission_is_said_clearly(tmp_path, monkeypatch):
     def forbidden(path, *arguments, **options):
         raise PermissionError(errno.EACCES, 'Permission denied', str(path))
 
-    monkeypatch.setattr(files, 'open', forbidden, raising=False)
+    monkeypatch.setattr(files, '_opened', forbidden)
     with pytest.raises(PermissionError, match=r'no permission to write.*another folder'):
         generate_lidar_city(tmp_path / 'city', **SMALL)
 
