@@ -225,7 +225,7 @@ def targets(counts: dict, times: dict) -> None:
     waits = sum(count[1] for count in our_rows.values())
     most = max(count[0] for name, count in our_rows.items() if name.endswith(', forward'))
     print(f'\n- no synchronization: {waits}, {verdict(waits == 0)}')
-    print(f'- at most 280 launches forward: {most}, {verdict(most <= 280)}')
+    print(f'- at most 250 launches forward: {most}, {verdict(most <= 250)}')
     for way in ('forward', 'forward + backward'):
         for loop in ('loop', 'loop without projector'):
             ratio = times[f'{loop}, {way}'].median / times[f'5 anchors a class, K 40, {way}'].median
