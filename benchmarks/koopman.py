@@ -21,6 +21,7 @@ import torch
 from _timing import describe_machine, one_thread_each, publish
 
 from clusterplug.estimators import KoopmanAutoencoder
+from clusterplug.testing.toy_dynamics import pendulum
 
 TERMS = {
     'no terms': dict(entropy_weight=0.0),
@@ -45,19 +46,6 @@ def fitted(X, latent_dim: int, seed: int, *, released_sign: bool = False, **opti
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='the spectral radius')
         return model.fit(X)
-
-
-def pendulum(count: int, seed: int, steps: int = 40) -> np.ndarray:
-    """(count, steps, 2) angle and rate, 0.1 s a step, by ten symplectic Euler steps each."""
-    rng = np.random.default_rng(seed)
-    state = np.stack([rng.uniform(-2, 2, count), rng.uniform(-1, 1, count)], 1)
-    found = [state]
-    for _ in range(steps - 1):
-        for _ in range(10):
-            rate = state[:, 1] - 0.01 * np.sin(state[:, 0])
-            state = np.stack([state[:, 0] + 0.01 * rate, rate], 1)
-        found.append(state)
-    return np.stack(found, 1)
 
 
 def on_pendulum(seeds: list[int], number: int | None = None) -> list[str]:

@@ -9,7 +9,7 @@ def inside_boxes(points: Tensor, boxes: Tensor) -> Tensor:
 
     Args:
         points: (N, 3) meters.
-        boxes: (T, 7) x, y of the centre, z of the bottom, sizes along x, y, z, angle about z in radians.
+        boxes: (T, 7) x, y of the center, z of the bottom, sizes along x, y, z, angle about z in radians.
 
     Returns:
         (N, T) bool.

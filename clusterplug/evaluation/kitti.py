@@ -22,7 +22,7 @@ def kitti_average_precision(
     Args:
         ground_truth: one dict a frame, with arrays over its objects: ``name``, ``truncated``, ``occluded``, ``alpha``,
             ``bbox`` (n, 4) left, top, right, bottom in pixels, ``dimensions`` (n, 3) length, height, width in meters,
-            ``location`` (n, 3) bottom centre in camera coordinates, ``rotation_y``. Regions to be left out have the
+            ``location`` (n, 3) bottom center in camera coordinates, ``rotation_y``. Regions to be left out have the
             name ``DontCare``.
         detections: likewise, with ``score``; ``truncated`` and ``occluded`` may be missing.
         classes: which to evaluate.

@@ -15,7 +15,7 @@ class BoxGroup(NamedTuple):
     """Boxes of one color.
 
     Attributes:
-        boxes: (T, 7) x, y of the centre, z of the bottom, sizes along x, y, z in meters, angle about z in radians.
+        boxes: (T, 7) x, y of the center, z of the bottom, sizes along x, y, z in meters, angle about z in radians.
         color: red, green, blue in 0 ... 255.
     """
 
@@ -43,7 +43,7 @@ def boxes_from_above(
 ) -> np.ndarray:
     """Points in gray, brighter with height, and the outlines of boxes, x upwards and y to the left.
 
-    A line from the centre of a box to its front shows where it heads.
+    A line from the center of a box to its front shows where it heads.
 
     Args:
         points: (N, 3 or more) meters.

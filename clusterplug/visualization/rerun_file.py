@@ -18,7 +18,7 @@ def save_rerun(
 
     Args:
         path: .rrd file to write, whole or not at all.
-        scans: for each scan its points (N, 3 or more) in meters, and (name, (N, 3) RGB) colourings.
+        scans: for each scan its points (N, 3 or more) in meters, and (name, (N, 3) RGB) colorings.
         name: of the recording.
 
     Raises:

@@ -7,20 +7,8 @@ import torch
 from torch import nn
 
 from clusterplug.estimators.deep import KoopmanAutoencoder
+from clusterplug.testing.toy_dynamics import pendulum
 from clusterplug.visualization import save_spectrum
-
-
-def pendulum(count=24, steps=40, seed=0):
-    """Angle and rate of swings of different size, 0.1 s a step."""
-    rng = np.random.default_rng(seed)
-    state = np.stack([rng.uniform(-2, 2, count), rng.uniform(-1, 1, count)], 1)
-    found = [state]
-    for _ in range(steps - 1):
-        for _ in range(10):
-            rate = state[:, 1] - 0.01 * np.sin(state[:, 0])
-            state = np.stack([state[:, 0] + 0.01 * rate, rate], 1)
-        found.append(state)
-    return np.stack(found, 1)
 
 
 def test_a_linear_system_gives_its_eigenvalues():
@@ -79,7 +67,7 @@ def test_a_map_that_grows_is_warned_of():
 
 @pytest.mark.filterwarnings('ignore:the spectral radius')
 def test_entropy_keeps_modes_alive_on_the_pendulum():
-    X, held = pendulum(), pendulum(8, seed=1)
+    X, held = pendulum(24), pendulum(8, seed=1)
     ends = {}
     for weight in (0.0, 0.1):
         model = KoopmanAutoencoder(8, hidden=(32,), entropy_weight=weight, epochs=8, window=12, lr=3e-3).fit(X)
@@ -91,7 +79,7 @@ def test_entropy_keeps_modes_alive_on_the_pendulum():
 
 
 def test_same_seed_same_model_and_no_global_seed():
-    X = pendulum(4, 20)
+    X = pendulum(4, steps=20)
     before = torch.get_rng_state()
     one, other = (KoopmanAutoencoder(4, epochs=1, operator='orthogonal').fit(X) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())

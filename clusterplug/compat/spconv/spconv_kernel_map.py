@@ -27,7 +27,7 @@ def submanifold_pairs(
 
     Returns:
         tuple[Tensor, Tensor] | None: Rows of input and output voxels (2, K, N) int32, -1 behind the last pair of an
-        offset; number of pairs (K,) int32 of the offsets before the centre, zero for the others, which mirror them.
+        offset; number of pairs (K,) int32 of the offsets before the center, zero for the others, which mirror them.
         None when a voxel occurs twice.
 
     Example:

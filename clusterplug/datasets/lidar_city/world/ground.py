@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The street's course and the ground: patches of road, sidewalk, parking and terrain with curbs between them.
 
-Places are given in street coordinates: ``s`` meters along the centre line, ``d`` meters to its left.
+Places are given in street coordinates: ``s`` meters along the center line, ``d`` meters to its left.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NO_MARKING, LANES, CROSS_LANES, ZEBRA, BAYS = range(5)
 
 
 class Course:
-    """A gently winding centre line on rolling ground.
+    """A gently winding center line on rolling ground.
 
     Args:
         rng: source of the course's shape.

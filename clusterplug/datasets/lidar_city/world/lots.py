@@ -23,7 +23,7 @@ class Lot:
     Attributes:
         s0, s1: extent along the street, meters.
         side: +1 left, -1 right.
-        front: distance of the sidewalk's outer edge from the centre line, meters.
+        front: distance of the sidewalk's outer edge from the center line, meters.
     """
 
     s0: float

@@ -79,7 +79,7 @@ class Plan:
 
     Attributes:
         rng: the street's own source of randomness.
-        course: centre line and hills.
+        course: center line and hills.
         dealer: chooses sub-types.
         scene: what was asked of the street.
         instances: entry n describes instance n + 1 (0 stays free for unlabeled points).

@@ -18,7 +18,7 @@ from clusterplug.datasets.lidar_city.world.scene_settings import BAYS, DRIVEN, N
 MARGIN = 75.0  # how far the street goes on before and behind the drive, meters
 STRIP = 2.1  # width of the strip between road and sidewalk: parking bays, verge or more sidewalk, meters
 EGO_SPEED = 8.0  # meters a second
-LANE = 1.75  # distance of a lane's middle from the centre line, meters
+LANE = 1.75  # distance of a lane's middle from the center line, meters
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Street:
     """A finished street.
 
     Attributes:
-        course: centre line and hills.
+        course: center line and hills.
         vertices: (V, 3) float32, meters; the first rows are the ground's.
         triangles: (T, 3) uint32.
         material, instance: (T,) int.
