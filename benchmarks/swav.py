@@ -7,7 +7,8 @@
 Digits: 1,797 images of 8 x 8 without labels, three convolutions (128 features), head 128-64, four views by affine maps
 and noise, batch 256, Adam 2e-3 with a cosine, prototypes frozen for 30 steps. ACC: k-means with 10 clusters, Hungarian
 matching; 1-NN: nearest of 5 labeled images a class (mean of 20 draws). The loss is timed on 256 samples, 8 views, 3,000
-prototypes, next to the two products that a step has anyway (scores, forward and backward).
+prototypes, next to the two products that a step has anyway (scores, forward and backward), the loop of the official code
+and, where it is installed (``pip install --no-deps lightly``), lightly: all in turn.
 """
 
 import argparse
@@ -15,15 +16,17 @@ import math
 import statistics
 import time
 import warnings
+from importlib.metadata import version
 
 import torch
 import torch.nn.functional as F
-from _timing import describe_machine, one_thread_each, publish
+from _timing import describe_machine, interleaved, one_thread_each, optional, publish
 from torch import nn
 
-from clusterplug.functional import clustering_accuracy, kmeans
+from clusterplug.functional import balanced_codes, clustering_accuracy, kmeans
 from clusterplug.heads import PrototypeHead
 from clusterplug.losses import SwAVLoss
+from clusterplug.testing import peak_bytes
 
 VIEWS = 4
 
@@ -149,52 +152,72 @@ def spread(found, column):
 
 
 def time_lines(repeats):
+    """Loss and codes against lightly and the published loop, next to the two products that a step has anyway."""
     g = torch.Generator().manual_seed(0)
     z = F.normalize(torch.randn(2048, 128, generator=g), dim=1)
     c = F.normalize(torch.randn(3000, 128, generator=g), dim=1)
-    loss_of = SwAVLoss()
+    scores = z @ c.T
+    loss_of, peer = SwAVLoss(), optional('lightly.loss.swav_loss')
 
     def products():
         a, b = z.clone().requires_grad_(), c.clone().requires_grad_()
         (a @ b.T).backward(torch.ones(2048, 3000))
 
-    scores = z @ c.T
+    def step(loss):
+        def run():
+            leaf = scores.detach().requires_grad_()
+            loss(leaf.split(256)).backward()
+            return leaf.grad
 
-    def loss():
-        leaf = scores.detach().requires_grad_()
-        loss_of(leaf.split(256)).backward()
+        return run
 
-    def published():
-        leaf = scores.detach().requires_grad_()
-        views, total = leaf.split(256), 0.0
-        for a in range(2):
-            with torch.no_grad():
-                q = torch.exp(views[a] / 0.05).T
-                q /= q.sum()
-                for _ in range(3):
-                    q /= q.sum(1, keepdim=True)
-                    q /= q.shape[0]
-                    q /= q.sum(0, keepdim=True)
-                    q /= q.shape[1]
-                q = (q * q.shape[1]).T
-            part = 0.0
-            for v in range(8):
-                if v != a:
-                    part = part - (q * F.log_softmax(views[v] / 0.1, 1)).sum(1).mean()
-            total = total + part / 7
-        (total / 2).backward()
+    losses = {'SwAVLoss': step(loss_of), 'the published loop': step(published)}
+    codes = {'SwAVLoss': lambda: balanced_codes(scores[:512], epsilon=0.05, num_iters=3)}
+    if peer is not None:
+        theirs = peer.SwaVLoss()
+        losses[f'lightly {version("lightly")}'] = step(lambda views: theirs(views[:2], views[2:]).sum())
+        codes[f'lightly {version("lightly")}'] = lambda: peer.sinkhorn(scores[:512], 3, 0.05)
+    times = interleaved({'the two products': products, **losses}, repeats)
+    base = statistics.median(times['the two products'])
+    lines = [
+        '| part of a step (256 samples, 8 views, K 3000, d 128) | ms | of the products | tensors at once, MB | '
+        'gradient apart |', '|---|---|---|---|---|',
+    ]  # fmt: skip
+    reference = losses['SwAVLoss']()
+    for name, values in times.items():
+        value = statistics.median(values)
+        memory, apart = '', ''
+        if name in losses:
+            memory = f'{peak_bytes(losses[name]) / 2**20:.0f}'
+            apart = f'{float((losses[name]() - reference).abs().max() / reference.abs().max()):.0e}'
+        lines.append(
+            f'| {name} | {value:.0f} | {value / base:.2f} | {memory} | {apart if name != "SwAVLoss" else ""} |'
+        )
+    lines += ['', '| codes of 512 samples, K 3000, 3 iterations | ms | tensors at once, MB |', '|---|---|---|']
+    for name, values in interleaved(codes, 3 * repeats).items():
+        lines.append(f'| {name} | {statistics.median(values):.1f} | {peak_bytes(codes[name]) / 2**20:.1f} |')
+    return lines
 
-    names, calls = ('the two products', 'SwAVLoss', 'the published loop'), (products, loss, published)
-    times = {name: [] for name in names}
-    for _ in range(repeats + 1):  # in turn, so that all see the same machine
-        for name, fn in zip(names, calls):
-            start = time.process_time()
-            fn()
-            times[name].append(time.process_time() - start)
-    medians = {name: 1000 * statistics.median(values[1:]) for name, values in times.items()}
-    base = medians['the two products']
-    lines = ['| part of a step (256 samples, 8 views, K 3000, d 128) | ms | of the products |', '|---|---|---|']
-    return lines + [f'| {name} | {value:.0f} | {value / base:.2f} |' for name, value in medians.items()]
+
+def published(views):
+    """The loop of the official code."""
+    total = 0.0
+    for a in range(2):
+        with torch.no_grad():
+            q = torch.exp(views[a] / 0.05).T
+            q /= q.sum()
+            for _ in range(3):
+                q /= q.sum(1, keepdim=True)
+                q /= q.shape[0]
+                q /= q.sum(0, keepdim=True)
+                q /= q.shape[1]
+            q = (q * q.shape[1]).T
+        part = 0.0
+        for v in range(8):
+            if v != a:
+                part = part - (q * F.log_softmax(views[v] / 0.1, 1)).sum(1).mean()
+        total = total + part / 7
+    return total / 2
 
 
 def main():
@@ -203,16 +226,20 @@ def main():
     parser.add_argument('--epochs', type=int, default=60)
     parser.add_argument('--prototypes', type=int, nargs='+', default=[30, 10])
     parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument('--page', help='page whose part between the marks "swav" is replaced')
+    parser.add_argument('--only-times', action='store_true', help='leave the trainings out, and their part of the page')
+    parser.add_argument('--page', help='page whose parts between the marks "swav_times" and "swav" are replaced')
     options = parser.parse_args()
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
     with one_thread_each():
-        lines = [*time_lines(options.repeats), '', *digit_lines(options.seeds, options.epochs, options.prototypes)]
-    machine = describe_machine(('scikit-learn',))
-    print('\n'.join([*machine, '', *lines]))
-    if options.page:
-        publish(options.page, 'swav', ['', *(f'{line}<br>' for line in machine), '', *lines, ''])
+        parts = {'swav_times': time_lines(options.repeats)}
+        if not options.only_times:
+            parts['swav'] = digit_lines(options.seeds, options.epochs, options.prototypes)
+    machine = describe_machine(('scikit-learn', 'lightly'))
+    for name, lines in parts.items():
+        print('\n'.join([*machine, '', *lines, '']))
+        if options.page:
+            publish(options.page, name, ['', *(f'{line}<br>' for line in machine), '', *lines, ''])
 
 
 if __name__ == '__main__':

@@ -93,6 +93,22 @@ def test_codes_of_the_card():
     assert errors[2] < 3e-6
 
 
+@pytest.mark.parametrize('with_queue', [False, True])
+def test_loss_gradient_and_codes_equal_lightly(with_queue):
+    theirs = pytest.importorskip('lightly.loss.swav_loss', reason='oracle: pip install --no-deps lightly')
+    scores = [each.requires_grad_() for each in views(5)]
+    queue = list(views(2, 40, seed=7)) if with_queue else None
+    expected = theirs.SwaVLoss()(scores[:2], scores[2:], queue).squeeze()
+    loss = SwAVLoss()(scores, queue)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    ours, goal = (torch.autograd.grad(each, scores) for each in (loss, expected))
+    torch.testing.assert_close(ours, goal, rtol=1e-10, atol=1e-14)
+    raw = unit(256, 128) @ unit(30, 128, seed=1).T
+    for num_iters in (1, 3, 10):
+        codes = balanced_codes(raw, epsilon=0.05, num_iters=num_iters)
+        torch.testing.assert_close(codes, theirs.sinkhorn(raw, num_iters, 0.05), rtol=0, atol=2e-15)
+
+
 def test_codes_converge_to_exact_transport():
     ot = pytest.importorskip('ot')
     scores = unit(24, 16) @ unit(6, 16, seed=1).T
