@@ -7,8 +7,8 @@
 Digits: 1,797 images of 8 x 8 without labels, three convolutions (128 features), head 128-64, four views by affine maps
 and noise, batch 256, Adam 2e-3 with a cosine, prototypes frozen for 30 steps. ACC: k-means with 10 clusters, Hungarian
 matching; 1-NN: nearest of 5 labeled images a class (mean of 20 draws). The loss is timed on 256 samples, 8 views, 3,000
-prototypes, next to the two products that a step has anyway (scores, forward and backward), the loop of the official code
-and, where it is installed (``pip install --no-deps lightly``), lightly: all in turn.
+prototypes, next to the two products that a step has anyway (scores, forward and backward), the loop of the official
+code and, where it is installed (``pip install --no-deps lightly``), lightly: all in turn.
 """
 
 import argparse
