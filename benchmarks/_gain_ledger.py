@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs of trainings that were finished, in one file that goes from machine to machine."""
+"""Measurements that were finished, in one file that goes from machine to machine."""
 
 import datetime
 import hashlib
@@ -11,11 +11,11 @@ from clusterplug.core.files import write_json
 
 
 class Ledger:
-    """Finished pairs, without and with the loss, each trained on one machine with one version of the code.
+    """Finished measurements, of one machine and one version of the code each: of pairs of trainings, or of single ones.
 
-    The eight pairs of a table take hours: they are noted one by one as they are finished, and a pair that is noted is
-    not trained again, on this machine or another. What makes a pair is the content of both configs, wherever the data
-    lies; a pair of another content is another pair.
+    All of a table take hours: they are noted one by one as they are finished, and what is noted is not measured again,
+    on this machine or another. What makes a measurement is its key with the content of its configs, wherever the data
+    lies; one of another content is another one.
     """
 
     def __init__(self, path: Path):
@@ -23,15 +23,16 @@ class Ledger:
         self.pairs = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else []
 
     def find(self, key: dict) -> dict | None:
-        """The pair of this city, setting, seed and content, if it is there."""
-        return next((pair for pair in self.pairs if all(pair[name] == key[name] for name in key)), None)
+        """The pair of this city, setting, seed and content, or whatever the key names, if it is there."""
+        return next((pair for pair in self.pairs if all(pair.get(name) == key[name] for name in key)), None)
 
     def add(self, key: dict, without: dict, found: dict, agreement: dict, machine: str, code: str) -> dict:
         """Note a pair and write the file."""
-        pair = dict(
-            **key, without=without, found=found, agreement=agreement, machine=machine, code=code,
-            date=f'{datetime.date.today():%Y-%m-%d}',
-        )  # fmt: skip
+        return self.note(key, without=without, found=found, agreement=agreement, machine=machine, code=code)
+
+    def note(self, key: dict, **values) -> dict:
+        """Note what was measured and write the file."""
+        pair = dict(**key, **values, date=f'{datetime.date.today():%Y-%m-%d}')
         self.pairs.append(pair)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.pairs)
@@ -47,6 +48,21 @@ def content_key(*runs) -> str:
         content = content_of(str(run.config), dict(run.options))
         parts.append({name: text for name, text in content.items() if not name.endswith('data_root')})
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def content_key_of(*configs) -> str:
+    """What trainings compute by their merged configs, without the folders of data and results: files by their names."""
+    parts = [_portable(config.to_dict()) for config in configs]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _portable(value):
+    if isinstance(value, dict):
+        left_out = ('work_dir', 'visualizer', 'load_from', 'log_level', 'data_root')
+        return {str(name): _portable(each) for name, each in value.items() if name not in left_out}
+    if isinstance(value, (list, tuple)):
+        return [_portable(each) for each in value]
+    return Path(value).name if isinstance(value, str) and '/' in value else value
 
 
 def interval(differences: list[float]) -> tuple[float, float]:

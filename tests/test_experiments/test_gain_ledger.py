@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger of benchmarks/point_cluster_gain.py: pairs by what they compute, and the interval of their differences."""
+"""The ledger of benchmarks: measurements by what they compute, and the interval of paired differences."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
 
-from _gain_ledger import Ledger, gain_table, interval
+from _gain_ledger import Ledger, content_key_of, gain_table, interval
 
 KEY = dict(city=1, setting='point', seed=3, content='abc')
 
@@ -35,3 +35,23 @@ def test_table_by_hand():
     pairs = [dict(without=dict(miou=a), found=dict(miou=b)) for a, b in ((0.30, 0.31), (0.32, 0.35))]
     # differences 1 and 3: mean 2, deviation sqrt 2, t(0.975, 1) = 12.706, half width 12.7
     assert gain_table(pairs)[2] == '| miou | 31.0 | 33.0 | +2.0 | -10.7 to +14.7 |'
+
+
+def test_single_measurements_lie_beside_pairs(tmp_path):
+    ledger = Ledger(tmp_path / 'all.json')
+    ledger.add(KEY, dict(miou=0.3), dict(miou=0.32), {}, 'a machine', 'code 1')
+    key = dict(part='images', method='SwAV', seed=0, content='x')
+    noted = ledger.note(key, found=dict(knn=40.0))
+    assert Ledger(ledger.path).find(key) == noted
+    assert Ledger(ledger.path).find({**key, 'part': 'scans'}) is None
+
+
+def test_key_of_a_config_is_its_content_wherever_the_files_lie():
+    from mmengine.config import Config
+
+    def key(lr, folder, kind='A'):
+        data = dict(type='B', ann_file=f'{folder}/set.npz', data_root=folder)
+        return content_key_of(Config(dict(lr=lr, kind=kind, data=[data], work_dir=folder, load_from=folder)))
+
+    assert key(0.1, '/here') == key(0.1, '/there/too')
+    assert len({key(0.1, '/a'), key(0.2, '/a'), key(0.1, '/a', 'C')}) == 3

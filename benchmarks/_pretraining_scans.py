@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MinkUNet pre-trained on unlabeled scans of the LiDAR city, then trained with few labels, against from scratch."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from _city_segmentation import LINEAR, ROOT, class_ious, settings, trained
+from _gain_ledger import interval
+
+PRETRAINING = ROOT / 'configs' / 'swav' / 'swav_minkunet18_w8_spconv_1xb2-5e_lidar-city.py'
+
+
+def few_labels(data: Path, folder: Path, steps: int, seed: int, num_labeled: int, num_test: int):
+    """The config of a training on so many of the 140 scans, drawn by the seed, and of its test on other streets."""
+    config = settings(LINEAR, data, folder, steps, seed)
+    chosen = np.random.default_rng(seed).permutation(140)[:num_labeled]
+    config.train_dataloader.dataset.indices = sorted(chosen.tolist())
+    config.test_dataloader.dataset.indices = np.linspace(0, 149, num_test).round().astype(int).tolist()
+    return config
+
+
+def pretrained(data: Path, folder: Path, steps: int, seed: int):
+    """The config of pre-training on all scans for training, without their labels."""
+    config = settings(PRETRAINING, data, folder, steps, seed)
+    config.train_dataloader.dataset.indices = 140
+    return config
+
+
+def pair(configs: dict, steps: int, pre_steps: int) -> dict[str, dict[str, float]]:
+    """Test IoUs of both trainings, from scratch and from the pre-trained backbone, with the same scans and steps."""
+    trained(configs['pretraining'], pre_steps)
+    start = Path(configs['pretraining'].work_dir) / f'iter_{pre_steps}.pth'
+    found = {}
+    for name, begin in (('scratch', None), ('pretrained', start)):
+        model, loader = trained(configs[name], steps, begin)
+        if begin is not None:
+            check_start(model, begin)
+        ious = class_ious(model, loader)
+        names = configs[name].class_names
+        found[name] = {each: float(value) for each, value in zip(names, ious, strict=True) if not np.isnan(value)}
+        found[name]['miou'] = float(np.nanmean(ious))
+    return found
+
+
+def check_start(model, start: Path) -> None:
+    """Raise unless every weight of the backbone is in the file, as mmengine goes on silently without it."""
+    weights = torch.load(start, map_location='cpu', weights_only=False)['state_dict']
+    missing = [name for name in model.backbone.state_dict() if f'backbone.{name}' not in weights]
+    if missing:
+        raise ValueError(f'{start} has no {missing[:3]} of the backbone')
+
+
+def scan_lines(pairs: dict[tuple[int, int], list[dict]]) -> list[str]:
+    """One line for each (city, number of labeled scans)."""
+    lines = [
+        '| city, labeled scans | pairs | mIoU from scratch | pre-trained by SwAV | difference | 95 % interval |',
+        '|---|---|---|---|---|---|',
+    ]
+    for (city, labeled), found in pairs.items():
+        if not found:
+            lines.append(f'| {city}, {labeled} | 0 | not measured | not measured | | |')
+            continue
+        scratch, ours = ([100 * each['found'][name]['miou'] for each in found] for name in ('scratch', 'pretrained'))
+        differences = [b - a for a, b in zip(scratch, ours)]
+        low, high = interval(differences)
+        span = f'{low:+.1f} to {high:+.1f}' if len(found) > 1 else 'one pair'
+        lines.append(
+            f'| {city}, {labeled} | {len(found)} | {np.mean(scratch):.1f} | {np.mean(ours):.1f} '
+            f'| {np.mean(differences):+.1f} | {span} |'
+        )
+    return lines
