@@ -55,6 +55,30 @@ def gather_ranks(x: Tensor) -> Tensor:
     return _Gather.apply(x)
 
 
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        # every rank's loss looks at the sum: their gradients add up
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad
+
+
+def sum_ranks(x: Tensor) -> Tensor:
+    """Sum the equally shaped ``x`` of all ranks. All ranks must call it in the same step.
+
+    Differentiable as :func:`gather_ranks`, ``gather_ranks(x).sum(0)`` without the tensors of all ranks; with one
+    process it is ``x`` itself.
+    """
+    return x if world_size() == 1 else _Sum.apply(x)
+
+
 @torch.no_grad()
 def gather_uneven(x: Tensor) -> Tensor:
     """Return the rows (N, ...) of all ranks behind each other, any N on each rank, 0 too; no gradient passes.

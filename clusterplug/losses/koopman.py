@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_count, check_number
+from clusterplug.core.distributed import sum_ranks, world_size
 from clusterplug.core.numerics import keep_fp32, no_autocast
 from clusterplug.functional import linear_dynamics, spectral_entropy, temporal_contrast
 from clusterplug.registry import MODELS
@@ -33,6 +34,9 @@ class KoopmanLoss(nn.Module):
         consistency_weight: beta; likewise.
         entropy_weight: gamma; likewise.
         loss_weight: Factor on all terms.
+        gather: Where it runs on several ranks, fit K to and take the entropy of the latents of all of them: then the
+            mean over ranks of losses and of gradients is that of one process with the joined batch, also where ranks
+            hold different numbers of sequences, or none. Ranks exchange D x D sums. All must call it in the same step.
 
     Shapes:
         ``latents`` (B, T, D); ``next_latents`` (B, T, D) the successors of each, where they were encoded in a pass of
@@ -69,6 +73,7 @@ class KoopmanLoss(nn.Module):
         consistency_weight: float = 1.0,
         entropy_weight: float = 0.1,
         loss_weight: float = 1.0,
+        gather: bool = True,
     ):
         super().__init__()
         self.embed_dims = check_count(embed_dims, 'embed_dims', 1)
@@ -80,6 +85,7 @@ class KoopmanLoss(nn.Module):
         self.consistency_weight = check_number(consistency_weight, 'consistency_weight', 0)
         self.entropy_weight = check_number(entropy_weight, 'entropy_weight', 0)
         self.loss_weight = check_number(loss_weight, 'loss_weight', 0)
+        self.gather = gather
         start = {'learned': torch.eye(embed_dims), 'orthogonal': torch.zeros(embed_dims, embed_dims)}.get(operator)
         self.weight = None if start is None else nn.Parameter(start)
 
@@ -88,7 +94,10 @@ class KoopmanLoss(nn.Module):
         return super()._apply(keep_fp32(fn), recurse)
 
     def dynamics(self, latents: Tensor | None = None, next_latents: Tensor | None = None) -> Tensor:
-        """(D, D) the map K with z_next = z K: the learned one, or fitted to the given latents, without gradient."""
+        """(D, D) the map K with z_next = z K: the learned one, or fitted to the given latents, without gradient.
+
+        With ``gather``, fitted to those of all ranks, all of which must call it in the same step then.
+        """
         if self.weight is not None:
             if self.operator == 'learned':
                 return self.weight
@@ -97,7 +106,21 @@ class KoopmanLoss(nn.Module):
         if latents is None:
             raise ValueError("latents must be given for operator='ridge', which is fitted to them")
         one, other = _pairs(latents, next_latents)
-        return linear_dynamics(one.detach(), other.detach(), ridge=self.ridge).flatten(0, -3).mean(0)
+        fitted = linear_dynamics(one.detach(), other.detach(), ridge=self.ridge).flatten(0, -3)
+        if not self._across_ranks:
+            return fitted.mean(0)
+        return sum_ranks(fitted.sum(0)) / sum_ranks(fitted.new_full((), len(fitted)))
+
+    @property
+    def _across_ranks(self) -> bool:
+        return self.gather and world_size() > 1
+
+    def _mean(self, mean: Tensor, number: int) -> Tensor:
+        """A mean over ``number`` things so that the mean over ranks is that over the things of all ranks."""
+        if not self._across_ranks:
+            return mean
+        total = sum_ranks(mean.new_full((), number))
+        return mean * (number * world_size() / total.clamp(min=1))
 
     def forward(self, latents: Tensor, next_latents: Tensor | None = None) -> dict[str, Tensor]:
         if not isinstance(latents, Tensor) or latents.dim() != 3 or latents.shape[-1] != self.embed_dims:
@@ -113,13 +136,16 @@ class KoopmanLoss(nn.Module):
         with no_autocast(latents):
             if self.contrast_weight:
                 term = temporal_contrast(latents, num_neighbors=self.num_neighbors, temperature=self.temperature)
-                losses['loss_contrast'] = self.contrast_weight * term
+                anchors = len(latents) * (latents.shape[1] - 2 * self.num_neighbors)
+                losses['loss_contrast'] = self.contrast_weight * self._mean(term, anchors)
             if self.consistency_weight:
                 one, other = _pairs(latents, next_latents)
-                gap = other - one @ self.dynamics(latents, next_latents).to(one.dtype)
-                losses['loss_consistency'] = self.consistency_weight * gap.square().mean()
+                gap = (other - one @ self.dynamics(latents, next_latents).to(one.dtype)).square()
+                term = gap.mean() if gap.numel() else gap.sum()
+                losses['loss_consistency'] = self.consistency_weight * self._mean(term, gap.numel())
             if self.entropy_weight:
-                losses['loss_entropy'] = -self.entropy_weight * spectral_entropy(latents.flatten(0, 1))
+                entropy = spectral_entropy(latents.flatten(0, 1), across_ranks=self._across_ranks)
+                losses['loss_entropy'] = -self.entropy_weight * entropy
         return {name: self.loss_weight * value for name, value in losses.items()}
 
 

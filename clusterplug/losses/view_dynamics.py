@@ -21,6 +21,7 @@ class ViewDynamicsLoss(nn.Module):
     scans of a drive. For views without an order, set ``contrast_weight=0, consistency_weight=0``: the entropy of the
     embeddings alone keeps a loss that pulls views together from putting all samples on one line (dimensional collapse).
     The entropy sees neither mean nor scale of the embeddings and does not replace what a loss has against these.
+    Where a model trains on several ranks, the Koopman terms are those of all ranks' samples together.
 
     Args:
         koopman: Module or config of a KoopmanLoss, its ``embed_dims`` the width of the embeddings. Its temporal

@@ -109,6 +109,7 @@ class KoopmanAutoencoder:
             contrast_weight=contrast_weight,
             consistency_weight=consistency_weight,
             entropy_weight=entropy_weight,
+            gather=False,  # fit is a matter of one process
         )
         KoopmanLoss(self.latent_dim, **self._options)  # refuses what it would refuse in fit
 

@@ -2,10 +2,12 @@
 """How many bits the directions of points take: coding rate, and the entropy of their spectrum."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from clusterplug.core.checks import check_device, check_number, check_points
+from clusterplug.core.distributed import max_over_ranks, sum_ranks, world_size
 from clusterplug.core.numerics import exact_products, host_checks_allowed
 
 __all__ = ['coding_rate', 'spectral_entropy']
@@ -108,7 +110,7 @@ class _LogDetGram(torch.autograd.Function):
         return 2 * ctx.scale * grad[..., None, None] * solved, None
 
 
-def spectral_entropy(z: Tensor, *, center: bool = True) -> Tensor:
+def spectral_entropy(z: Tensor, *, center: bool = True, across_ranks: bool = False) -> Tensor:
     r"""Return the von Neumann entropy of the covariance of points; its exponential is their effective dimension.
 
     .. math:: \rho = \frac{C}{\operatorname{tr} C}, \qquad S = -\operatorname{tr} \rho \log \rho
@@ -120,6 +122,10 @@ def spectral_entropy(z: Tensor, *, center: bool = True) -> Tensor:
     Args:
         z: (..., n, d) floating. Computed in float64 on the smaller of d x d and n x n.
         center: Subtract the mean row first.
+        across_ranks: Take the rows of all ranks of torch.distributed together, any number on each, 0 too; the rest of
+            the shape must be the same, and all ranks must call it in the same step. They exchange d x d sums, no rows.
+            Every rank gets the entropy of all, and the gradient that its rows have from the losses of all ranks: the
+            mean over ranks, as DistributedDataParallel takes it, is that of one process with all rows.
 
     Returns:
         (...) in the type of ``z``. 0 where all rows are equal. A problem with NaN or inf gives NaN, alone. The gradient
@@ -127,7 +133,7 @@ def spectral_entropy(z: Tensor, *, center: bool = True) -> Tensor:
 
     Raises:
         TypeError: If ``z`` is not a floating tensor.
-        ValueError: If a side of ``z`` is 0.
+        ValueError: If a side of ``z`` is 0 (with ``across_ranks`` the number of rows may be).
 
     Source: von Neumann entropy of a covariance as in Skean et al., "DiME", 2023, and the latent regularization of
     Koopman auto-encoders. **Differs from common code**: no 1e-8 added to the covariance, no derivative of eigenvectors.
@@ -136,18 +142,32 @@ def spectral_entropy(z: Tensor, *, center: bool = True) -> Tensor:
         >>> spectral_entropy(torch.cat([torch.eye(3), -torch.eye(3)])).exp().round()
         tensor(3.)
     """
-    check_points(z, 'z')
+    ranks = across_ranks and world_size() > 1
+    check_points(z, 'z', allow_empty=ranks and z.shape[-1] > 0)
+    group = dist.group.WORLD if ranks else None
     with exact_products(z):
         points = z.double()
-        if center:
+        if center and not ranks:
             points = points - points.mean(-2, keepdim=True)
+        elif center:
+            # without a gradient: that of the covariance with respect to the mean is 0
+            number = sum_ranks(points.new_full((), points.shape[-2]))
+            points = points - sum_ranks(points.detach().sum(-2, keepdim=True)) / number
         # a sum of squares beyond 1e308 is no matter here
-        scale = points.detach().abs().amax((-2, -1), keepdim=True)
-        rounding = torch.finfo(torch.float64).eps * z.detach().double().abs().amax((-2, -1), keepdim=True) * 8
+        largest = torch.stack([_largest(points), _largest(z.double())])
+        scale, before = max_over_ranks(largest, group)
+        rounding = torch.finfo(torch.float64).eps * before * 8
         points = torch.where(scale > rounding, points / torch.where(scale > 0, scale, 1.0), points * 0.0)
-        tall = points.shape[-2] >= points.shape[-1]
+        tall = ranks or points.shape[-2] >= points.shape[-1]
         gram = points.mT @ points if tall else points @ points.mT
-        return _Entropy.apply(gram).to(z.dtype)
+        return _Entropy.apply(sum_ranks(gram) if ranks else gram).to(z.dtype)
+
+
+def _largest(z: Tensor) -> Tensor:
+    """(..., 1, 1) largest modulus of each problem; 0 without rows."""
+    if z.shape[-2] == 0:
+        return z.new_zeros(*z.shape[:-2], 1, 1)
+    return z.detach().abs().amax((-2, -1), keepdim=True)
 
 
 class _Entropy(torch.autograd.Function):
