@@ -6,23 +6,27 @@
 The start learned streets scanned by 64 beams. One fine-tuning sees 16 beams from 2.6 m with twice the columns, one 64
 beams from 1.3 m with half the columns in snow, one 32 beams in rain. mIoU is over other streets of each city. "entropy"
 trains on those test scans without labels (transductive); "oracle" trains the mask with the labels of training scans.
-Coefficients of the sums are the published ones. Trainings are kept under --out; an interrupted run goes on.
+Coefficients of the sums are the published ones. Trainings are kept under --out, and what was measured in --ledger: an
+interrupted run goes on, and --only-print shows the table of what there is.
 """
 
 import argparse
 import copy
+import functools
 import statistics
 from pathlib import Path
 
 import numpy as np
 import torch
 from _city_segmentation import LINEAR, class_ious, settings, trained
-from _timing import describe_machine, one_thread_each, publish
+from _gain_ledger import interval
+from _seed_ledger import SeedLedger, content_key, sources, spread
+from _timing import one_thread_each, publish
 
-from clusterplug.core.files import write_json
-from clusterplug.core.outputs import read_marker
 from clusterplug.fusion import AdaMerging, ConcreteMerging, TaskVector, task_arithmetic, ties_merging
 
+LEDGER = Path(__file__).with_suffix('.json')
+AVERAGE = 'average (1/3)'
 CITIES = {
     'start': (192, {}),
     '16 beams, high': (384, dict(beams=16, sensor_height='high')),
@@ -31,16 +35,14 @@ CITIES = {
 }
 
 
-def generated(out: Path, num_train: int, num_val: int) -> dict[str, Path]:
+def generate(data: dict[str, Path], num_train: int, num_val: int) -> None:
+    """Draw the cities that are not there yet."""
     from clusterplug.datasets.lidar_city import generate_lidar_city
 
-    found = {}
     for number, (name, (columns, scene)) in enumerate(CITIES.items()):
-        found[name] = out / f'city{number}'
         options = dict(num_train=num_train, num_val=num_val, columns=columns, seed=10 + number, scans_per_street=10)
         scenes = dict(train_scenes=[scene] * (num_train // 10), val_scenes=[scene] * (num_val // 10))
-        generate_lidar_city(found[name], **options, **scenes)
-    return found
+        generate_lidar_city(data[name], **options, **scenes)
 
 
 def run(seed: int, data: dict[str, Path], args) -> dict[str, list[float]]:
@@ -65,7 +67,7 @@ def run(seed: int, data: dict[str, Path], args) -> dict[str, list[float]]:
     found = {'start': measure(base)} | {f'fine-tuned on {name}': measure(state) for name, state in states.items()}
     own = [found[f'fine-tuned on {name}'][k] for k, name in enumerate(names)]
     found['each on its own city'] = own
-    found['average (1/3)'] = measure(task_arithmetic(base, vectors, 1 / len(vectors)))
+    found[AVERAGE] = measure(task_arithmetic(base, vectors, 1 / len(vectors)))
     found['task arithmetic 0.5'] = measure(task_arithmetic(base, vectors, 0.5))
     found['TIES, mean, 1'] = measure(ties_merging(base, vectors))
     found['TIES, sum, 0.5'] = measure(ties_merging(base, vectors, 0.5, reduction='sum'))
@@ -116,34 +118,48 @@ def main():
     parser.add_argument('--merge-steps', type=int, default=30, help='of each merging that is trained')
     parser.add_argument('--num-train', type=int, default=40, help='training scans of each city, a multiple of 10')
     parser.add_argument('--num-val', type=int, default=10, help='test scans of each city, a multiple of 10')
+    parser.add_argument('--ledger', type=Path, default=LEDGER, help='file of what was measured (default: %(default)s)')
+    parser.add_argument('--only-print', action='store_true', help='train nothing; the table of what is in the ledger')
     parser.add_argument('--page', help='page whose part between the marks "fusion_cities" is replaced')
     options = parser.parse_args()
     torch.set_num_threads(1)
     from clusterplug import compat
 
     compat.apply_all()
-    machine, results = describe_machine(('mmdet3d', 'spconv')), []
+    ledger = SeedLedger(options.ledger, options.only_print)
+    data = {name: options.out / f'city{number}' for number, name in enumerate(CITIES)}
+    if not options.only_print:
+        generate(data, options.num_train, options.num_val)
+    key = {name: getattr(options, name) for name in ('start_steps', 'steps', 'merge_steps', 'num_train', 'num_val')}
+    content = settings(LINEAR, data['start'], options.out, options.start_steps, 0).to_dict()
+    key['content'] = content_key([content, CITIES])
+    results = []
     with one_thread_each():
-        data = generated(options.out, options.num_train, options.num_val)
         for seed in options.seeds:
-            noted = options.out / f'found-{seed}.json'
-            found = read_marker(noted) or run(seed, data, options)
-            write_json(noted, found)
-            results.append(found)
-            print(seed, {name: [round(value, 1) for value in values] for name, values in found.items()}, flush=True)
-    names = list(CITIES)[1:]
-    lines = [
-        f'| mIoU, {len(results)} seeds: mean | {" | ".join(names)} | mean of the three (sd) |',
-        f'|---|{"---|" * (len(names) + 1)}',
-    ]
-    for name in results[0]:
-        cells = [f'{statistics.mean(each[name][k] for each in results):.1f}' for k in range(len(names))]
-        means = [statistics.mean(each[name]) for each in results]
-        spread = f' ({statistics.stdev(means):.1f})' if len(means) > 1 else ''
-        lines.append(f'| {name} | {" | ".join(cells)} | {statistics.mean(means):.1f}{spread} |')
-    print('\n'.join([*machine, '', *lines]))
+            measure = functools.partial(run, seed, data, options)
+            entry = ledger.measured(dict(key, seed=seed), measure, ('mmdet3d', 'spconv'))
+            results += [] if entry is None else [entry]
+    lines = lines_of(results)
+    print('\n'.join(lines))
     if options.page:
-        publish(options.page, 'fusion_cities', ['', *(f'{line}<br>' for line in machine), '', *lines, ''])
+        publish(options.page, 'fusion_cities', ['', *lines, ''])
+
+
+def lines_of(results: list[dict]) -> list[str]:
+    """The table: mIoU of each method on each city, and its mean against that of the average, in pairs by seed."""
+    found, names = [entry['found'] for entry in results], list(CITIES)[1:]
+    lines = [
+        f'| mIoU, {len(found)} seeds: mean | {" | ".join(names)} | mean of the three (sd) | against the average |',
+        f'|---|{"---|" * (len(names) + 2)}',
+    ]
+    for name in found[0] if found else ():
+        cells = [spread((each[name][k] for each in found), 1) for k in range(len(names))]
+        means, plain = ([statistics.mean(each[which]) for each in found] for which in (name, AVERAGE))
+        differences = [one - other for one, other in zip(means, plain, strict=True)]
+        low, high = interval(differences)
+        against = f'{statistics.mean(differences):+.1f} ({low:+.1f} to {high:+.1f})' if len(found) > 1 else ''
+        lines.append(f'| {name} | {" | ".join(cells)} | {spread(means, 1)} | {"" if name == AVERAGE else against} |')
+    return [*lines, '', *sources(results)]
 
 
 if __name__ == '__main__':

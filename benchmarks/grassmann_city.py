@@ -7,10 +7,12 @@
 The network learns 13 classes; the points of the other six are ignored. mIoU is that of the 13 on other streets.
 "transfer" is the balanced accuracy of a logistic regression that tells the six apart, on frozen features: fitted on
 voxels of the training streets, tested on other streets. The dimension is chosen on city 2, figures are of city 1.
-Trainings are kept under --out; an interrupted run goes on.
+Trainings are kept under --out, and what was measured in --ledger: an interrupted run goes on, and --only-print shows
+the tables of what there is, in pairs by seed.
 """
 
 import argparse
+import functools
 import statistics
 import warnings
 from pathlib import Path
@@ -18,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from _city_segmentation import LINEAR, ROOT, class_ious, features_of, settings, trained
-from _timing import describe_machine, one_thread_each, publish
+from _gain_ledger import content_key_of, interval
+from _seed_ledger import SeedLedger, sources, spread
+from _timing import one_thread_each, publish
 
-from clusterplug.core.files import write_json
-from clusterplug.core.outputs import read_marker
 from clusterplug.registry import MODELS
 
 GRASSMANN = ROOT / 'configs' / 'grassmann' / 'grassmann_minkunet18_w8_spconv_1xb1-5e_lidar-city.py'
+LEDGER = Path(__file__).with_suffix('.json')
 UNSEEN = ('truck', 'bus', 'person', 'fence', 'pole', 'traffic-sign')
 
 
@@ -40,29 +43,29 @@ class CosineHead(torch.nn.Linear):
         return 25 * torch.nn.functional.linear(unit(x), unit(self.weight))
 
 
-def measure(head: str, seed: int, data: Path, folder: Path, steps: int) -> dict[str, float]:
-    """mIoU of the classes seen, and transfer to the others, in per cent."""
-    noted = read_marker(folder / 'found.json')
-    if noted is not None:
-        return noted
+def config_of(head: str, seed: int, data: Path, folder: Path, steps: int):
+    """The training with a head: 'linear', 'cosine' or 'Grassmann, n = 4'."""
     options = dict(unseen=UNSEEN, lr=None)
     if head.startswith('Grassmann'):
         config = settings(GRASSMANN, data, folder, steps, seed, **options)
         config.model.head.subspace_dim = int(head.rsplit(' ', 1)[1])
-    else:
-        config = settings(LINEAR, data, folder, steps, seed, **options)
-        if head == 'cosine':
-            config.model = dict(
-                type='clusterplug.SwapClassifier', model=config.model, head=dict(type='clusterplug.BenchmarkCosineHead')
-            )
+        return config
+    config = settings(LINEAR, data, folder, steps, seed, **options)
+    if head == 'cosine':
+        config.model = dict(
+            type='clusterplug.SwapClassifier', model=config.model, head=dict(type='clusterplug.BenchmarkCosineHead')
+        )
+    return config
+
+
+def measure(config, steps: int) -> dict[str, float]:
+    """mIoU of the classes seen, and transfer to the others, in per cent."""
     names = list(config.class_names)
     model, test = trained(config, steps)
     ious = class_ious(model, test)
     seen = [k for k, name in enumerate(names) if name not in UNSEEN]
     transfer = probe(model, config, [names.index(name) for name in UNSEEN])
-    found = dict(miou=100 * float(np.nanmean(ious[seen])), transfer=100 * transfer)
-    write_json(folder / 'found.json', found)
-    return found
+    return dict(miou=100 * float(np.nanmean(ious[seen])), transfer=100 * transfer)
 
 
 def probe(model, config, classes: list[int]) -> float:
@@ -94,41 +97,60 @@ def main():
     parser.add_argument('--dims', type=int, nargs='+', default=[4], help='of the subspaces')
     parser.add_argument('--steps', type=int, default=200, help='of each training, one scan a step')
     parser.add_argument('--columns', type=int, default=128, help='firings in a turn of the scanner')
+    parser.add_argument('--ledger', type=Path, default=LEDGER, help='file of what was measured (default: %(default)s)')
+    parser.add_argument('--only-print', action='store_true', help='train nothing; the table of what is in the ledger')
     parser.add_argument('--page', help='page whose part between the marks "grassmann_city" is replaced')
     options = parser.parse_args()
     torch.set_num_threads(1)
     from clusterplug import compat
     from clusterplug.datasets.lidar_city import generate_lidar_city
-    from clusterplug.experiments import compare
 
     compat.apply_all()
     data = options.out / f'city{options.city}'
-    generate_lidar_city(data, num_train=100, num_val=30, seed=options.city - 1, columns=options.columns)
+    ledger = SeedLedger(options.ledger, options.only_print, ('mmdet3d', 'spconv', 'scikit-learn'))
+    if not options.only_print:
+        generate_lidar_city(data, num_train=100, num_val=30, seed=options.city - 1, columns=options.columns)
     heads = ['linear', 'cosine', *(f'Grassmann, n = {dim}' for dim in options.dims)]
-    machine, results = describe_machine(('mmdet3d', 'spconv', 'scikit-learn')), {}
+    results: dict[str, dict[int, dict]] = {head: {} for head in heads}
     with one_thread_each():
         for seed in options.seeds:
             for head in heads:
                 folder = options.out / f'city{options.city}-{options.steps}-{head.replace(", n = ", "-")}-{seed}'
-                results.setdefault(head, []).append(measure(head, seed, data, folder, options.steps))
-                print(head, seed, results[head][-1], flush=True)
+                config = config_of(head, seed, data, folder, options.steps)
+                key = dict(
+                    city=options.city, columns=options.columns, steps=options.steps, head=head, seed=seed,
+                    content=content_key_of(config),
+                )  # fmt: skip
+                entry = ledger.measured(key, functools.partial(measure, config, options.steps))
+                if entry is not None:
+                    results[head][seed] = entry
+    lines = lines_of(results, f'{options.steps} steps, city {options.city}')
+    print('\n'.join(lines))
+    if options.page:
+        publish(options.page, 'grassmann_city', ['', *lines, ''])
+
+
+def lines_of(results: dict[str, dict[int, dict]], title: str) -> list[str]:
+    """The table: each head, and its difference to the linear one over the seeds that both have."""
     lines = [
-        f'| Head of MinkUNet18-W8, {options.steps} steps, city {options.city}, {len(options.seeds)} seeds '
-        '| mIoU of 13 classes (sd) | against linear (p) | transfer to 6 classes (sd) | against linear (p) |',
-        '|---|---|---|---|---|',
+        f'| Head of MinkUNet18-W8, {title} | seeds | mIoU of 13 classes (sd) | against linear '
+        '| transfer to 6 classes (sd) | against linear |',
+        '|---|---|---|---|---|---|',
     ]
-    for head in heads:
+    for head, found in results.items():
         cells = []
         for name in ('miou', 'transfer'):
-            one, other = ([each[name] for each in results[which]] for which in ('linear', head))
-            spread = f' ({statistics.stdev(other):.1f})' if len(other) > 1 else ''
-            found = compare(one, other)
-            cells.append(f'{statistics.mean(other):.1f}{spread}')
-            cells.append('' if head == 'linear' else f'{found.difference[0]:+.1f} ({found.p_value:.2f})')
-        lines.append(f'| {head} | {" | ".join(cells)} |')
-    print('\n'.join([*machine, '', *lines]))
-    if options.page:
-        publish(options.page, 'grassmann_city', ['', *(f'{line}<br>' for line in machine), '', *lines, ''])
+            shared = sorted(set(found) & set(results['linear']))
+            differences = [found[seed]['found'][name] - results['linear'][seed]['found'][name] for seed in shared]
+            low, high = interval(differences)
+            cells.append(spread((entry['found'][name] for entry in found.values()), 1))
+            cells.append(
+                f'{statistics.mean(differences):+.1f} ({low:+.1f} to {high:+.1f})'
+                if head != 'linear' and len(shared) > 1
+                else ''
+            )
+        lines.append(f'| {head} | {len(found)} | {" | ".join(cells)} |')
+    return [*lines, '', *sources(entry for found in results.values() for entry in found.values())]
 
 
 if __name__ == '__main__':

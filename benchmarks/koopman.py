@@ -7,22 +7,31 @@
 
 "effective dimension" is exp of the entropy of the latents. Errors are of roll-outs on held-out sequences: root mean
 square in the units of the pendulum (radians, radians a second), relative to the deviation of the frames for sprites.
-For occupancy: intersection over union of occupied cells. The weights of the terms are the defaults of the estimator and
-a fifth of them, not tuned.
+For occupancy: intersection over union of occupied cells. A state is two frames, or scans, behind each other, as one
+does not tell the velocity. The weights of the terms are the defaults of the estimator and a fifth of them, not tuned.
+
+Next to them: the last frame repeated; the mean of the training frames; the ridge regression from state to state; and an
+auto-encoder of the same layers and epochs that only reconstructs, with the ridge regression from latent to latent. The
+ridge is the best of several for one step on the last fifth of the training sequences. What was measured is kept in
+--ledger: an interrupted run goes on.
 """
 
 import argparse
-import statistics
+import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from _timing import describe_machine, one_thread_each, publish
+from _seed_ledger import SeedLedger, content_key, sources, spread
+from _timing import one_thread_each, publish
 
 from clusterplug.estimators import KoopmanAutoencoder
+from clusterplug.functional import linear_dynamics, spectral_entropy
 from clusterplug.testing.toy_dynamics import pendulum
 
+LEDGER = Path(__file__).with_suffix('.json')
 TERMS = {
     'no terms': dict(entropy_weight=0.0),
     'entropy maximized, 0.01': dict(entropy_weight=0.01),
@@ -30,7 +39,10 @@ TERMS = {
     'entropy minimized, 0.05 (the sign of the released code)': dict(entropy_weight=0.05, released_sign=True),
     'contrast alone, 0.1': dict(entropy_weight=0.0, contrast_weight=0.1),
     'both, 0.05 and 0.1': dict(entropy_weight=0.05, contrast_weight=0.1),
+    'entropy maximized, 0.05, orthogonal K': dict(operator='orthogonal'),
 }
+PLAIN = ('last repeated', 'mean of training', 'ridge from state to state', 'plain auto-encoder, ridge in the latent')
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 
 
 class ReleasedSign(KoopmanAutoencoder):
@@ -41,6 +53,35 @@ class ReleasedSign(KoopmanAutoencoder):
         return {**losses, 'loss_entropy': -losses['loss_entropy']}
 
 
+class OnlyReconstruction(KoopmanAutoencoder):
+    """An auto-encoder that knows of no time; its map is fitted to the latents afterwards."""
+
+    def _losses(self, batch):
+        decoded = self.decoder_(self.encoder_(batch.flatten(0, 1)))
+        return dict(loss_reconstruction=(decoded - batch.flatten(0, 1)).square().mean())
+
+    def fit(self, X, y=None):
+        super().fit(X)
+        self.operator_ = fitted_map(self.transform(X))
+        self._operator = torch.from_numpy(self.operator_)
+        return self
+
+
+def fitted_map(z: np.ndarray) -> np.ndarray:
+    """(D, D) ridge regression from each step of sequences (B, T, D) to the next, over all of them."""
+    z = torch.from_numpy(z)
+    size = float(z.square().mean())
+
+    def fit(rows, ridge):
+        pairs = (rows[:, part].flatten(0, 1) for part in (slice(None, -1), slice(1, None)))
+        return linear_dynamics(*pairs, ridge=ridge * size)
+
+    few = max(1, len(z) // 5)
+    held = z[-few:]
+    errors = {ridge: float((held[:, :-1] @ fit(z[:-few], ridge) - held[:, 1:]).square().mean()) for ridge in RIDGES}
+    return fit(z, min(errors, key=errors.get)).numpy()
+
+
 def fitted(X, latent_dim: int, seed: int, *, released_sign: bool = False, **options):
     model = (ReleasedSign if released_sign else KoopmanAutoencoder)(latent_dim, random_state=seed, **options)
     with warnings.catch_warnings():
@@ -48,35 +89,34 @@ def fitted(X, latent_dim: int, seed: int, *, released_sign: bool = False, **opti
         return model.fit(X)
 
 
-def on_pendulum(seeds: list[int], number: int | None = None) -> list[str]:
-    lines = [
-        f'| Pendulum, 16 latents, learned K, 25 epochs, {len(seeds)} seeds: mean (sd) | effective dimension '
-        '| error after 10 steps | after 60 steps | spectral radius |',
-        '|---|---|---|---|---|',
-    ]
-    arms = {**TERMS, 'entropy maximized, 0.05, orthogonal K': dict(operator='orthogonal')}
-    for name, options in list(arms.items())[:number]:
-        found = []
-        for seed in seeds:
-            X, held = pendulum(64, seed), pendulum(64, 1000 + seed, 61)
-            model = fitted(X, 16, seed, **options)
-            errors = np.sqrt(np.square(model.rollout(held[:, 0], 60) - held).mean((0, 2)))
-            found.append((model.effective_dim_, errors[10], errors[60], float(np.abs(model.spectrum()).max())))
-        lines.append(row(name, found, (2, 3, 2, 3)))
-        print(lines[-1], flush=True)
-    return lines
+def predicted(arm: str, X: np.ndarray, starts: np.ndarray, latent_dim: int, seed: int, steps: int, options: dict):
+    """(B, steps + 1, D) states from starts (B, D) by a way that learned sequences X, and the effective dimension."""
+    if arm == 'last repeated':
+        half = starts.shape[-1] // 2
+        return np.repeat(np.concatenate([starts[:, half:]] * 2, -1)[:, None], steps + 1, 1), None
+    if arm == 'mean of training':
+        return np.broadcast_to(X.mean((0, 1)), (len(starts), steps + 1, X.shape[-1])), None
+    if arm == 'ridge from state to state':
+        states, step = [starts], fitted_map(X)
+        for _ in range(steps):
+            states.append(states[-1] @ step)
+        return np.stack(states, 1), None
+    if arm in TERMS:
+        model = fitted(X, latent_dim, seed, **options, **TERMS[arm])
+    else:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='the spectral radius')
+            model = OnlyReconstruction(latent_dim, random_state=seed, operator='ridge', **options).fit(X)
+    found = spectral_entropy(torch.from_numpy(model.transform(X)).flatten(0, 1)).exp()
+    return model.rollout(starts, steps), float(found)
 
 
-def row(name: str, found: list[tuple], digits: tuple[int, ...]) -> str:
-    cells = []
-    for values, places in zip(zip(*found, strict=True), digits, strict=True):
-        if None in values:
-            cells.append('-')
-            continue
-        values = [float(value) for value in values]
-        spread = f' ({statistics.stdev(values):.{places}f})' if len(values) > 1 else ''
-        cells.append(f'{statistics.mean(values):.{places}f}{spread}')
-    return f'| {name} | {" | ".join(cells)} |'
+def on_pendulum(arm: str, seed: int) -> dict:
+    X, held = pendulum(64, seed), pendulum(64, 1000 + seed, 61)
+    model = fitted(X, 16, seed, **TERMS[arm])
+    errors = np.sqrt(np.square(model.rollout(held[:, 0], 60) - held).mean((0, 2)))
+    radius = float(np.abs(model.spectrum()).max())
+    return dict(dimension=model.effective_dim_, after_10=float(errors[10]), after_60=float(errors[60]), radius=radius)
 
 
 def sprite_videos(per_sprite: int, seed: int, steps: int = 16, size: int = 16) -> np.ndarray:
@@ -89,34 +129,19 @@ def sprite_videos(per_sprite: int, seed: int, steps: int = 16, size: int = 16) -
             generator = np.random.default_rng([seed, number, repeat])
             gray = render_sprite(sprite, steps, size, generator).mean(-1).reshape(steps, -1) / 255
             videos.append(gray - np.median(gray, 0))
-    videos = np.stack(videos)
-    # one frame does not tell the velocity; two do
+    videos = np.stack(videos).astype(np.float32)
     return np.concatenate([videos[:, :-1], videos[:, 1:]], -1)
 
 
-def on_sprites(seeds: list[int]) -> list[str]:
-    lines = [
-        f'| Sprite videos, 32 latents, {len(seeds)} seeds: mean (sd) | effective dimension | error after 1 frame '
-        '| after 3 | after 6 |',
-        '|---|---|---|---|---|',
-    ]
+def on_sprites(arm: str, seed: int) -> dict:
+    X, held = sprite_videos(3, seed), sprite_videos(1, 1000 + seed)
+    after = [1, 3, 6]
     options = dict(hidden=(256,), window=10, epochs=12, batch_size=32)
-    arms = {name: TERMS[name] for name in ('no terms', 'entropy maximized, 0.01', 'both, 0.05 and 0.1')}
-    found = {name: [] for name in ('last frame repeated', 'mean frame', *arms)}
-    for seed in seeds:
-        X, held = sprite_videos(3, seed), sprite_videos(1, 1000 + seed)
-        width, spread = held.shape[-1] // 2, held.std()
-        true = held[:, [1, 3, 6], width:]
-        for name, guess in (
-            ('last frame repeated', held[:, :1, width:]),
-            ('mean frame', np.broadcast_to(X[..., width:].mean((0, 1)), true.shape)),
-        ):
-            found[name].append((None, *(np.sqrt(np.square(guess - true).mean((0, 2))) / spread)))
-        for name, terms in arms.items():
-            model = fitted(X, 32, seed, **options, **terms)
-            guess = model.rollout(held[:, 0], 6)[:, [1, 3, 6], width:]
-            found[name].append((model.effective_dim_, *(np.sqrt(np.square(guess - true).mean((0, 2))) / spread)))
-    return [*lines, *(row(name, values, (1, 3, 3, 3)) for name, values in found.items())]
+    guess, dimension = predicted(arm, X, held[:, 0], 32, seed, 6, options)
+    width = held.shape[-1] // 2
+    gaps = (guess[:, after] - held[:, after])[..., width:]
+    errors = np.sqrt(np.square(gaps).mean((0, 2))) / held.std()
+    return dict(dimension=dimension, **{f'after_{k}': float(error) for k, error in zip(after, errors, strict=True)})
 
 
 def occupancy(folder: Path, split: tuple[int, ...], cells: int = 32, side: float = 2.0) -> np.ndarray:
@@ -137,59 +162,89 @@ def occupancy(folder: Path, split: tuple[int, ...], cells: int = 32, side: float
     return np.stack(grids)
 
 
-def on_city(seeds: list[int], folder: Path) -> list[str]:
-    from clusterplug.datasets.lidar_city import generate_lidar_city
-
-    generate_lidar_city(folder, num_train=400, num_val=120, columns=512, scans_per_street=40, spacing=1.0)
+def on_city(arm: str, seed: int, folder: Path) -> dict:
     train = occupancy(folder, (0, 1, 2, 3, 4, 5, 6, 7, 9, 10))
     held = np.concatenate([occupancy(folder, (number,)) for number in (8, 22, 23)])
-    pairs = [np.concatenate([each[:, :-1], each[:, 1:]], -1) for each in (train, held)]
-    X, held = pairs
-    width = held.shape[-1] // 2
-    starts = np.arange(0, held.shape[1] - 5, 2)
+    X, held = (np.concatenate([each[:, :-1], each[:, 1:]], -1) for each in (train, held))
+    width, after = held.shape[-1] // 2, [1, 3, 5]
+    starts = np.arange(0, held.shape[1] - max(after), 2)
     now = held[:, starts].reshape(-1, 2 * width)
-    true = np.stack([held[:, starts + step].reshape(-1, 2 * width)[:, width:] for step in (1, 3, 5)], 1) > 0.5
+    true = np.stack([held[:, starts + step].reshape(-1, 2 * width)[:, width:] for step in after], 1) > 0.5
+    guess, dimension = predicted(arm, X, now, 64, seed, max(after), dict(hidden=(256,), window=8, epochs=20))
+    guess = guess[:, after, width:] > 0.5
+    ious = (guess & true).sum((0, 2)) / (guess | true).sum((0, 2))
+    return dict(dimension=dimension, **{f'after_{k}': float(iou) for k, iou in zip(after, ious, strict=True)})
 
-    def overlap(guess: np.ndarray) -> np.ndarray:
-        guess = guess > 0.5
-        return (guess & true).sum((0, 2)) / (guess | true).sum((0, 2))
 
-    lines = [
-        f'| Occupancy of 32 x 32 cells of 2 m, 1 m a scan, 64 latents, {len(seeds)} seeds: mean (sd) '
-        '| effective dimension | IoU after 1 scan | after 3 | after 5 |',
-        '|---|---|---|---|---|',
-        row('last scan repeated', [(None, *overlap(np.repeat(now[:, None, width:], 3, 1)))], (1, 3, 3, 3)),
-    ]
-    options = dict(hidden=(256,), window=8, epochs=20, batch_size=32)
-    arms = {name: TERMS[name] for name in ('no terms', 'entropy maximized, 0.01', 'both, 0.05 and 0.1')}
-    for name, terms in arms.items():
+FEW = ('no terms', 'entropy maximized, 0.01', 'contrast alone, 0.1', 'both, 0.05 and 0.1')
+# part -> what it is, its arms, heads and digits of its columns
+PARTS: dict[str, tuple[str, tuple[str, ...], dict[str, tuple[str, int]]]] = {
+    'pendulum': (
+        'Pendulum, 16 latents, learned K, 25 epochs', tuple(TERMS),
+        dict(
+            dimension=('effective dimension', 2), after_10=('error after 10 steps', 3), after_60=('after 60 steps', 2),
+            radius=('spectral radius', 3),
+        ),
+    ),
+    'sprites': (
+        'Sprite videos, 16 x 16, 32 latents', PLAIN + FEW,
+        dict(
+            dimension=('effective dimension', 1), after_1=('error after 1 frame', 3), after_3=('after 3', 3),
+            after_6=('after 6', 3),
+        ),
+    ),
+    'city': (
+        'Occupancy of 32 x 32 cells of 2 m, 1 m a scan, 64 latents', PLAIN + FEW,
+        dict(
+            dimension=('effective dimension', 1), after_1=('IoU after 1 scan', 3), after_3=('after 3', 3),
+            after_5=('after 5', 3),
+        ),
+    ),
+}  # fmt: skip
+
+
+def measured(part: str, seeds: list[int], ledger: SeedLedger, measure: Callable) -> list[str]:
+    """Lines of a page: mean and deviation over the seeds of every arm."""
+    title, arms, columns = PARTS[part]
+    lines, entries = [], []
+    for arm in arms:
         found = []
-        for seed in seeds:
-            model = fitted(X, 64, seed, **options, **terms)
-            found.append((model.effective_dim_, *overlap(model.rollout(now, 5)[:, [1, 3, 5], width:])))
-        lines.append(row(name, found, (1, 3, 3, 3)))
-    return lines
+        # what neither draws nor, on the one city, sees other data has one result
+        for seed in seeds[:1] if part == 'city' and arm in PLAIN[:3] else seeds:
+            key = dict(part=part, arm=arm, seed=seed, content=content_key(TERMS.get(arm, {})))
+            entry = ledger.measured(key, functools.partial(measure, arm, seed))
+            found += [] if entry is None else [entry]
+        cells = [spread((entry['found'][name] for entry in found), digits) for name, (_, digits) in columns.items()]
+        lines.append(f'| {arm} | {len(found)} | {" | ".join(cells)} |')
+        entries += found
+    names = ' | '.join(name for name, _ in columns.values())
+    rule = '---|' * (len(columns) + 2)
+    return [f'| {title}: mean (sd) | seeds | {names} |', f'|{rule}', *lines, '', *sources(entries)]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--part', choices=('pendulum', 'sprites', 'city'), default='pendulum', help='what is measured')
+    parser.add_argument('--part', choices=tuple(PARTS), default='pendulum', help='what is measured')
     parser.add_argument('--seeds', type=int, nargs='+', default=list(range(5)))
-    parser.add_argument('--rows', type=int, help='of the pendulum, the first so many (default: all)')
     parser.add_argument('--data', type=Path, default=Path('work_dirs/koopman_city'), help='where the city is kept')
+    parser.add_argument('--ledger', type=Path, default=LEDGER, help='file of what was measured (default: %(default)s)')
+    parser.add_argument('--only-print', action='store_true', help='fit nothing; the table of what is in the ledger')
     parser.add_argument('--page', help='page whose part between the marks "koopman_PART" is replaced')
     options = parser.parse_args()
     torch.set_num_threads(1)
-    machine = describe_machine(())
+    measure = {'pendulum': on_pendulum, 'sprites': on_sprites}.get(options.part)
+    if measure is None:
+        from clusterplug.datasets.lidar_city import generate_lidar_city
+
+        if not options.only_print:
+            city = dict(num_train=400, num_val=120, columns=512, scans_per_street=40, spacing=1.0)
+            generate_lidar_city(options.data, **city)
+        measure = functools.partial(on_city, folder=options.data)
     with one_thread_each():
-        if options.part == 'city':
-            lines = on_city(options.seeds, options.data)
-        else:
-            pendulum_rows = (options.rows,) if options.part == 'pendulum' else ()
-            lines = {'pendulum': on_pendulum, 'sprites': on_sprites}[options.part](options.seeds, *pendulum_rows)
-    print('\n'.join([*machine, '', *lines]))
+        lines = measured(options.part, options.seeds, SeedLedger(options.ledger, options.only_print), measure)
+    print('\n'.join(lines))
     if options.page:
-        publish(options.page, f'koopman_{options.part}', ['', *(f'{line}<br>' for line in machine), '', *lines, ''])
+        publish(options.page, f'koopman_{options.part}', ['', *lines, ''])
 
 
 if __name__ == '__main__':
