@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from clusterplug.core.checks import check_count
+from clusterplug.core.numerics import plain_attention
 from clusterplug.functional import erase_directions, jacobian_svd
 
 __all__ = ['LatentDirections', 'latent_directions', 'null_space_projection', 'traverse']
@@ -79,7 +80,8 @@ def latent_directions(
         # directions that do not reach the rest at all need not be avoided
         reach = rest.s > rest.s[:1] * torch.finfo(rest.s.dtype).eps ** 0.5
         directions = null_space_projection(directions, rest.v.mT[reach].reshape(-1, *x.shape))
-    change = vmap(lambda each: jvp(fn, (x,), (each,))[1])(directions)
+    with plain_attention():
+        change = vmap(lambda each: jvp(fn, (x,), (each,))[1])(directions)
     values, outside = (torch.where(part, change, 0.0).flatten(1).norm(dim=1).to(x.dtype) for part in (region, ~region))
     return LatentDirections(directions, values, outside)
 

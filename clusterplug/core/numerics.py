@@ -77,3 +77,10 @@ def exact_products(tensor: Tensor) -> contextlib.AbstractContextManager:
     stack.enter_context(no_autocast(tensor))
     stack.enter_context(_without_tf32())
     return stack
+
+
+def plain_attention() -> contextlib.AbstractContextManager:
+    """Scaled dot-product attention in its plain form: the fused ones have no forward derivative."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel(SDPBackend.MATH)

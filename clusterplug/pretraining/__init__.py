@@ -4,6 +4,7 @@
 from clusterplug.pretraining.batch_enhanced_model import BatchEnhancedModel
 from clusterplug.pretraining.cluster_discrimination import ClusterDiscriminationModel
 from clusterplug.pretraining.denoising_model import DenoisingModel
+from clusterplug.pretraining.diffusers_denoiser import DiffusersDenoiser
 from clusterplug.pretraining.image_backbones import TimmBackbone, TorchvisionBackbone
 from clusterplug.pretraining.image_volume_model import ImageVolumeModel
 from clusterplug.pretraining.masked_slice_model import MaskedSliceModel
@@ -15,6 +16,7 @@ __all__ = [
     'BatchEnhancedModel',
     'ClusterDiscriminationModel',
     'DenoisingModel',
+    'DiffusersDenoiser',
     'ImageVolumeModel',
     'MaskedSliceModel',
     'MultiViewModel',

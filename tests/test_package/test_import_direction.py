@@ -75,7 +75,7 @@ RULES = {
     'memory': Rule({'torch'}),
     'optim': Rule({'torch'}, {'mmengine'}),
     'patch': Rule({'torch'}),
-    'pretraining': Rule({'torch', *MM}, {*HOSTS, 'timm', 'torchvision'}),
+    'pretraining': Rule({'torch', *MM}, {*HOSTS, 'diffusers', 'timm', 'torchvision'}),
     'registry': Rule({'mmengine'}),
     'retrieval': Rule({'torch', *MM}, {*HOSTS, 'faiss', 'open_clip', 'safetensors', 'transformers'}),
     'segmentors': Rule(set()),

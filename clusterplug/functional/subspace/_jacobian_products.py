@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products with the Jacobian of a function, many columns at once."""
 
-import contextlib
 from collections.abc import Callable
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from clusterplug.core.checks import check_finite, check_mask
-from clusterplug.core.numerics import host_checks_allowed, working_dtype
+from clusterplug.core.numerics import host_checks_allowed, plain_attention, working_dtype
 
 
 class Jacobian:
@@ -26,7 +25,7 @@ class Jacobian:
             check_finite(x.detach().reshape(1, -1), 'x')
         self.x, self.chunk_size = x.detach().to(working_dtype(x.dtype)).clone(), chunk_size
         self.passes = 0
-        with _plain_attention():
+        with plain_attention():
             y, again = fn(self.x), fn(self.x)
         if not isinstance(y, Tensor) or not y.is_floating_point():
             raise TypeError(f'fn must return a floating tensor, got {getattr(y, "dtype", type(y).__name__)}')
@@ -55,7 +54,7 @@ class Jacobian:
 
     def backward(self, u: Tensor) -> Tensor:
         """J^T u, for columns (m, k)."""
-        with _plain_attention(), torch.enable_grad():
+        with plain_attention(), torch.enable_grad():
             pull = vjp(self.fn, self.x)[1]
         return self._columns(lambda t: pull(t)[0], u, self.shape, self.dtype)
 
@@ -72,7 +71,7 @@ class Jacobian:
         self.passes += block.shape[1]
         rows = block.mT.to(dtype).reshape(-1, *shape)
         try:
-            with _plain_attention():
+            with plain_attention():
                 out = vmap(product, chunk_size=self.chunk_size)(rows)
         except (RuntimeError, NotImplementedError) as error:
             raise RuntimeError(
@@ -84,10 +83,3 @@ class Jacobian:
         if not bool(torch.isfinite(columns.sum())):
             raise ValueError('the Jacobian must be finite, got NaN or inf; look at fn(x) and its gradient')
         return columns
-
-
-def _plain_attention() -> contextlib.AbstractContextManager:
-    """Fused attention has no forward derivative."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    return sdpa_kernel(SDPBackend.MATH)
