@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels that are few, uneven or missing: solvers, episodes and novel classes on scikit-learn's digits and Gaussians.
+"""Labels that are few, uneven or missing: solvers, episodes and novel classes on digits, Gaussians, tables, characters.
 
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/few_labels.py
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/few_labels.py --page docs/benchmarks.md
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/few_labels.py --only optdigits speed --page docs/benchmarks.md
 
 Everything is measured: mean and standard deviation over seeds, or mean and 95 % interval over episodes; process time.
+Results on tables and characters are kept under --out; a run that was stopped goes on.
 """
 
 import argparse
-import os
 import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+from _noted import Noted
+from _novel_tables import accuracy, real_table
+from _omniglot import omniglot
 from _timing import describe_machine, one_thread_each, publish
 from sklearn.datasets import load_digits
 
@@ -27,11 +30,7 @@ from clusterplug.estimators import (
     TransductiveFewShot,
 )
 from clusterplug.evaluation.few_shot import FewShotEpisodes
-from clusterplug.functional import align_by_transport, clustering_accuracy, nearest_center, progressive_transport
-
-
-def accuracy(truth, labels) -> float:
-    return clustering_accuracy(*(torch.as_tensor(np.asarray(each)).long() for each in (truth, labels)))
+from clusterplug.functional import align_by_transport, nearest_center, progressive_transport
 
 
 def spread(values) -> str:
@@ -172,50 +171,19 @@ def novel_classes(seeds) -> list[str]:
     return [*lines, *(f'| {name} | {spread(values)} |' for name, values in found.items())]
 
 
-KNOWN = {'optdigits': [1, 2, 7, 8, 9], 'penbased': [1, 2, 4, 8, 9]}
-TUNED = {
-    'optdigits': {'lr': 8.756e-4, 'dropout': 0.086, 'latent_dim': 58, 'weight': 0.064},
-    'penbased': {'lr': 2.84e-3, 'dropout': 0.025, 'latent_dim': 11, 'weight': 0.461},
-}
-
-
-def real_table(table, seeds) -> list[str]:
-    """A table of $CLUSTERPLUG_DATA: 70 % of the rows for fitting, accuracy on the novel ones of the others."""
-    data = np.load(Path(os.environ['CLUSTERPLUG_DATA'], 'tables', f'{table}.npz'))
-    x, y, found = data['X'][:, data['X'].std(0) > 0].astype(np.float64), data['y'], {}
-    for seed in range(seeds):
-        order = np.random.default_rng(seed).permutation(len(x))
-        train, test = np.split(order, [round(0.7 * len(x))])
-        mean, scale = x[train].mean(0), x[train].std(0) + 1e-9
-        a, b = ((x[rows] - mean) / scale for rows in (train, test))
-        labels, novel = np.where(np.isin(y[train], KNOWN[table]), y[train], -1), ~np.isin(y[test], KNOWN[table])
-        models = {
-            'k-means': KMeans(5, n_init=10, random_state=seed).fit(a[labels < 0]),
-            **{
-                f'NovelClassKMeans, power {power}': NovelClassKMeans(5, power=power, random_state=seed).fit(a, labels)
-                for power in (1, 2)
-            },
-            'ProjectionBasedNCD': ProjectionBasedNCD(5, random_state=seed, **TUNED[table]).fit(a, labels),
-        }
-        for name, model in models.items():
-            found.setdefault(name, []).append(accuracy(y[test][novel], model.predict(b[novel])))
-            print(table, seed, name, f'{found[name][-1]:.3f}', flush=True)
-    lines = [f'| {table}, {len(x)} rows ({seeds} splits) | accuracy |', '|---|---|']
-    return [*lines, *(f'| {name} | {spread(values)} |' for name, values in found.items())]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--episodes', type=int, default=300)
-    names = ('digits', 'optdigits', 'penbased', 'speed')
-    text = 'parts to run (default: all; optdigits and penbased need CLUSTERPLUG_DATA)'
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/few_labels'), help='where results are kept')
+    names = ('digits', 'optdigits', 'penbased', 'omniglot', 'speed')
+    text = 'parts to run (default: all; optdigits, penbased and omniglot need CLUSTERPLUG_DATA)'
     parser.add_argument('--only', nargs='+', choices=names, default=names, help=text)
     parser.add_argument('--page', help='page whose part between the marks "few_labels" is replaced')
     options = parser.parse_args()
     warnings.simplefilter('ignore')  # of clusters that lost all samples
     torch.set_num_threads(1)
-    machine = describe_machine(('scikit-learn', 'numpy'))
+    machine, noted = describe_machine(('scikit-learn', 'numpy')), Noted(options.out / 'found.json')
     parts = {
         'digits': lambda: [
             solver(),
@@ -223,8 +191,9 @@ def main():
             episodes(options.episodes),
             novel_classes(options.seeds),
         ],
-        'optdigits': lambda: [real_table('optdigits', options.seeds)],
-        'penbased': lambda: [real_table('penbased', options.seeds)],
+        'optdigits': lambda: [real_table('optdigits', options.seeds, noted)],
+        'penbased': lambda: [real_table('penbased', options.seeds, noted)],
+        'omniglot': lambda: [omniglot(options.seeds, options.episodes, noted)],
         'speed': lambda: [speed()],
     }
     with one_thread_each():

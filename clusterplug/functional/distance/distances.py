@@ -89,7 +89,11 @@ def _in_blocks(x: Tensor, y: Tensor | None, metric: str, max_bytes: int) -> Tens
         if y is None:
             own = part.diagonal(start, -2, -1)
             # a point without a position has no distance to itself either
-            part = part.diagonal_scatter(torch.where(own.isnan(), own, 0.0), start, -2, -1)
+            kept = torch.where(own.isnan(), own, 0.0)
+            if part.requires_grad:
+                part = part.diagonal_scatter(kept, start, -2, -1)
+            else:
+                own.copy_(kept)
         parts.append(part.to(x.dtype))
     return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
@@ -196,7 +200,10 @@ class _SquaredEuclidean:
         right = self.right
         if not self.direct:
             norms = squares.unsqueeze(-1) + self.right_squares.unsqueeze(-2)
-            return torch.sub(norms, left @ right.mT, alpha=2.0).clamp(min=0.0)
+            product = left @ right.mT
+            if product.requires_grad:
+                return torch.sub(norms, product, alpha=2.0).clamp(min=0.0)
+            return norms.sub_(product, alpha=2.0).clamp_(min=0.0)
         if left.shape[-1] > DIRECT_DIMENSIONS:
             return (left.unsqueeze(-2) - right.unsqueeze(-3)).square().sum(-1)
         columns = zip(left.unbind(-1), right.unbind(-1))
@@ -223,9 +230,12 @@ class _SquaredEuclidean:
 class _Euclidean(_SquaredEuclidean):
     def __call__(self, part: slice) -> Tensor:
         squared = self._squares(self.left[..., part, :], self.left_squares[..., part])
-        zero = squared == 0
-        # the derivative of the root at 0 is infinite: take the root of 1 there and put the 0 back
-        distances = torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
+        if squared.requires_grad:
+            zero = squared == 0
+            # the derivative of the root at 0 is infinite: take the root of 1 there and put the 0 back
+            distances = torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
+        else:
+            distances = squared.sqrt_()
         if self.unit is not None:
             distances = distances * self.unit
         return distances if self.far is None else self._with_far(distances, part, lambda distances: distances)

@@ -17,7 +17,7 @@ __all__ = ['LaplacianAssignment', 'laplacian_assign']
 # Iterations between two looks at the host where a look is a synchronization.
 _EVERY = 10
 # Stopped problems leave a batch when at most this share is left.
-_SHRINK = 0.8
+_SHRINK = 0.5
 
 
 class LaplacianAssignment(NamedTuple):
@@ -59,7 +59,7 @@ def laplacian_assign(
         fixed: (..., N) int64: the class of points whose label is known, kept in every iteration; -1 = free.
         concave: Use the symmetric graph with a shifted diagonal.
         num_iters: Maximum number of iterations.
-        tol: A problem stops when E changes by at most this share.
+        tol: A problem stops when E changes by at most this share; 0: after ``num_iters`` iterations.
         full_output: Return a :class:`LaplacianAssignment` with E (of the shifted graph if ``concave``).
 
     Returns:
@@ -95,17 +95,16 @@ def laplacian_assign(
         cost = distances.detach().to(dtype).movedim(-1, 0).contiguous()
         # what all classes share changes no assignment, and one far point would hide the changes of the others
         least = cost.amin(0)
-        cost = cost - least
+        bias = least - cost
         if fixed is not None:  # a known class alone is finite: the softmax of its row is one-hot, whatever the graph
-            known, columns = fixed >= 0, fixed.clamp_min(0).unsqueeze(0)
-            own = torch.zeros_like(cost, dtype=torch.bool).scatter_(0, columns, True)
-            cost = cost.masked_fill(known & ~own, math.inf)
+            classes = torch.arange(len(cost), device=cost.device).view(-1, *[1] * fixed.dim())
+            bias.masked_fill_((fixed >= 0) & (fixed != classes), -math.inf)
         if strength == 0:
-            start, level = _softmax(-cost)
+            start, level = _softmax(bias)
             energy = -level.sum(-1, dtype=torch.float64)
             found = LaplacianAssignment(start, energy, torch.ones(lead, dtype=torch.int64, device=cost.device))
         else:
-            found = _iterate(cost, _Product(graph, dtype, lead, bool(concave)), strength, num_iters, tol)
+            found = _iterate(bias, _Product(graph, dtype, lead, bool(concave)), strength, num_iters, tol)
     memberships = found.memberships.movedim(0, -1).to(distances.dtype).contiguous()
     if not full_output:
         return memberships
@@ -114,10 +113,9 @@ def laplacian_assign(
 
 def _softmax(score: Tensor) -> tuple[Tensor, Tensor]:
     """Return Z, the softmax of ``score`` over its first dimension, and sum_k z (score - log z) of each point."""
-    top = score.amax(0)
-    z = (score - top).exp_()
-    total = z.sum(0)
-    return z.div_(total), total.log_().add_(top)
+    z = score.softmax(0)
+    # log sum exp = the largest score - log of the largest z
+    return z, score.amax(0).sub_(z.amax(0).log_())
 
 
 class _Product:
@@ -127,12 +125,14 @@ class _Product:
         self.operator: GraphOperator | None = None
         self.shift: Tensor | None = None
         self.local: Tensor | None = None  # (m, ..., N), where there is no operator
-        self.weights: Tensor
+        self.weights: Tensor | None = None  # None: all are 1
         self.rows: Tensor
         self.scale = 0.5 if concave else 1.0
         if not concave and isinstance(graph, tuple) and graph[0].shape[:-2] == lead and graph[0].shape[-1]:
             check_graph(graph)
-            self._keep(graph[0].movedim(-1, 0), graph[1].detach().to(dtype).movedim(-1, 0))
+            weights = graph[1].detach().to(dtype).movedim(-1, 0)
+            ones = host_checks_allowed(weights) and bool((weights == 1).all())
+            self._keep(graph[0].movedim(-1, 0), None if ones else weights)
             return
         self.operator = GraphOperator(graph, dtype, both=concave, lead=tuple(lead))
         if concave:
@@ -140,8 +140,8 @@ class _Product:
             degree = self.operator(torch.ones(*lead, self.operator.num_points, 1, dtype=dtype, device=device))
             self.shift = degree.amax(-2) / 2  # (..., 1)
 
-    def _keep(self, indices: Tensor, weights: Tensor) -> None:
-        self.local, self.weights = indices, weights.contiguous()
+    def _keep(self, indices: Tensor, weights: Tensor | None) -> None:
+        self.local, self.weights = indices, None if weights is None else weights.contiguous()
         size = indices.shape[-1]
         first = torch.arange(math.prod(indices.shape[1:-1]), device=indices.device).view(*indices.shape[1:-1], 1) * size
         self.rows = (indices + first).flatten(1)  # (m, points of all problems)
@@ -151,7 +151,12 @@ class _Product:
             found = self.operator(z.movedim(0, -1).contiguous()).movedim(-1, 0).contiguous() * self.scale
             return found if self.shift is None else found + self.shift * z
         flat = z.flatten(1)
-        total = flat.index_select(1, self.rows[0]).view_as(z).mul_(self.weights[0])
+        total = flat.index_select(1, self.rows[0]).view_as(z)
+        if self.weights is None:
+            for rows in self.rows[1:]:
+                total.add_(flat.index_select(1, rows).view_as(z))
+            return total
+        total.mul_(self.weights[0])
         for rows, weights in zip(self.rows[1:], self.weights[1:], strict=True):
             total.addcmul_(flat.index_select(1, rows).view_as(z), weights)
         return total
@@ -160,41 +165,41 @@ class _Product:
         """Return the product of some problems of a batch of lists."""
         assert self.local is not None, 'the graph is of lists'
         found = copy.copy(self)
-        found._keep(self.local[:, rows], self.weights[:, rows])
+        found._keep(self.local[:, rows], None if self.weights is None else self.weights[:, rows])
         return found
 
 
-def _iterate(cost: Tensor, product: _Product, strength, num_iters, tol) -> LaplacianAssignment:
+def _iterate(bias: Tensor, product: _Product, strength, num_iters, tol) -> LaplacianAssignment:
     """Iterate all problems; one that has stopped keeps what it has."""
-    host = host_checks_allowed(cost)
-    if host and product.local is not None and cost.dim() == 3:
-        return _iterate_and_leave(cost, product, strength, num_iters, tol)
-    z = _softmax(-cost)[0]
-    active = torch.ones(cost.shape[1:-1], dtype=torch.bool, device=cost.device)
+    host = host_checks_allowed(bias)
+    if host and product.local is not None and bias.dim() == 3:
+        return _iterate_and_leave(bias, product, strength, num_iters, tol)
+    z = bias.softmax(0)
+    active = torch.ones(bias.shape[1:-1], dtype=torch.bool, device=bias.device)
     used = torch.zeros_like(active, dtype=torch.int64)
     energy, pulled = torch.zeros_like(active, dtype=torch.float64), product(z)
     for number in range(num_iters):
-        new, new_pulled, new_energy = _step(cost, pulled, product, strength)
+        new, new_pulled, new_energy = _step(bias, pulled, product, strength)
         z, pulled = (torch.where(active[..., None], *each) for each in ((new, z), (new_pulled, pulled)))
         before, energy = energy, torch.where(active, new_energy, energy)
         used += active
-        if number > 0:
+        if number > 0 and tol > 0:
             active = active & ((energy - before).abs() > tol * before.abs())
         if (host or number % _EVERY == _EVERY - 1) and not bool(active.any()):
             break
     return LaplacianAssignment(z, energy, used)
 
 
-def _iterate_and_leave(cost: Tensor, product: _Product, strength, num_iters, tol) -> LaplacianAssignment:
+def _iterate_and_leave(bias: Tensor, product: _Product, strength, num_iters, tol) -> LaplacianAssignment:
     """Iterate a batch (K, B, N); problems that have stopped are written out and leave the batch many at once."""
-    z = _softmax(-cost)[0]
+    z = bias.softmax(0)
     found = LaplacianAssignment(z, z.new_zeros(z.shape[1], dtype=torch.float64), torch.zeros_like(z[0, :, 0]).long())
     members = torch.arange(z.shape[1], device=z.device)
     active, energy, pulled = torch.ones_like(members, dtype=torch.bool), found.energy, product(z)
     for number in range(num_iters):
-        z, pulled, new = _step(cost, pulled, product, strength)
+        z, pulled, new = _step(bias, pulled, product, strength)
         before, energy = energy, new
-        moving = (energy - before).abs() > tol * before.abs() if number > 0 else active
+        moving = (energy - before).abs() > tol * before.abs() if number > 0 and tol > 0 else active
         moving = moving & active if number + 1 < num_iters else torch.zeros_like(active)
         stopped = (active & ~moving).nonzero()[:, 0]
         active = moving
@@ -211,16 +216,16 @@ def _iterate_and_leave(cost: Tensor, product: _Product, strength, num_iters, tol
             break
         if len(left) <= _SHRINK * len(active):
             members, energy, active = members[left], energy[left], active[left]
-            pulled, cost, product = pulled[:, left], cost[:, left], product.select(left)
+            pulled, bias, product = pulled[:, left], bias[:, left], product.select(left)
     return found
 
 
-def _step(cost: Tensor, pulled: Tensor, product: _Product, strength: float) -> tuple[Tensor, Tensor, Tensor]:
+def _step(bias: Tensor, pulled: Tensor, product: _Product, strength: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the next Z, W Z and E."""
-    z, level = _softmax(torch.sub(strength * pulled, cost))
+    z, level = _softmax(torch.add(bias, pulled, alpha=strength))
     new = product(z)
     # sum z (cost + log z) = sum z strength pulled - level
-    inside = (z * torch.sub(pulled, new, alpha=0.5)).sum(0).mul_(strength).sub_(level)
+    inside = torch.sub(pulled, new, alpha=0.5).mul_(z).sum(0).mul_(strength).sub_(level)
     return z, new, inside.sum(-1, dtype=torch.float64)
 
 

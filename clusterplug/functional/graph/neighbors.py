@@ -18,6 +18,8 @@ MODES = ('connectivity', 'distance', 'heat')
 _LOCAL_NEIGHBOR = 7
 # Neighbors that are found faster one by one than by topk on a CPU.
 _FEW = 2
+# Bytes of the distances that are looked at together on a CPU: they stay in its cache.
+_CACHED = 2**20
 
 
 class KNNGraph(NamedTuple):
@@ -159,31 +161,37 @@ def _nearest(x: Tensor, count: int, metric: str, valid: Tensor | None, max_bytes
         x = x.masked_fill(~valid.unsqueeze(-1), 0.0)
     row_bytes = max(1, num_points * x.element_size() * 3)
     rows_at_once = max(1, min(num_points, max_bytes // row_bytes))
-    sets_at_once = max(1, max_bytes // (row_bytes * num_points))
+    sets_at_once = max(
+        1, min(max_bytes, 3 * _CACHED if x.device.type == 'cpu' else max_bytes) // (row_bytes * num_points)
+    )
     for first in range(0, batch, sets_at_once):
         part = x[first : first + sets_at_once]
         for start in range(0, num_points, rows_at_once):
             stop = min(start + rows_at_once, num_points)
-            block = pairwise_distances(part[:, start:stop], part, metric=metric)
-            own = torch.arange(stop - start, device=x.device)
-            block[:, own, own + start] = math.inf
+            whole = stop - start == num_points
+            block = pairwise_distances(part[:, start:stop], None if whole else part, metric=metric)
+            block.diagonal(start, -2, -1).fill_(math.inf)
             if valid is not None:
                 mine = valid[first : first + sets_at_once]
                 block.masked_fill_(~(mine[:, start:stop, None] & mine[:, None, :]), math.inf)
             here = slice(first, first + sets_at_once), slice(start, stop)
-            distances[here], indices[here] = _smallest(block, count)
+            _write_smallest(block, distances[here], indices[here])
     return indices, distances
 
 
-def _smallest(block: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the ``count`` smallest numbers of each row of ``block``, which is overwritten, and where they are."""
+def _write_smallest(block: Tensor, distances: Tensor, indices: Tensor) -> None:
+    """Write the smallest numbers of each row of ``block``, which is overwritten, and where they are."""
+    count = distances.shape[-1]
     if count > _FEW or block.is_cuda:
-        return block.topk(count, -1, largest=False)
-    found = []
-    for _ in range(count):
-        found.append(block.min(-1))
-        block.scatter_(-1, found[-1].indices.unsqueeze(-1), math.inf)
-    return torch.stack([each.values for each in found], -1), torch.stack([each.indices for each in found], -1)
+        found = block.topk(count, -1, largest=False)
+        distances.copy_(found.values)
+        indices.copy_(found.indices)
+        return
+    for column in range(count):
+        least = block.min(-1)
+        distances[..., column], indices[..., column] = least.values, least.indices
+        if column + 1 < count:
+            block.scatter_(-1, least.indices.unsqueeze(-1), math.inf)
 
 
 def _weights(indices: Tensor, distances: Tensor, mode: str, width: float | str | None) -> Tensor:

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Few-shot episodes of handwritten characters, on features of a small network that was trained on other alphabets."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from _noted import Noted
+from torch import Tensor, nn
+
+from clusterplug.estimators import TransductiveFewShot
+from clusterplug.evaluation.few_shot import FewShotEpisodes
+from clusterplug.functional import align_by_transport, nearest_center
+
+# The first three alphabets are trained on (70 characters), episodes are of the other two (66).
+BASE_ALPHABETS = 3
+SETTINGS = {
+    '1 shot': (1, 15),
+    '5 shots': (5, 15),
+    '1 shot, queries 15 6 4 2 2': (1, [15, 6, 4, 2, 2]),
+    '5 shots, queries 15 6 4 2 2': (5, [15, 6, 4, 2, 2]),
+}
+METHODS = (
+    'nearest prototype', 'OpTA (5 passes; with five shots 1 pass, mix 0.7)', 'OpTA, soft masses',
+    'k-means', 'Laplacian 0.7', 'Laplacian 0.7, no shift', 'k-modes, Laplacian 0.7',
+)  # fmt: skip
+
+
+def network(classes: int) -> nn.Sequential:
+    """Four convolutions: 28 px to 64 channels, and a linear classifier behind them."""
+    layers = []
+    for channels in (1, 64, 64, 64):
+        layers += [nn.Conv2d(channels, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, classes))
+
+
+def trained_features(seed: int, epochs: int = 12) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of the novel characters and their labels, and the mean of the features trained on."""
+    data = np.load(Path(os.environ['CLUSTERPLUG_DATA'], 'images', 'omniglot_small1_28.npz'))
+    x = torch.from_numpy(data['X']).float().unsqueeze(1) / 255
+    y, base = torch.from_numpy(data['y']), torch.from_numpy(data['alphabet']) < BASE_ALPHABETS
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = network(int(y[base].max()) + 1)
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * -(-int(base.sum()) // 64))
+        for _ in range(epochs):
+            for rows in base.nonzero()[:, 0][torch.randperm(int(base.sum()))].split(64):
+                loss = nn.functional.cross_entropy(model(x[rows]), y[rows], label_smoothing=0.1)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    model.eval()
+    with torch.no_grad():
+        found = torch.cat([model[:-1](part) for part in x.split(256)])
+    return found[~base], y[~base], found[base].mean(0)
+
+
+def classifier(method: str, mean: Tensor, shots: int):
+    """``(support, labels, queries) -> ways`` on features centered by ``mean`` and of unit length."""
+
+    def unit(x):
+        return nn.functional.normalize(x - mean, dim=-1)
+
+    def aligned(**options):
+        def classify(support, labels, queries):
+            member = nn.functional.one_hot(labels).float()
+            prototypes = member.mT @ unit(support) / member.sum(1).unsqueeze(-1)
+            return nearest_center(unit(queries), align_by_transport(prototypes, unit(queries), **options))[0]
+
+        return classify
+
+    options = {
+        'k-means': dict(strength=0.0),
+        'Laplacian 0.7': {},
+        'Laplacian 0.7, no shift': dict(shift=False),
+        'k-modes, Laplacian 0.7': dict(method='kmodes'),
+    }
+    if method in options:
+        return TransductiveFewShot(base_mean=mean, **options[method]).classify
+    if method == 'nearest prototype':
+        return aligned(num_passes=0)
+    if method == 'OpTA, soft masses':
+        return aligned(num_passes=1, epsilon=0.02, penalty=0.003)
+    return aligned(num_passes=5) if shots == 1 else aligned(num_passes=1, mix=0.7)
+
+
+def omniglot(seeds: int, episodes: int, noted: Noted) -> list[str]:
+    """Lines of the page: mean over networks, and their spread; the episodes of all methods are the same."""
+    values = {}
+    for seed in range(seeds):
+
+        def measure(seed=seed):
+            features, labels, mean = trained_features(seed)
+            return {
+                f'{method}, {name}': FewShotEpisodes(
+                    5, shots, queries, episodes, classifier=classifier(method, mean, shots), seed=seed
+                )(features, labels).mean
+                for method in METHODS
+                for name, (shots, queries) in SETTINGS.items()
+            }
+
+        for key, value in noted(f'omniglot, network {seed}, {episodes} episodes', measure).items():
+            values.setdefault(key, []).append(value)
+    lines = [
+        f'| 5 ways of Omniglot ({seeds} networks, {episodes} episodes each) | {" | ".join(SETTINGS)} |',
+        '|---' * (len(SETTINGS) + 1) + '|',
+    ]
+    for method in METHODS:
+        cells = (values[f'{method}, {name}'] for name in SETTINGS)
+        text = (f'{np.mean(each):.3f}' + (f' +- {np.std(each, ddof=1):.3f}' if seeds > 1 else '') for each in cells)
+        lines.append(f'| {method} | {" | ".join(text)} |')
+    return lines
