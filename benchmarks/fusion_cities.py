@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from _city_segmentation import LINEAR, class_ious, settings, trained
-from _gain_ledger import interval
-from _seed_ledger import SeedLedger, content_key, sources, spread
+from _gain_ledger import content_key_of, interval
+from _seed_ledger import SeedLedger, sources, spread
 from _timing import one_thread_each, publish
 
 from clusterplug.fusion import AdaMerging, ConcreteMerging, TaskVector, task_arithmetic, ties_merging
@@ -126,18 +126,18 @@ def main():
     from clusterplug import compat
 
     compat.apply_all()
-    ledger = SeedLedger(options.ledger, options.only_print)
+    ledger = SeedLedger(options.ledger, options.only_print, ('mmdet3d', 'spconv'))
     data = {name: options.out / f'city{number}' for number, name in enumerate(CITIES)}
     if not options.only_print:
         generate(data, options.num_train, options.num_val)
     key = {name: getattr(options, name) for name in ('start_steps', 'steps', 'merge_steps', 'num_train', 'num_val')}
-    content = settings(LINEAR, data['start'], options.out, options.start_steps, 0).to_dict()
-    key['content'] = content_key([content, CITIES])
+    start = settings(LINEAR, data['start'], options.out, options.start_steps, 0)
+    key.update(cities=repr(CITIES), content=content_key_of(start))
     results = []
     with one_thread_each():
         for seed in options.seeds:
             measure = functools.partial(run, seed, data, options)
-            entry = ledger.measured(dict(key, seed=seed), measure, ('mmdet3d', 'spconv'))
+            entry = ledger.measured(dict(key, seed=seed), measure)
             results += [] if entry is None else [entry]
     lines = lines_of(results)
     print('\n'.join(lines))

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _seed_ledger import SeedLedger, content_key, sources, spread
+from _seed_ledger import SeedLedger, sources, spread
 from _timing import one_thread_each, publish
 
 from clusterplug.estimators import KoopmanAutoencoder
@@ -211,7 +211,7 @@ def measured(part: str, seeds: list[int], ledger: SeedLedger, measure: Callable)
         found = []
         # what neither draws nor, on the one city, sees other data has one result
         for seed in seeds[:1] if part == 'city' and arm in PLAIN[:3] else seeds:
-            key = dict(part=part, arm=arm, seed=seed, content=content_key(TERMS.get(arm, {})))
+            key = dict(part=part, arm=arm, seed=seed, terms=TERMS.get(arm, {}))
             entry = ledger.measured(key, functools.partial(measure, arm, seed))
             found += [] if entry is None else [entry]
         cells = [spread((entry['found'][name] for entry in found), digits) for name, (_, digits) in columns.items()]
