@@ -2,6 +2,8 @@
 """HouseholderProjector and register_householder: singular values, nearest matrix, editing, training, hosts."""
 
 import copy
+import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,6 +85,32 @@ def test_edits_along_directions_have_equal_and_orthogonal_effects():
     _u, _s, vh = torch.linalg.svd(linear(9, 7, dtype=torch.float64).weight.detach())
     cosines = (layer.directions() * vh[:3]).sum(1).abs()
     torch.testing.assert_close(cosines, torch.ones(3, dtype=torch.float64))  # in the order of the singular values
+
+
+def test_first_layer_of_a_trained_generator():
+    """A DCGAN for faces: 100 latent numbers to 512 maps of 4 x 4."""
+    package = importlib.util.find_spec('gan_face_generate')
+    if package is None:
+        pytest.skip('needs gan-face-generate 1.1.1, which nothing else uses')
+    path = Path(package.origin).with_name('weights.tar')
+    weight = (
+        torch.load(path, map_location='cpu', weights_only=True)['netG_state_dict']['main.0.weight']
+        .flatten(1)
+        .T.double()
+    )
+    plain = nn.Linear(100, 8192, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        plain.weight.copy_(weight)
+    layer = HouseholderProjector.from_linear(plain, 10)
+    values = torch.linalg.svdvals(layer.weight().detach())
+    torch.testing.assert_close(values, torch.tensor([1.0] * 10 + [0.0] * 90).double(), rtol=0, atol=1e-12)
+    sigma = torch.linalg.svdvals(weight)
+    assert sigma[0] > 2 * sigma[9]  # read unequally before
+    expected = (sigma[:10] - 1).square().sum() + sigma[10:].square().sum()
+    torch.testing.assert_close((layer.weight() - weight).detach().square().sum(), expected)
+    z = torch.randn(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    changes = (layer(z + 5 * layer.directions()) - layer(z)).detach()
+    torch.testing.assert_close(changes @ changes.T, 25 * torch.eye(10).double(), rtol=0, atol=1e-9)
 
 
 def test_state_is_saved_and_moved():
