@@ -6,6 +6,7 @@ from clusterplug.hooks.cluster_schedule import ClusterScheduleHook
 from clusterplug.hooks.cluster_stats import ClusterStatsHook, subclass_stats
 from clusterplug.hooks.cluster_visualization import ClusterVisualizationHook
 from clusterplug.hooks.collapse_check import CollapseCheckHook
+from clusterplug.hooks.embedding_pictures import EmbeddingPicturesHook
 from clusterplug.hooks.epoch_seed import EpochSeedHook
 from clusterplug.hooks.freeze_params import FreezeParamsHook
 from clusterplug.hooks.label_check import LabelCheckHook, label_faults
@@ -22,6 +23,7 @@ __all__ = [
     'ClusterStatsHook',
     'ClusterVisualizationHook',
     'CollapseCheckHook',
+    'EmbeddingPicturesHook',
     'EpochSeedHook',
     'FreezeParamsHook',
     'LabelCheckHook',

@@ -12,13 +12,14 @@ from clusterplug.registry import HOOKS
 
 @HOOKS.register_module()
 class CollapseCheckHook(Hook):
-    """Warn when the loss stayed within one percent of ln K for a whole epoch, with what to change.
+    """Warn when the loss stayed within one percent of that of a collapsed model for an epoch, with what to change.
 
     Args:
-        tolerance: Relative distance to ln K. Defaults to 0.01.
+        tolerance: Relative distance to it. Defaults to 0.01.
 
-    The loss of a :class:`~clusterplug.losses.SwAVLoss` is ln K where all samples have the same embedding. It starts
-    near there; an epoch later it should not be there any more. Nothing is read before the end of the epoch.
+    Losses that log ``ln_k`` say what they are where all samples have the same embedding: ln K of a
+    :class:`~clusterplug.losses.SwAVLoss`, ln(2 B - 1) of a :class:`~clusterplug.losses.NTXentLoss`. They start near
+    there; an epoch later they should not be there any more. Nothing is read before the end of the epoch.
 
     Example:
         ``custom_hooks = [dict(type='clusterplug.CollapseCheckHook')]``
@@ -46,8 +47,8 @@ class CollapseCheckHook(Hook):
         """Compare it."""
         if self._farthest is not None and float(self._farthest) < self.tolerance:
             warnings.warn(
-                f'the loss stayed within {self.tolerance:.0%} of ln K for epoch {runner.epoch + 1}: the model tells '
-                f'samples no more apart than a collapsed one. Try epsilon=0.03, a shorter queue or one that starts '
-                f'later, a smaller learning rate, fewer prototypes',
+                f'the loss stayed within {self.tolerance:.0%} of ln K, its value at collapse, for epoch '
+                f'{runner.epoch + 1}: the model tells samples no more apart than a collapsed one. Try a smaller '
+                f'learning rate; with prototypes epsilon=0.03, a shorter queue or one that starts later, fewer of them',
                 stacklevel=2,
             )

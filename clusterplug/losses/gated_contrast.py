@@ -95,6 +95,7 @@ class GatedContrastLoss(nn.Module):
         self.reduction = check_choice(reduction, 'reduction', ('pairs', 'anchors'))
         self.binary_weight = check_number(binary_weight, 'binary_weight', 0)
         self.gather, self.seed = gather, check_count(seed, 'seed')
+        self._at_collapse: Tensor | None = None
         self.register_buffer('step', torch.zeros((), dtype=torch.int64))
 
     def forward(self, z: Tensor, keys: Tensor | None, labels: Tensor, key_labels: Tensor | None = None) -> Tensor:
@@ -125,6 +126,9 @@ class GatedContrastLoss(nn.Module):
             each = info_nce(scores, positive, negative, temperature=self.temperature)
             weights = positive.sum(1) if self.reduction == 'pairs' else positive.any(1)
             total = weights.sum()
+            with torch.no_grad():  # equal embeddings have equal scores: only the number of negatives counts
+                flat_loss = ((1 + negative.sum(1)).to(dtype).log() * weights).sum()
+                self._at_collapse = flat_loss / total.clamp(min=1)
             if ranks > 1:
                 total = gather_ranks(total).sum() / ranks
             loss = (each * weights).sum() / total.clamp(min=1 / ranks)
@@ -132,6 +136,10 @@ class GatedContrastLoss(nn.Module):
                 flat = (gates * (1 - gates)).mean(1)
                 loss = loss + self.binary_weight * (flat * counted).sum() / counted.sum().clamp(min=1)
         return loss.to(z.dtype)
+
+    def log_values(self) -> dict[str, Tensor]:
+        """``ln_k`` for the log: what the last call would have given with all embeddings equal, on this rank."""
+        return {} if self._at_collapse is None else {'ln_k': self._at_collapse}
 
     @torch.no_grad()
     def partners(self, labels: Tensor) -> Tensor:
@@ -237,5 +245,11 @@ class SimLAPLoss(GatedContrastLoss):
         if labels is None:
             raise ValueError('labels must be given: a data set with gt_label, or table= for pseudo-labels')
         forward = super().forward
-        terms = [forward(a, b, labels) for i, a in enumerate(views) for j, b in enumerate(views) if i != j]
+        terms, flat = [], []
+        for i, a in enumerate(views):
+            for j, b in enumerate(views):
+                if i != j:
+                    terms.append(forward(a, b, labels))
+                    flat.append(self.log_values()['ln_k'])
+        self._at_collapse = torch.stack(flat).mean()
         return torch.stack(terms).mean()

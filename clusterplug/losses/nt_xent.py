@@ -2,6 +2,7 @@
 """NT-Xent over the views of a batch, on one rank or over all of them."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -50,6 +51,7 @@ class NTXentLoss(nn.Module):
         super().__init__()
         self.temperature = check_number(temperature, 'temperature', above=0)
         self.gather = gather
+        self._at_collapse: Tensor | None = None
 
     def forward(self, embeddings: Tensor | Sequence[Tensor], other: Tensor | None = None) -> Tensor:
         if isinstance(embeddings, Tensor):
@@ -72,8 +74,10 @@ class NTXentLoss(nn.Module):
     def _pair(self, a: Tensor, b: Tensor) -> Tensor:
         ranks = world_size() if self.gather else 1
         if ranks == 1:
+            self._at_collapse = a.new_full((), math.log(max(2 * len(a) - 1, 1)), dtype=torch.float32)
             return nt_xent(a, b, temperature=self.temperature)
         counts = gather_ranks(torch.tensor(len(a), device=a.device))
+        self._at_collapse = (2 * counts.sum() - 1).clamp(min=1).float().log()
         most = int(counts.max())
         present = torch.arange(most, device=a.device) < counts[:, None]
         a, b = (F.pad(each, (0, 0, 0, most - len(each))) for each in (a, b))
@@ -84,6 +88,10 @@ class NTXentLoss(nn.Module):
         # over the mean number of anchors a rank, so that the mean over ranks is the mean over all anchors
         total = gather_ranks(valid.sum()).sum().to(losses.dtype)
         return (losses.sum() * ranks / total.clamp(min=1)).to(a.dtype)
+
+    def log_values(self) -> dict[str, Tensor]:
+        """``ln_k`` for the log: the loss of a collapsed model, ln(2 B - 1). Empty before the first call."""
+        return {} if self._at_collapse is None else {'ln_k': self._at_collapse}
 
     def extra_repr(self) -> str:
         """Return what ``print`` shows in the parentheses."""

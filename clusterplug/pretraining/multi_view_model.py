@@ -146,7 +146,8 @@ class MultiViewModel(BaseModel):
         """Samples with ``features`` of the backbone and ``embeddings`` of the head, of view 0.
 
         Each (1, C) for images and whole scans, (M, C) for the matched points of scans, which then also have the
-        ``labels`` of these points where the data set has some.
+        ``labels`` of these points where the data set has some. With prototypes (of several sets the first) also
+        ``prototype``, the best one of each row, and ``prototype_score``.
         """
         views = self._one_view(inputs)
         number = len(views['views'][0]) if 'scans' not in views else len(views['scans'])
@@ -162,10 +163,11 @@ class MultiViewModel(BaseModel):
         parts = [features.split(sizes), embeddings[0].split(sizes)]
         best = None if scores is None else scores[0]
         best = best[0] if isinstance(best, list) else best
+        best = None if best is None else best.max(1)
         for n, sample in enumerate(data_samples):
             sample.set_data(dict(features=parts[0][n], embeddings=parts[1][n]))
             if best is not None:
-                sample.set_data(dict(prototype=best.argmax(1).split(sizes)[n]))
+                sample.set_data(dict(prototype=best[1].split(sizes)[n], prototype_score=best[0].split(sizes)[n]))
             if inputs.get('point_labels') is not None:
                 sample.set_data(dict(labels=inputs['point_labels'][n]))
         return data_samples

@@ -7,6 +7,7 @@ from clusterplug.visualization.cluster_page import paint_clusters, save_cluster_
 from clusterplug.visualization.cluster_views import ClusterView, cluster_views
 from clusterplug.visualization.colors import SEMANTICKITTI, class_colors, class_name, subclass_colors
 from clusterplug.visualization.confusability import save_class_overlap
+from clusterplug.visualization.embedding_figures import save_embedding_map, save_training_curves
 from clusterplug.visualization.image_grid import save_image_grid
 from clusterplug.visualization.memory_figures import save_center_map, save_curves, save_sizes
 from clusterplug.visualization.panels import save_panels
@@ -41,6 +42,7 @@ __all__ = [
     'save_cluster_panels',
     'save_contact_sheet',
     'save_curves',
+    'save_embedding_map',
     'save_image_grid',
     'save_kept_tokens',
     'save_match_curves',
@@ -54,6 +56,7 @@ __all__ = [
     'save_sizes',
     'save_spectrum',
     'save_token_panels',
+    'save_training_curves',
     'save_unit_correlations',
     'subclass_colors',
     'token_colors',

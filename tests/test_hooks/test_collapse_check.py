@@ -23,7 +23,7 @@ def run(hook, losses, k=10):
 
 
 def test_an_epoch_at_ln_k_is_named():
-    with pytest.warns(UserWarning, match=r'within 1% of ln K for epoch 1.*epsilon=0\.03'):
+    with pytest.warns(UserWarning, match=r'within 1% of ln K, its value at collapse, for epoch 1.*epsilon=0\.03'):
         run(CollapseCheckHook(), [math.log(10), 1.005 * math.log(10)])
 
 

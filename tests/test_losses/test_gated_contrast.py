@@ -344,6 +344,18 @@ def test_two_ranks_equal_one_process():
     torch.testing.assert_close((found[0][2] + found[1][2]) / 2, weight)
 
 
+@pytest.mark.parametrize('normalize', [True, False])
+@pytest.mark.parametrize('pairing', ['identical', 'arbitrary', 'distinct'])
+def test_the_logged_value_is_the_loss_of_equal_embeddings(pairing, normalize):
+    loss = SimLAPLoss(ClassPairGate(4, 8), pairing=pairing, normalize_in_subspace=normalize)
+    labels = torch.tensor([0, 1, 2, 3, 0, 1, 1, -1, 2, 0])
+    assert loss.log_values() == {}
+    collapsed = loss([randn(8).expand(10, 8)] * 3, labels)
+    torch.testing.assert_close(loss.log_values()['ln_k'], collapsed.detach())
+    other = loss([randn(10, 8), randn(10, 8, seed=1)], labels)
+    assert abs(float(other.detach() - loss.log_values()['ln_k'])) > 0.01
+
+
 def test_class_relation_and_its_picture(tmp_path):
     from clusterplug.analysis import class_relation, save_class_relation
 

@@ -25,7 +25,10 @@ def test_views_and_pairs():
     assert torch.equal(loss([a, b]), expected[0])
     assert torch.equal(loss(a, b), expected[0])
     torch.testing.assert_close(loss([a, b, c]), sum(expected) / 3)
-    assert loss([torch.ones(4, 2)] * 2).item() == pytest.approx(math.log(7))
+    collapsed = loss([torch.ones(4, 2)] * 3)
+    assert collapsed.item() == pytest.approx(math.log(7))
+    torch.testing.assert_close(loss.log_values()['ln_k'], collapsed)
+    assert NTXentLoss().log_values() == {}
     assert not count_host_syncs(lambda: loss([a.requires_grad_(), b]).backward())
     with pytest.raises(ValueError, match='at least two views, got 1'):
         loss([a])
@@ -54,7 +57,9 @@ def on_rank(rank, world_size):
     torch.manual_seed(0)
     model = DistributedDataParallel(torch.nn.Linear(6, 4))
     a, b = (x.split(SIZES)[rank] for x in data())
-    value, model = step(a, b, model, NTXentLoss(0.2))
+    loss = NTXentLoss(0.2)
+    value, model = step(a, b, model, loss)
+    assert float(loss.log_values()['ln_k']) == pytest.approx(math.log(15))
     return value, model.module.weight.grad
 
 

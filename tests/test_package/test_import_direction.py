@@ -82,7 +82,7 @@ RULES = {
     'testing': Rule({'torch', 'numpy', 'pytest', *MM}, EVERYTHING),
     'user_errors': Rule(set()),
     'version': Rule(set()),
-    'visualization': Rule({'torch', 'numpy'}, {*HOSTS, 'matplotlib', 'open3d', 'rerun'}),
+    'visualization': Rule({'torch', 'numpy'}, {*HOSTS, 'matplotlib', 'open3d', 'rerun', 'sklearn'}),
 }
 
 

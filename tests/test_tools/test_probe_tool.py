@@ -32,10 +32,18 @@ def test_numbers_of_a_random_network(tmp_path, monkeypatch):
              y_test=bright[:20])  # fmt: skip
     monkeypatch.setenv('CLUSTERPLUG_DATA', str(tmp_path))
     out = tmp_path / 'numbers.json'
-    assert probe(monkeypatch, CONFIG, 'none', '--neighbors', 3, '--out', out, '--work-dir', tmp_path / 'log') == 0
+    pictures = tmp_path / 'pictures'
+    options = ['--neighbors', 3, '--out', out, '--work-dir', tmp_path / 'log', '--pictures', pictures]
+    assert probe(monkeypatch, CONFIG, 'none', *options, '--class-names', 'dark', 'bright') == 0
+    assert sorted(each.name for each in pictures.glob('*.png')) == ['embeddings.png', 'prototypes.png']
     numbers = json.loads(out.read_text())
     assert numbers['knn_probe/accuracy'] == numbers['linear_probe/accuracy'] == 100
     assert numbers['linear_probe/effective_rank'] >= 1
+
+
+def test_options_of_pictures_need_a_folder_for_them(monkeypatch):
+    for option in (['--map', 'tsne'], ['--class-names', 'a']):
+        assert 'give their folder with --pictures' in probe(monkeypatch, CONFIG, 'none', *option)
 
 
 def test_a_missing_checkpoint_is_named(monkeypatch):
