@@ -8,6 +8,9 @@ Volumes of 16 slices of 16 x 16: generated balls, shells, rods and plates (k-mea
 ``CLUSTERPLUG_DATA`` has ``volumes/adrenalmnist3d_64.npz``, AdrenalMNIST3D averaged over 4 x 4 x 4 voxels (AUC of a
 logistic regression on the official test volumes). The backbone is a CNN of three layers, 64 features; all features are
 of the trained model but for the first row of each table.
+
+``--parts frozen``: slices of AdrenalMNIST3D through the frozen DINOv2-S of ``CLUSTERPLUG_DATA``/vit (features are kept
+under ``--out``), and what an inter-slice encoder over them tells more than their mean: without and with labels.
 """
 
 import argparse
@@ -138,13 +141,19 @@ def table(title, seeds, measure, lines):
         print(lines[-1], flush=True)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--seeds', type=int, default=3)
-    parser.add_argument('--steps', type=int, default=300)
-    parser.add_argument('--page', help='page whose part between the marks "image_volume" is replaced')
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def frozen(options) -> list[str]:
+    from _frozen_slices import frozen_lines
+
+    data = Path(os.environ.get('CLUSTERPLUG_DATA', ''))
+    lines = frozen_lines(data, options.out, options.seeds, options.frozen_steps, cell)
+    return [
+        f'{options.seeds} seeds, mean ± standard deviation; penalties chosen on the validation volumes.',
+        '',
+        *lines,
+    ]
+
+
+def trained(options) -> list[str]:
     lines = [f'{options.seeds} seeds, mean ± standard deviation; {options.steps} steps of 32 volumes.']
 
     def of_shapes(weights, seed):
@@ -165,10 +174,26 @@ def main():
         table('AdrenalMNIST3D, AUC', options.seeds, of_glands, lines)
         voxels = [each.reshape(len(each), -1).astype(np.float32) for each in (x, x_test)]
         lines += ['', f'Logistic regression on the 4,096 averaged voxels: {auc(voxels[0], y, voxels[1], y_test):.3f}.']
+    return lines
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--parts', nargs='+', choices=('trained', 'frozen'), default=['trained'])
+    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--steps', type=int, default=300)
+    parser.add_argument('--frozen-steps', type=int, default=200, help='of the encoder over frozen slices')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/image_volume'), help='features of frozen slices')
+    parser.add_argument('--page', help='page whose parts "image_volume" and "image_volume_frozen" are replaced')
+    options = parser.parse_args()
+    torch.set_num_threads(1)
     machine = describe_machine(('scikit-learn',))
-    print('\n'.join([*machine, *lines]))
-    if options.page:
-        publish(options.page, 'image_volume', ['', *(f'{line}<br>' for line in machine), '', *lines, ''])
+    for part, mark in (('trained', 'image_volume'), ('frozen', 'image_volume_frozen')):
+        if part in options.parts:
+            lines = {'trained': trained, 'frozen': frozen}[part](options)
+            print('\n'.join([*machine, *lines]))
+            if options.page:
+                publish(options.page, mark, ['', *(f'{line}<br>' for line in machine), '', *lines, ''])
 
 
 if __name__ == '__main__':
