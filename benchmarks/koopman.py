@@ -42,6 +42,7 @@ TERMS = {
     'entropy maximized, 0.05, orthogonal K': dict(operator='orthogonal'),
 }
 PLAIN = ('last repeated', 'mean of training', 'ridge from state to state', 'plain auto-encoder, ridge in the latent')
+GROUND = (40, 44, 48, 49, 60, 72)  # road, parking, sidewalk, other ground, lane marking, terrain
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 
 
@@ -145,14 +146,17 @@ def on_sprites(arm: str, seed: int) -> dict:
 
 
 def occupancy(folder: Path, split: tuple[int, ...], cells: int = 32, side: float = 2.0) -> np.ndarray:
-    """(streets, scans, cells^2) whether a cell around the car holds a point 0.3 to 4 m above the ground."""
+    """(streets, scans, cells^2) whether a cell around the car holds a point that is not of the ground.
+
+    By its label, not by its height: the car pitches, and 30 m away the road is half a meter higher then.
+    """
     grids = []
     for number in split:
-        street = []
-        for file in sorted((folder / 'sequences' / f'{number:02d}' / 'velodyne').glob('*.bin')):
+        street, sequence = [], folder / 'sequences' / f'{number:02d}'
+        for file in sorted((sequence / 'velodyne').glob('*.bin')):
             points = np.fromfile(file, np.float32).reshape(-1, 4)[:, :3]
-            ground = np.quantile(points[:, 2], 0.05)
-            points = points[(points[:, 2] > ground + 0.3) & (points[:, 2] < ground + 4)]
+            labels = np.fromfile(sequence / 'labels' / f'{file.stem}.label', np.uint32) & 0xFFFF
+            points = points[~np.isin(labels, GROUND)]
             place = np.floor(points[:, :2] / side).astype(int) + cells // 2
             place = place[((place >= 0) & (place < cells)).all(1)]
             grid = np.zeros((cells, cells), np.float32)
@@ -162,18 +166,39 @@ def occupancy(folder: Path, split: tuple[int, ...], cells: int = 32, side: float
     return np.stack(grids)
 
 
+CITY = dict(hidden=(256,), window=8, epochs=20)
+
+
+def city_states(folder: Path) -> list[np.ndarray]:
+    """States (streets, scans - 1, 2 cells^2) of the training streets and of others."""
+    found = [occupancy(folder, numbers) for numbers in ((0, 1, 2, 3, 4, 5, 6, 7, 9, 10), (8, 22, 23))]
+    return [np.concatenate([each[:, :-1], each[:, 1:]], -1) for each in found]
+
+
 def on_city(arm: str, seed: int, folder: Path) -> dict:
-    train = occupancy(folder, (0, 1, 2, 3, 4, 5, 6, 7, 9, 10))
-    held = np.concatenate([occupancy(folder, (number,)) for number in (8, 22, 23)])
-    X, held = (np.concatenate([each[:, :-1], each[:, 1:]], -1) for each in (train, held))
+    X, held = city_states(folder)
     width, after = held.shape[-1] // 2, [1, 3, 5]
     starts = np.arange(0, held.shape[1] - max(after), 2)
     now = held[:, starts].reshape(-1, 2 * width)
     true = np.stack([held[:, starts + step].reshape(-1, 2 * width)[:, width:] for step in after], 1) > 0.5
-    guess, dimension = predicted(arm, X, now, 64, seed, max(after), dict(hidden=(256,), window=8, epochs=20))
+    guess, dimension = predicted(arm, X, now, 64, seed, max(after), CITY)
     guess = guess[:, after, width:] > 0.5
     ious = (guess & true).sum((0, 2)) / (guess | true).sum((0, 2))
     return dict(dimension=dimension, **{f'after_{k}': float(iou) for k, iou in zip(after, ious, strict=True)})
+
+
+def draw_city(path: str, folder: Path, steps: int = 5) -> None:
+    """Occupancy now, some scans later, and what two ways expect then: one row a street."""
+    from clusterplug.visualization import save_image_grid
+
+    X, held = city_states(folder)
+    starts, later = held[:, 10], held[:, 10 + steps]
+    arms = {'ridge': 'ridge from state to state', 'Koopman': 'entropy maximized, 0.01'}
+    columns = {'now': starts, f'{steps} m on': later}
+    columns |= {name: predicted(arm, X, starts, 64, 0, steps, CITY)[0][:, steps] for name, arm in arms.items()}
+    side = int((held.shape[-1] // 2) ** 0.5)
+    images = [[2 * each[row, -(side**2) :].reshape(1, side, side) - 1 for each in columns.values()] for row in range(3)]
+    save_image_grid(path, images, [f'street {row + 1}' for row in range(3)], list(columns))
 
 
 FEW = ('no terms', 'entropy maximized, 0.01', 'contrast alone, 0.1', 'both, 0.05 and 0.1')
@@ -222,13 +247,14 @@ def measured(part: str, seeds: list[int], ledger: SeedLedger, measure: Callable)
     return [f'| {title}: mean (sd) | seeds | {names} |', f'|{rule}', *lines, '', *sources(entries)]
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--part', choices=tuple(PARTS), default='pendulum', help='what is measured')
     parser.add_argument('--seeds', type=int, nargs='+', default=list(range(5)))
     parser.add_argument('--data', type=Path, default=Path('work_dirs/koopman_city'), help='where the city is kept')
     parser.add_argument('--ledger', type=Path, default=LEDGER, help='file of what was measured (default: %(default)s)')
     parser.add_argument('--only-print', action='store_true', help='fit nothing; the table of what is in the ledger')
+    parser.add_argument('--picture', help='of the city: PNG of what is expected, and nothing else')
     parser.add_argument('--page', help='page whose part between the marks "koopman_PART" is replaced')
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -239,6 +265,8 @@ def main():
         if not options.only_print:
             city = dict(num_train=400, num_val=120, columns=512, scans_per_street=40, spacing=1.0)
             generate_lidar_city(options.data, **city)
+        if options.picture:
+            return draw_city(options.picture, options.data)
         measure = functools.partial(on_city, folder=options.data)
     with one_thread_each():
         lines = measured(options.part, options.seeds, SeedLedger(options.ledger, options.only_print), measure)
