@@ -35,19 +35,35 @@ def network(classes: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, classes))
 
 
+def moved(x: Tensor) -> Tensor:
+    """Pictures turned by up to 15 degrees, scaled by up to 15 %, shifted by up to 2 px."""
+    angle, scale = (torch.rand(len(x)) - 0.5) * 0.52, 1 + (torch.rand(len(x)) - 0.5) * 0.3
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2) * scale.view(-1, 1, 1)
+    matrix = torch.cat([turn, (torch.rand(len(x), 2, 1) - 0.5) * 0.3], 2)
+    grid = nn.functional.affine_grid(matrix, x.shape, align_corners=False)
+    return nn.functional.grid_sample(x, grid, align_corners=False)
+
+
 def trained_features(seed: int, epochs: int = 12) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of the novel characters and their labels, and the mean of the features trained on."""
+    """Features of the novel characters and their labels, and the mean of the features trained on.
+
+    Characters turned by 90, 180 and 270 degrees are further classes. Chosen on the third alphabet, after training on
+    the first two: 1-shot prototypes .909 there, without turned classes .821, without moved pictures too .778.
+    """
     data = np.load(Path(os.environ['CLUSTERPLUG_DATA'], 'images', 'omniglot_small1_28.npz'))
     x = torch.from_numpy(data['X']).float().unsqueeze(1) / 255
     y, base = torch.from_numpy(data['y']), torch.from_numpy(data['alphabet']) < BASE_ALPHABETS
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = network(int(y[base].max()) + 1)
+        number = int(y[base].max()) + 1
+        pictures = torch.cat([x[base].rot90(turn, (2, 3)) for turn in range(4)])
+        classes = torch.cat([y[base] + turn * number for turn in range(4)])
+        model = network(4 * number)
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * -(-int(base.sum()) // 64))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(pictures) // 64))
         for _ in range(epochs):
-            for rows in base.nonzero()[:, 0][torch.randperm(int(base.sum()))].split(64):
-                loss = nn.functional.cross_entropy(model(x[rows]), y[rows], label_smoothing=0.1)
+            for rows in torch.randperm(len(pictures)).split(64):
+                loss = nn.functional.cross_entropy(model(moved(pictures[rows])), classes[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -9,7 +9,7 @@
 CONFIG is of a segmentor of mmdet3d. Points whose label the data set ignores (and those of --hidden classes, to see how
 well it works) are split into objects, by their instance ids or by the gaps between them. Each object has the mean of
 the features that the model has of its points; objects of the known classes guide the clustering. OUT gets objects.json
-and one sheet of bird's-eye crops a cluster, the most typical objects first.
+and one sheet a cluster, the most typical objects first, each from above and from the side.
 """
 
 import argparse
@@ -146,25 +146,26 @@ def cluster(features: np.ndarray, labels: np.ndarray, args) -> np.ndarray:
 
 def draw(dataset, objects: list[dict], features: np.ndarray, numbers: np.ndarray, names, args) -> list[Path]:
     from clusterplug.visualization.likelihood_figures import save_contact_sheet
-    from clusterplug.visualization.object_crops import object_crop
+    from clusterplug.visualization.object_crops import object_views
 
     files = []
     for number in range(numbers.max() + 1):
         members = np.flatnonzero(numbers == number)
         far = np.linalg.norm(features[members] - features[members].mean(0), axis=1)
-        chosen = members[np.argsort(far, kind='stable')][: args.shown]
-
-        def crop(index):
+        pictures, titles = [], []
+        for index in members[np.argsort(far, kind='stable')][: args.shown]:
             found = objects[index]
-            return lambda: object_crop(np.asarray(dataset[found['scan']]['inputs']['points']), found['rows'])
-
-        def title(index):
-            found = objects[index]
-            name = names[found['truth']] if found['truth'] < len(names) else 'unlabelled'
-            return f'scan {found["scan"]}, {found["points"]} points, {name}'
-
+            views = object_views(np.asarray(dataset[found['scan']]['inputs']['points']), found['rows'])
+            name = names[found['truth']] if found['truth'] < len(names) else 'unlabeled'
+            size = ' x '.join(f'{each:.1f}' for each in found['size'])
+            pictures.append(views.picture)
+            titles.append(
+                f'{name}, scan {found["scan"]}, {np.hypot(*found["center"][:2]):.0f} m away, {found["points"]} points\n'
+                f'{size} m, the bar is {views.bar:g} m'
+            )
         files.append(args.out / f'cluster_{number}.png')
-        save_contact_sheet(files[-1], [crop(index) for index in chosen], [title(index) for index in chosen])
+        shown = [lambda picture=picture: picture for picture in pictures]
+        save_contact_sheet(files[-1], shown, titles, columns=3, cell=(5.0, 2.9))
     return files
 
 

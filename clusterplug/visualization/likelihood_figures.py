@@ -60,25 +60,27 @@ def save_contact_sheet(
     pictures: Sequence[Callable[[], np.ndarray]],
     titles: Sequence[str],
     columns: int = 4,
+    cell: tuple[float, float] = (3.2, 2.6),
 ) -> None:
     """Draw pictures of samples in a grid.
 
     Args:
         path: PNG to write.
         pictures: functions that give (H, W, 3) uint8; called one after the other.
-        titles: one for each.
+        titles: one for each, of one or more lines.
         columns: pictures in a row.
+        cell: width and height of a picture with its title, in inches of 100 pixels.
     """
     if not pictures or len(pictures) != len(titles):
         raise ValueError(f'pictures and titles must be as many, at least one, got {len(pictures)} and {len(titles)}')
     import matplotlib.figure
 
     rows = -(-len(pictures) // columns)
-    figure = matplotlib.figure.Figure(figsize=(3.2 * columns, 2.6 * rows), dpi=100)
+    figure = matplotlib.figure.Figure(figsize=(cell[0] * columns, cell[1] * rows), dpi=100)
     for number, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.imshow(picture())
-        axes.set_title(plain(title), fontsize=7, **PLAIN)
+        axes.set_title('\n'.join(map(plain, title.splitlines())), fontsize=7, **PLAIN)
         axes.axis('off')
     figure.tight_layout()
     save_figure(figure, path)

@@ -22,7 +22,7 @@ from clusterplug.analysis import scan_objects
 from clusterplug.attach import PointFeatures
 from clusterplug.cli import load_config
 from clusterplug.datasets import generate_lidar_city
-from clusterplug.visualization.object_crops import object_crop
+from clusterplug.visualization.object_crops import object_views
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / 'configs/point_cluster/minkunet18_w8_spconv_1xb1-5e_lidar-city.py')
@@ -147,15 +147,27 @@ def test_objects_by_ids_and_by_gaps():
         scan_objects(points, labels, ids[:-1])
 
 
-def test_crops_show_the_object_and_what_is_around():
-    points = np.array([[10.0, 10.0, 0.0], [10.5, 10.0, 9.0], [12.0, 10.0, 0.0], [30.0, 0.0, 0.0]])
-    picture = object_crop(points, np.array([0, 1]), size=101)
-    assert picture.shape == (101, 101, 3)
-    colors = {tuple(color) for color in picture.reshape(-1, 3).tolist()}
-    assert (255, 170, 40) in colors
-    assert (110, 116, 128) in colors
-    # the point at 12 m is 1.75 m ahead of the middle of a picture of 6.5 m
-    row = 50 - round(1.75 * 50 / 3.25)
-    assert tuple(picture[row, 50]) == (110, 116, 128)
+def test_views_show_the_object_and_what_is_around():
+    points = np.array([
+        [10.0, 10.0, 0.0], [14.0, 10.0, 2.0], [15.0, 10.0, 0.0], [30.0, 0.0, 0.0], [12.0, 13.0, 1.0]
+    ])  # fmt: skip
+    picture, bar = object_views(points, np.array([0, 1]), size=101)
+    assert picture.shape == (101, 206, 3)
+    above, side = picture[:, :101], picture[:, 105:]
+    # 4 m and a margin of 1.5 m: 3.5 m to each side of (12, 10, 1); x upwards and y to the left, z upwards
+    scale = 50 / 3.5
+
+    def color(view, up, right):
+        return tuple(view[round(50 - up * scale), round(50 + right * scale)])
+
+    assert [color(above, up, 0) for up in (-2, 2, 3)] == [(255, 170, 40), (255, 170, 40), (110, 116, 128)]
+    assert color(above, 0, -3) == (110, 116, 128)
+    assert [color(side, up, right) for up, right in ((-1, -2), (1, 2), (-1, 3))] == [
+        (255, 170, 40), (255, 170, 40), (110, 116, 128),
+    ]  # fmt: skip
+    assert color(side, 0, 0) == (24, 24, 24)  # what is 3 m behind the object hides nothing
+    assert bar == 2.0
+    assert (above == 240).all(-1).sum() == 3 * round(2 * scale)
     with pytest.raises(ValueError, match='rows'):
-        object_crop(points, np.zeros(0, int))
+        object_views(points, np.zeros(0, int))
+    assert object_views(np.zeros((1, 3)), np.array([0]), size=9).picture[4, 4].tolist() == [255, 170, 40]
