@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Discovery of classes in real tables: the settings of the paper, 70 % of the rows for fitting."""
 
-import functools
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from _noted import Noted
+from _seed_ledger import SeedLedger, sources, spread
 
 from clusterplug.estimators import KMeans, NovelClassKMeans, NovelClassSpectral, ProjectionBasedNCD
 from clusterplug.functional import clustering_accuracy
@@ -63,15 +62,16 @@ class Split:
         return accuracy(self.truth, model.predict(self.novel))
 
 
-def real_table(table: str, seeds: int, noted: Noted) -> list[str]:
+def real_table(table: str, seeds: int, ledger: SeedLedger) -> list[str]:
     """Lines of the page: mean and spread over splits."""
-    found = {method: [] for method in METHODS}
+    entries = {method: [] for method in METHODS}
     for seed in range(seeds):
         split = Split(table, seed)
-        for method, values in found.items():
-            values.append(noted(f'{table}, split {seed}, {method}', functools.partial(split.measure, method)))
-    lines = [f'| {table}, {split.size} rows ({seeds} splits) | accuracy |', '|---|---|']
-    for method, values in found.items():
-        spread = f' +- {np.std(values, ddof=1):.3f}' if seeds > 1 else ''
-        lines.append(f'| {method} | {np.mean(values):.3f}{spread} |')
-    return lines
+        for method, found in entries.items():
+            key = dict(part=table, split=seed, method=method)
+            entry = ledger.measured(key, lambda: dict(accuracy=split.measure(method)))  # noqa: B023 (called at once)
+            found += [] if entry is None else [entry]
+    lines = [f'| {table}, {split.size} rows | splits | accuracy (sd) |', '|---|---|---|']
+    for method, found in entries.items():
+        lines.append(f'| {method} | {len(found)} | {spread((each["found"]["accuracy"] for each in found), 3)} |')
+    return [*lines, '', *sources(each for found in entries.values() for each in found)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _noted import Noted
+from _seed_ledger import SeedLedger, sources, spread
 from torch import Tensor, nn
 
 from clusterplug.estimators import TransductiveFewShot
@@ -103,29 +103,30 @@ def classifier(method: str, mean: Tensor, shots: int):
     return aligned(num_passes=5) if shots == 1 else aligned(num_passes=1, mix=0.7)
 
 
-def omniglot(seeds: int, episodes: int, noted: Noted) -> list[str]:
-    """Lines of the page: mean over networks, and their spread; the episodes of all methods are the same."""
-    values = {}
+def measure(seed: int, episodes: int) -> dict[str, float]:
+    """Accuracy of every method in every setting; all see the same episodes."""
+    features, labels, mean = trained_features(seed)
+    return {
+        f'{method}, {name}': FewShotEpisodes(
+            5, shots, queries, episodes, classifier=classifier(method, mean, shots), seed=seed
+        )(features, labels).mean
+        for method in METHODS
+        for name, (shots, queries) in SETTINGS.items()
+    }
+
+
+def omniglot(seeds: int, episodes: int, ledger: SeedLedger) -> list[str]:
+    """Lines of the page: mean over networks, and their spread."""
+    entries = []
     for seed in range(seeds):
-
-        def measure(seed=seed):
-            features, labels, mean = trained_features(seed)
-            return {
-                f'{method}, {name}': FewShotEpisodes(
-                    5, shots, queries, episodes, classifier=classifier(method, mean, shots), seed=seed
-                )(features, labels).mean
-                for method in METHODS
-                for name, (shots, queries) in SETTINGS.items()
-            }
-
-        for key, value in noted(f'omniglot, network {seed}, {episodes} episodes', measure).items():
-            values.setdefault(key, []).append(value)
+        key = dict(part='omniglot', network=seed, episodes=episodes)
+        entry = ledger.measured(key, lambda: measure(seed, episodes))  # noqa: B023 (called at once)
+        entries += [] if entry is None else [entry]
     lines = [
-        f'| 5 ways of Omniglot ({seeds} networks, {episodes} episodes each) | {" | ".join(SETTINGS)} |',
+        f'| 5 ways of Omniglot ({len(entries)} networks, {episodes} episodes each) | {" | ".join(SETTINGS)} |',
         '|---' * (len(SETTINGS) + 1) + '|',
     ]
     for method in METHODS:
-        cells = (values[f'{method}, {name}'] for name in SETTINGS)
-        text = (f'{np.mean(each):.3f}' + (f' +- {np.std(each, ddof=1):.3f}' if seeds > 1 else '') for each in cells)
-        lines.append(f'| {method} | {" | ".join(text)} |')
-    return lines
+        cells = (spread((entry['found'][f'{method}, {name}'] for entry in entries), 3) for name in SETTINGS)
+        lines.append(f'| {method} | {" | ".join(cells)} |')
+    return [*lines, '', *sources(entries)]

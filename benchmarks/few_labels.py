@@ -6,7 +6,8 @@
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/few_labels.py --only optdigits speed --page docs/benchmarks.md
 
 Everything is measured: mean and standard deviation over seeds, or mean and 95 % interval over episodes; process time.
-Results on tables and characters are kept under --out; a run that was stopped goes on.
+Results on tables and characters are noted one by one in --ledger, which goes with the code; what is noted is not
+measured again.
 """
 
 import argparse
@@ -16,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _noted import Noted
 from _novel_tables import accuracy, real_table
 from _omniglot import omniglot
+from _seed_ledger import SeedLedger
 from _timing import describe_machine, one_thread_each, publish
 from sklearn.datasets import load_digits
 
@@ -31,6 +32,8 @@ from clusterplug.estimators import (
 )
 from clusterplug.evaluation.few_shot import FewShotEpisodes
 from clusterplug.functional import align_by_transport, nearest_center, progressive_transport
+
+LEDGER = Path(__file__).with_name('few_labels.json')
 
 
 def spread(values) -> str:
@@ -175,7 +178,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--episodes', type=int, default=300)
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/few_labels'), help='where results are kept')
+    parser.add_argument('--ledger', type=Path, default=LEDGER, help='file of the results (default: %(default)s)')
+    parser.add_argument('--only-print', action='store_true', help='of these parts, print what the ledger has')
     names = ('digits', 'optdigits', 'penbased', 'omniglot', 'speed')
     text = 'parts to run (default: all; optdigits, penbased and omniglot need CLUSTERPLUG_DATA)'
     parser.add_argument('--only', nargs='+', choices=names, default=names, help=text)
@@ -183,7 +187,8 @@ def main():
     options = parser.parse_args()
     warnings.simplefilter('ignore')  # of clusters that lost all samples
     torch.set_num_threads(1)
-    machine, noted = describe_machine(('scikit-learn', 'numpy')), Noted(options.out / 'found.json')
+    packages = ('scikit-learn', 'numpy')
+    machine, ledger = describe_machine(packages), SeedLedger(options.ledger, options.only_print, packages)
     parts = {
         'digits': lambda: [
             solver(),
@@ -191,9 +196,9 @@ def main():
             episodes(options.episodes),
             novel_classes(options.seeds),
         ],
-        'optdigits': lambda: [real_table('optdigits', options.seeds, noted)],
-        'penbased': lambda: [real_table('penbased', options.seeds, noted)],
-        'omniglot': lambda: [omniglot(options.seeds, options.episodes, noted)],
+        'optdigits': lambda: [real_table('optdigits', options.seeds, ledger)],
+        'penbased': lambda: [real_table('penbased', options.seeds, ledger)],
+        'omniglot': lambda: [omniglot(options.seeds, options.episodes, ledger)],
         'speed': lambda: [speed()],
     }
     with one_thread_each():
@@ -202,7 +207,8 @@ def main():
             print('\n'.join([*machine, '', *lines]), flush=True)
             if options.page:
                 mark = 'few_labels' if name == 'digits' else f'few_labels_{name}'
-                publish(options.page, mark, ['', *(f'{line}<br>' for line in machine), '', *lines])
+                head = [f'{line}<br>' for line in machine] if name in ('digits', 'speed') else []
+                publish(options.page, mark, ['', *head, '', *lines])
 
 
 if __name__ == '__main__':

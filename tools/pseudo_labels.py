@@ -48,16 +48,20 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         '--out', type=Path, default=Path('work_dirs/pseudo_labels'), help='folder (default: %(default)s)'
     )
     parser.add_argument('--ann-file', help='annotation file of the unlabeled scans (default: that of the training)')
-    parser.add_argument('--method', choices=METHODS, default='transport', help='how points are chosen (%(default)s)')
+    parser.add_argument(
+        '--method', choices=METHODS, default='transport', help='how points are chosen (default: transport)'
+    )
     parser.add_argument('--share', type=float, default=0.5, help='of the points that get labels (default: %(default)s)')
-    parser.add_argument('--threshold', type=float, help='probability, of --method confidence, instead of --share')
+    parser.add_argument(
+        '--threshold', type=float, help='probability, of --method confidence, instead of --share (default: none)'
+    )
     parser.add_argument(
         '--prior', choices=('labeled', 'uniform'), default='labeled',
         help='expected class sizes of transport: those of the labeled scans, or all equal (default: %(default)s)',
     )  # fmt: skip
     parser.add_argument('--penalty', type=float, default=1.0, help='pull to these sizes (default: %(default)s)')
     parser.add_argument('--epsilon', type=float, default=0.1, help='entropy of transport (default: %(default)s)')
-    parser.add_argument('--strength', type=float, default=0.0, help='of agreement between neighbors (default: 0, none)')
+    parser.add_argument('--strength', type=float, default=0.0, help='of agreement between neighbors (default: 0.0)')
     parser.add_argument('--fit-points', type=int, default=300_000, help='on which shares are found (default: 300000)')
     parser.add_argument('--check', action='store_true', help='compare with the label files that are there')
     parser.add_argument(
