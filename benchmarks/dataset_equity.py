@@ -4,6 +4,8 @@
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/dataset_equity.py --only digits
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/dataset_equity.py --page docs/benchmarks.md     # all parts
 
+What the weights do for a training in the city: benchmarks/few_labels_city.py.
+
 digits: 5 % of the training images of scikit-learn's digits are shown as negatives. Likelihoods come from the pixels
 alone; an MLP is trained with and without the weights, for as many steps, and tested on plain and on negative images.
 city: scans of the generated LiDAR city, of which 5 % lose most of their points, as in rain; the tool embeds them with
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _city_segmentation import rain, scans_of
 from _timing import describe_machine, publish
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
@@ -110,15 +113,9 @@ def city(number):
         root = Path(folder, 'city')
         generate_lidar_city(root, num_train=number, num_val=1, columns=256, scans_per_street=10, progress=False)
         rng = np.random.default_rng(0)
-        scans = sorted(path for path in root.glob('sequences/*/velodyne/*.bin') if path.parts[-3] != '08')
+        scans = scans_of(root, 'train')
         wet = set(rng.choice(len(scans), max(1, number // 20), replace=False).tolist())
-        for index in wet:
-            points = np.fromfile(scans[index], np.float32).reshape(-1, 4)
-            label_file = scans[index].parents[1] / 'labels' / f'{scans[index].stem}.label'
-            labels = np.fromfile(label_file, np.uint32)
-            kept = rng.random(len(points)) < np.exp(-np.linalg.norm(points[:, :3], axis=1) / 15)
-            points[kept].tofile(scans[index])
-            labels[kept].tofile(label_file)
+        rain(root, [scans[index] for index in sorted(wet)], seed=0)
         rare = np.array([index in wet for index in range(len(scans))])
         config = Path(folder, 'config.py')
         base = ROOT / 'configs/point_cluster/minkunet18_w8_spconv_1xb1-5e_lidar-city.py'

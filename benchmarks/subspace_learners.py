@@ -28,7 +28,8 @@ EPOCHS, FINETUNE, PATIENCE, RECLUSTER, MIN_DELTA = 60, 45, 5, 2, 0.02
 
 def evaluate(x, y):
     generator = torch.Generator().manual_seed(0)
-    best = min((kmeans(x, 10, num_iters=100, generator=generator) for _ in range(5)), key=lambda each: each.inertia)
+    number = int(y.max()) + 1
+    best = min((kmeans(x, number, num_iters=100, generator=generator) for _ in range(5)), key=lambda each: each.inertia)
     distances = torch.cdist(x, x).fill_diagonal_(torch.inf)
     return float(normalized_mutual_info(y, best.labels)), float((y[distances.argmin(1)] == y).double().mean())
 
@@ -40,14 +41,18 @@ def relabel(new, old, number):
     return columns[rows.argsort()][new]
 
 
-def train(learners, dynamic, seed, sampling='cutoff'):
-    torch.manual_seed(seed)
+def digits():
+    """Pixels, labels, and the rows for training and for the test, drawn by the global generator."""
     x, y = (torch.tensor(each) for each in load_digits(return_X_y=True))
-    x = x.float() / 16
     order = torch.randperm(len(x))
-    half = len(x) // 2
-    rows, rest = order[:half], order[half:]
-    body = nn.Sequential(nn.Linear(64, 128), nn.ReLU())
+    return x.float() / 16, y, order[: len(x) // 2], order[len(x) // 2 :]
+
+
+def train(learners, dynamic, seed, sampling='cutoff', data=None):
+    torch.manual_seed(seed)
+    x, y, rows, rest = digits() if data is None else data
+    half, number_of_classes = len(rows), int(y.max()) + 1
+    body = nn.Sequential(nn.Linear(x.shape[1], 128), nn.ReLU())
     head, loss = SubspaceLearnerHead(128, 32, learners, seed=seed), MarginLoss(sampling=sampling, seed=seed)
     optimizer = torch.optim.Adam([*body.parameters(), *head.parameters()], 1e-3, weight_decay=1e-4)
     cluster = torch.zeros(half, dtype=torch.long)
@@ -75,7 +80,7 @@ def train(learners, dynamic, seed, sampling='cutoff'):
                 loss(head(body(x[at]), None if finetune else k), y[at]).backward()
                 optimizer.step()
         with torch.no_grad():
-            score = simplified_silhouette(head(body(x[rows])), 10)
+            score = simplified_silhouette(head(body(x[rows])), number_of_classes)
             if epoch % 5 == 4:
                 nmi, recall = evaluate(head.eval()(body(x[rest])), y[rest])
                 nmi_best = max(nmi_best, nmi)
