@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ImageVolumeModel: volumes and videos from files, a real Runner, resume, padding, ranks, what is refused."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ pytest.importorskip('mmcv')
 
 from clusterplug import compat
 from clusterplug.cli import load_config
-from clusterplug.datasets.transforms import LoadSlices, PackViews, SliceViews
+from clusterplug.datasets.transforms import LoadSlices, PackViews, SliceViews, SweepSlices
 from clusterplug.layers import InterSliceEncoder
 from clusterplug.losses import IntraInterLoss
 from clusterplug.pretraining import ImageVolumeModel, MaskedSliceModel, MultiViewPreprocessor
-from clusterplug.testing import run_gloo
+from clusterplug.testing import run_gloo, write_tiny_semantickitti
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'intra_inter'
 
@@ -253,6 +254,48 @@ def test_config_of_videos_trains(tmp_path, monkeypatch):
     runner.train()
     assert runner.iter == 2
     assert np.isfinite(runner.message_hub.log_scalars['train/loss_intra'].data[0]).all()
+
+
+def test_sweeps_are_slices_oldest_first():
+    #            x   y   z  intensity age
+    points = [[9.9, 9.9, 3, 0.5, 0.0], [9.9, 9.9, -3, 0.7, 0.0], [-9.9, 0.1, 0, 1, 0.0], [30, 0, 0, 1, 0.0],
+              [0.1, -9.9, 9, 0, 0.2], [math.nan, 0, 0, 0, 0.2]]  # fmt: skip
+    draw = SweepSlices(radius=10, size=4, heights=(-3, 3), most_points=3)
+    old, new = draw(dict(points=torch.tensor(points)))['img']
+    assert new[0, 0].tolist() == [255, round(255 * math.log(3) / math.log(4)), 153]  # forwards and to the left
+    assert new[3, 1].tolist() == [128, 128, 255]  # one of three points: half of the logarithm
+    assert old[1, 3].tolist() == [255, 128, 0]
+    assert [int((each.any(-1)).sum()) for each in (old, new)] == [1, 2]
+    once = SweepSlices(radius=10, size=4, least_slices=3)(dict(points=np.array(points[:3])))['img']
+    assert len(once) == 3
+    assert np.array_equal(once[0], once[2])
+    for wrong, text in (([[1.0, 2, 3, 4]], 'column 4'), ([points[5]], 'finite point'),
+                        ([[0, 0, 0, 0, n] for n in range(70)], '70 different')):  # fmt: skip
+        with pytest.raises(ValueError, match=text):
+            draw(dict(points=np.array(wrong)))
+    for options in (dict(radius=0), dict(size=0), dict(heights=(1, 0)), dict(most_points=0), dict(age=2)):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            SweepSlices(**options)
+
+
+@pytest.mark.slow
+def test_config_of_sweeps_trains(tmp_path):
+    pytest.importorskip('mmdet3d')
+    from mmengine.runner import Runner
+
+    write_tiny_semantickitti(tmp_path / 'city', num_points=1500)
+    path = CONFIGS / 'intra-inter_second-small_1xb8-10e_lidar-city-sweeps.py'
+    config = load_config(str(path), work_dir=str(tmp_path / 'work'))
+    config.train_dataloader.update(batch_size=4, num_workers=0, persistent_workers=False)
+    config.train_dataloader.dataset.data_root = str(tmp_path / 'city')
+    config.train_cfg.update(max_epochs=2)
+    config.param_scheduler, config.experiment_name = None, 'sweeps'
+    compat.apply_all()
+    runner = Runner.from_cfg(config)
+    runner.train()
+    assert runner.iter == 2
+    for term in ('intra', 'inter', 'mask'):
+        assert np.isfinite(runner.message_hub.log_scalars[f'train/loss_{term}'].data[0]).all()
 
 
 SIZES = (3, 5)  # volumes of the two ranks

@@ -7,6 +7,7 @@ from clusterplug.datasets.transforms.pack_views import PackViews
 from clusterplug.datasets.transforms.point_views import PointViews
 from clusterplug.datasets.transforms.sample_values import SampleValues, look_up, read_likelihoods, sample_id
 from clusterplug.datasets.transforms.slice_views import LoadSlices, SliceViews
+from clusterplug.datasets.transforms.sweep_slices import SweepSlices
 
 __all__ = [
     'CyclicMask',
@@ -16,6 +17,7 @@ __all__ = [
     'PointViews',
     'SampleValues',
     'SliceViews',
+    'SweepSlices',
     'look_up',
     'read_likelihoods',
     'sample_id',
