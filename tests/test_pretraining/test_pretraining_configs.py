@@ -141,7 +141,7 @@ def test_published_recipes_build(path, tmp_path):
     size = sum(p.numel() for p in model.backbone.parameters())
     assert size == {'franca': 85_724_928, 'beclr': 11_176_512}.get(path.parent.name, 23_508_032)  # no classifiers
     optimizer = build_optim_wrapper(model, {**config.optim_wrapper, 'type': 'OptimWrapper'}).optimizer
-    kinds = {'franca': 'AdamW', 'mlcd': 'AdamW', 'beclr': 'SGD'}
+    kinds = {'franca': 'AdamW', 'mlcd': 'AdamW', 'simlap': 'AdamW', 'beclr': 'SGD', 'gsimclr': 'SGD'}
     assert type(optimizer).__name__ == kinds.get(path.parent.name, 'Lars')
     for hook in config.get('custom_hooks', []):
         assert HOOKS.build(hook) is not None
