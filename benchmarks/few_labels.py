@@ -11,6 +11,8 @@ measured again.
 """
 
 import argparse
+import os
+import statistics
 import time
 import warnings
 from pathlib import Path
@@ -20,7 +22,7 @@ import torch
 from _novel_tables import accuracy, real_table
 from _omniglot import omniglot
 from _seed_ledger import SeedLedger
-from _timing import describe_machine, one_thread_each, publish
+from _timing import describe_machine, interleaved, one_thread_each, publish
 from sklearn.datasets import load_digits
 
 from clusterplug.estimators import (
@@ -31,7 +33,7 @@ from clusterplug.estimators import (
     TransductiveFewShot,
 )
 from clusterplug.evaluation.few_shot import FewShotEpisodes
-from clusterplug.functional import align_by_transport, nearest_center, progressive_transport
+from clusterplug.functional import align_by_transport, knn_graph, nearest_center, progressive_transport
 
 LEDGER = Path(__file__).with_name('few_labels.json')
 
@@ -128,27 +130,40 @@ def episodes(number) -> list[str]:
     return lines
 
 
-def speed() -> list[str]:
-    """10,000 episodes in batches against a loop over episodes."""
+def speed(episodes=1024, alone=40) -> list[str]:
+    """Episodes in batches against a loop of fits, in turn, so that both see the same machine; medians of 7 repeats."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(20).repeat_interleave(60)
     x = torch.randn(20, 64, generator=generator)[labels] + 2 * torch.randn(len(labels), 64, generator=generator)
     model = TransductiveFewShot(base_mean=torch.zeros(64))
-    FewShotEpisodes(5, 5, 15, 128, classifier=model.classify)(x, labels)  # first calls
-    start = time.process_time()
-    found = FewShotEpisodes(5, 5, 15, 10_000, classifier=model.classify, batch_size=128)(x, labels)
-    batched = time.process_time() - start
-    drawn = FewShotEpisodes(5, 5, 15).draw(labels, 40)
+    several = FewShotEpisodes(5, 5, 15, episodes, classifier=model.classify)
+    drawn = several.draw(labels, alone)
     rows = torch.cat([drawn.support, drawn.queries], 1)
     known = torch.cat([drawn.support_labels, torch.full_like(drawn.query_labels, -1)], 1)
-    start = time.process_time()
-    for each, y in zip(rows, known):
-        model.fit(x[each], y)
-    alone = (time.process_time() - start) / len(rows)
+    samples = torch.nn.functional.normalize(x[rows], dim=-1).repeat(5, 1, 1)
+
+    def loop():
+        for each, y in zip(rows, known):
+            model.fit(x[each], y)
+
+    runs = {
+        'batches': lambda: several(x, labels), 'loop': loop,
+        'neighbors': lambda: knn_graph(samples, 2), 'product': lambda: samples @ samples.mT,
+    }  # fmt: skip
+    numbers = {'batches': episodes, 'loop': alone, 'neighbors': len(samples), 'product': len(samples)}
+    ms = {name: statistics.median(times) / numbers[name] for name, times in interleaved(runs).items()}
     return [
-        f'TransductiveFewShot, 5 ways, 5 shots, 15 queries, 64 dimensions: 10,000 episodes in {batched:.1f} s of one '
-        f'core (accuracy {found.mean:.3f}), {alone * 1e4 / batched:.0f} times as fast as a loop over episodes '
-        f'({alone * 1e3:.1f} ms each).'
+        f'TransductiveFewShot, 5 ways, 5 shots, 15 queries, 64 dimensions, accuracy {several(x, labels).mean:.3f}, '
+        f'processor time of an episode, load of the machine {os.getloadavg()[0]:.1f}:',
+        '',
+        '| what | ms an episode |',
+        '|---|---|',
+        f'| a loop of `fit` | {ms["loop"]:.2f} |',
+        f'| batches of 256 ({ms["loop"] / ms["batches"]:.0f} times as fast) | {ms["batches"]:.3f} |',
+        f'| in these, the two nearest neighbors of all samples | {ms["neighbors"]:.3f} |',
+        f'| in these, their matrix product alone | {ms["product"]:.3f} |',
+        '',
+        f'10,000 episodes: {10 * ms["batches"]:.1f} s of one core.',
     ]
 
 

@@ -4,13 +4,14 @@
     export OMP_NUM_THREADS=1 PYTHONPATH=.:benchmarks
     python benchmarks/few_labels_city.py --part pseudo --seeds 0 1 2
     python benchmarks/few_labels_city.py --part rain --seeds 0 1 2
-    python benchmarks/few_labels_city.py --part objects --seeds 0 1 2
+    python benchmarks/few_labels_city.py --part objects unseen --seeds 0 1 2
     python benchmarks/few_labels_city.py --only-print --page docs/benchmarks.md
 
 pseudo: a MinkUNet is trained on 5 of 100 scans, tools/pseudo_labels.py labels the others, a second one is trained on
 all, from the start and for as many steps; IoU on other streets, of the rarest 40 % of the classes as well.
 rain: 5 of 100 training scans have lost most of their points; training with and without weights of their likelihoods,
 IoU on dry scans and on the same scans in rain.
+unseen: the network ignores seven classes; their objects are labeled from one and five examples, and clustered.
 objects: mean features of labeled objects from the network that was trained on all scans; one learner, fixed numbers and
 learners that grow, trained on half of the scans.
 
@@ -31,6 +32,7 @@ from _city_segmentation import LINEAR, ROOT, class_ious, class_points, rain, sca
 from _gain_ledger import content_key_of, interval
 from _seed_ledger import SeedLedger, sources, spread
 from _timing import one_thread_each, publish
+from _unseen_objects import FEW_SHOT, NOVEL, Unseen
 
 LEDGER = Path(__file__).with_name('few_labels_city.json')
 SCANS, LABELED, WET = 100, 5, 5
@@ -222,7 +224,11 @@ class Objects:
         )  # fmt: skip
 
 
-PARTS = {part.name: part for part in (Pseudo, Rain, Objects)}
+PARTS = {
+    **{part.name: part for part in (Pseudo, Rain, Objects)},
+    Unseen.name: functools.partial(Unseen, tool=tool, with_validation=with_validation),
+}
+METHODS = {part.name: part.methods for part in (Pseudo, Rain, Objects, Unseen)}
 
 
 def model_mapping() -> dict:
@@ -288,6 +294,19 @@ def lines_of(part: str, entries: dict[str, dict[int, dict]], title: str) -> list
             cells = (compared(entries, method, RAIN[0], lambda each, k=k: mean_iou(each[k])) for k in ('dry', 'wet'))
             lines.append(f'| {method} | {seeds[method]} | {" | ".join((*about, *cells))} |')
         remark = 'After a semicolon: difference to no weights, paired over seeds, with its 95 % interval.'
+    elif part == 'unseen':
+        found = [entry['found'] for entry in entries['objects'].values()]
+        lines = [
+            f'| {title}: objects of {found[0]["ways"]} classes | 1 shot | 5 shots | discovery |',
+            '|---|---|---|---|',
+        ]
+        for name in dict.fromkeys((*FEW_SHOT, *NOVEL)):
+            keys = (f'{name}, 1', f'{name}, 5', f'novel, {name}')
+            lines.append(f'| {name} | {" | ".join(spread((each.get(key) for each in found), 3) for key in keys)} |')
+        counts = ', '.join(f'{number} {name}' for name, number in found[0]['counts'].items())
+        remark = (
+            f'{len(found)} networks. Objects of classes that they have not seen: {counts}; known: {found[0]["known"]}.'
+        )
     else:
         lines = [
             f'| {title}: learners | seeds | NMI best | NMI last | recall at 1 | splits |',
@@ -329,10 +348,10 @@ def main():
         )  # fmt: skip
     with one_thread_each():
         for name in options.part:
-            entries: dict[str, dict[int, dict]] = {method: {} for method in PARTS[name].methods}
+            entries: dict[str, dict[int, dict]] = {method: {} for method in METHODS[name]}
             for seed in options.seeds:
                 part = PARTS[name](options, seed)
-                for method in part.methods:
+                for method in METHODS[name]:
                     key = dict(
                         part=name, city=options.city, columns=options.columns, steps=options.steps, method=method,
                         seed=seed, content=content_key_of(part.config(method)),
