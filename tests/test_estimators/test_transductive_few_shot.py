@@ -48,6 +48,19 @@ def test_episodes_in_a_batch_are_episodes_one_by_one(method):
     assert (together.labels_[y >= 0] == y[y >= 0]).all()
 
 
+@pytest.mark.parametrize('method', ['kmeans', 'kmodes'])
+def test_an_offset_or_an_outlier_costs_no_digits(method):
+    x, y, _ = episodes()
+    options = dict(method=method, normalize=False, shift=False, base_mean=torch.zeros(5, dtype=torch.float64))
+    expected = TransductiveFewShot(**options).fit(x, y).labels_
+    for offset in (0.0, 3e4) if method == 'kmeans' else (0.0,):  # modes stop relative to their length
+        moved = (x + offset).float()
+        assert torch.equal(TransductiveFewShot(**options).fit(moved, y).labels_, expected)
+        # an outlier among the queries of one episode changes no other
+        moved[0, -1] = 1e15
+        assert torch.equal(TransductiveFewShot(**options).fit(moved, y).labels_[1:], expected[1:])
+
+
 def test_energy_settles():
     x, y, _ = episodes(20)
     history = TransductiveFewShot(concave=True, tol=0.0, max_iter=12).fit(x, y).energy_history_

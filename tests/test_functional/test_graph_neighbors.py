@@ -36,6 +36,17 @@ def test_equals_plain_loop_in_any_blocks(blocks):
     assert graph.weights.eq(1).all()
 
 
+@pytest.mark.parametrize('count', [1, 2, 5])
+def test_sets_that_exceed_a_cached_block_are_each_as_alone(count):
+    x = randn(40, 90, 6)  # 40 x 90 x 90 distances are more than a megabyte
+    found = knn_graph(x, count, mode='distance')
+    for number in (0, 17, 39):
+        alone = knn_graph(x[number], count, mode='distance')
+        assert torch.equal(found.indices[number], alone.indices)
+        torch.testing.assert_close(found.weights[number], alone.weights)
+    assert torch.equal(found.indices[39], plain_neighbors(x[39], count))
+
+
 def test_equals_scikit_learn():
     neighbors = pytest.importorskip('sklearn.neighbors')
     x = randn(200, 8)

@@ -144,6 +144,17 @@ def test_problems_leave_a_batch_as_they_are(num_iters):
     assert (z[:, 0] == torch.tensor([0.0, 0.0, 1.0])).all()
 
 
+@pytest.mark.parametrize('lead', [(), (3,), (2, 2)])
+def test_tolerance_zero_runs_all_iterations(lead):
+    cost = randn(*lead, 9, 3, dtype=torch.float32)
+    graph = knn_graph(randn(*lead, 9, 2, seed=1), 2)
+    found = laplacian_assign(cost, graph, strength=0.1, tol=0, num_iters=77, full_output=True)
+    assert found.num_iters.tolist() == torch.full(lead, 77).tolist()
+    weighted = type(graph)(graph.indices, 0.5 * graph.weights)  # weights that are all 1 are skipped, these are not
+    expected = laplacian_assign(cost, weighted, strength=0.2)
+    torch.testing.assert_close(laplacian_assign(cost, graph, strength=0.1), expected)
+
+
 def test_types():
     cost, graph = randn(12, 3, dtype=torch.float32), knn_graph(randn(12, 2), 2)
     exact = laplacian_assign(cost.half().double(), graph, strength=1.0)

@@ -230,7 +230,7 @@ class _SquaredEuclidean:
 class _Euclidean(_SquaredEuclidean):
     def __call__(self, part: slice) -> Tensor:
         squared = self._squares(self.left[..., part, :], self.left_squares[..., part])
-        if squared.requires_grad:
+        if torch.is_grad_enabled():
             zero = squared == 0
             # the derivative of the root at 0 is infinite: take the root of 1 there and put the 0 back
             distances = torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
