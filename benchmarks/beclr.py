@@ -10,12 +10,11 @@ About 2 CPU-minutes.
 import argparse
 import copy
 import statistics
-import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _timing import describe_machine, publish
+from _timing import describe_machine, interleaved, publish
 from sklearn.datasets import load_digits
 
 from clusterplug.losses import BatchEnhancedLoss
@@ -44,15 +43,6 @@ def query_by_loop(memory, x, k):
 def prototypes_by_scan(memory):
     """All prototypes from all rows, one cluster after the other."""
     return torch.stack([memory.queue.rows[memory.labels == k].mean(0) for k in range(memory.num_clusters)])
-
-
-def milliseconds(function, repeats=9):
-    values = []
-    for _ in range(repeats):
-        begin = time.process_time()
-        function()
-        values.append(1000 * (time.process_time() - begin))
-    return statistics.median(values)
 
 
 def views(x, generator):
@@ -130,7 +120,8 @@ def main():
         ('query, 5 neighbors', lambda: memory.query(x, 5), lambda: query_by_loop(memory, x, 5)),
         ('push (loop: prototypes alone)', lambda: memory.push(x), lambda: prototypes_by_scan(memory)),
     ):
-        a, b = milliseconds(ours), milliseconds(loop)
+        times = interleaved({'ours': ours, 'loop': loop}, 9)
+        a, b = (statistics.median(times[kind]) for kind in ('ours', 'loop'))
         lines.append(f'| {name} | {a:.1f} ms | {b:.1f} ms | {b / a:.1f} |')
     lines += ['', f'Neighbors equal those of the loop: {same}.', '']
     generator = torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clusterplug.core.checks import check_count, check_number
 from clusterplug.core.distributed import gather_uneven
-from clusterplug.core.numerics import exact_products, keep_fp32
+from clusterplug.core.numerics import exact_products, host_checks_allowed, keep_fp32
 from clusterplug.functional import kmeans, sinkhorn_log_plan
 from clusterplug.memory.feature_queue import FeatureQueue
 from clusterplug.registry import MODELS
@@ -158,16 +158,39 @@ class ClusteredMemory(nn.Module):
             finite = torch.isfinite(x).all(1)
             queries = _unit_rows(torch.where(finite[:, None], x, 0.0).to(self.queue.rows.dtype))
             rows, stored, extra = self.queue.read()
-            scores = queries @ _unit_rows(rows).mT
-            allowed = stored.expand(len(x), -1)
-            if self._clustered:
-                home = (queries @ _unit_rows(self.prototypes).mT).argmax(1)
-                members = allowed & (extra['labels'] == home[:, None])
-                allowed = torch.where(members.sum(1, keepdim=True) >= k, members, allowed)
-            best, indices = scores.masked_fill_(~allowed, -torch.inf).topk(k, dim=1)
+            units, labels = _unit_rows(rows), torch.where(stored, extra['labels'], -1)
+            home = (queries @ _unit_rows(self.prototypes).mT).argmax(1) if self._clustered else None
+            if home is not None and host_checks_allowed(x):
+                best, indices = self._nearest_by_cluster(queries, home, units, labels, stored, k)
+            else:  # on a device one product, as sizes of clusters are not known to the host
+                allowed = stored.expand(len(x), -1)
+                if home is not None:
+                    members = labels == home[:, None]
+                    allowed = torch.where(members.sum(1, keepdim=True) >= k, members, allowed)
+                best, indices = (queries @ units.mT).masked_fill_(~allowed, -torch.inf).topk(k, dim=1)
             valid = (best > -torch.inf) & finite[:, None]
             found = torch.where(valid[..., None], rows[indices], 0.0)
         return Neighbors(found.to(x.dtype), indices, valid)
+
+    def _nearest_by_cluster(
+        self, queries: Tensor, home: Tensor, units: Tensor, labels: Tensor, stored: Tensor, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and rows (B, k) of the nearest: each query against its own cluster alone, one product a cluster."""
+        best = queries.new_full((len(queries), k), -torch.inf)
+        indices = torch.zeros(len(queries), k, dtype=torch.int64)
+        members = labels.argsort(stable=True).split([int((labels < 0).sum()), *self._sizes(labels)])[1:]
+        groups = home.argsort(stable=True).split(self._sizes(home))
+        everyone = stored.nonzero()[:, 0]
+        for own, asking in zip(members, groups, strict=True):
+            if len(asking):
+                among = own if len(own) >= k else everyone
+                top = (queries[asking] @ units[among].mT).topk(min(k, len(among)), dim=1)
+                best[asking, : top.values.shape[1]], found = top.values, among[top.indices]
+                indices[asking, : found.shape[1]] = found
+        return best, indices
+
+    def _sizes(self, labels: Tensor) -> list[int]:
+        return torch.bincount(labels[labels >= 0], minlength=self.num_clusters).tolist()
 
     @torch.no_grad()
     def recluster(self, num_iters: int = 50) -> None:

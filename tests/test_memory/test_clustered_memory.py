@@ -2,6 +2,7 @@
 """ClusteredMemory: ring, balanced nearest assignment, incremental sums, look-up inside clusters, state, ranks."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -112,8 +113,11 @@ def query_by_loop(memory, x, k):
     return torch.stack(found)
 
 
+@pytest.mark.parametrize('by_cluster', [True, False])  # on the host, and as on a device
 @pytest.mark.parametrize('k', [1, 3, 9])
-def test_query_equals_the_loop_and_stays_in_the_cluster(k):
+def test_query_equals_the_loop_and_stays_in_the_cluster(k, by_cluster, monkeypatch):
+    if not by_cluster:
+        monkeypatch.setattr('clusterplug.memory.clustered_memory.host_checks_allowed', lambda x: False)
     memory, x = full(), rows(10, seed=3, kinds=3)
     found = memory.query(x, k)
     assert torch.equal(found.indices, query_by_loop(memory, x, k))
@@ -122,6 +126,22 @@ def test_query_equals_the_loop_and_stays_in_the_cluster(k):
     home = (F.normalize(x, dim=1) @ F.normalize(memory.prototypes, dim=1).T).argmax(1)
     if k < 9:  # 8 of each kind
         assert (memory.labels[found.indices] == home[:, None]).all()
+
+
+def test_both_ways_of_a_query_agree_where_rows_are_missing(monkeypatch):
+    memory, x = full(), rows(12, seed=5, kinds=3)
+    for broken in (memory.queue.usable[::4], memory.queue.usable):  # clusters of fewer than k rows; then no row at all
+        broken[:] = False
+        x[3] = math.nan
+        found = memory.query(x, 5)
+        with monkeypatch.context() as patch:
+            patch.setattr('clusterplug.memory.clustered_memory.host_checks_allowed', lambda x: False)
+            expected = memory.query(x, 5)
+        assert torch.equal(found.valid, expected.valid)
+        assert torch.equal(found.indices[found.valid], expected.indices[expected.valid])
+        assert torch.equal(found.rows, expected.rows)
+        assert not found.valid[3].any()
+    assert not found.valid.any()
 
 
 def test_query_before_push_never_finds_the_query():
@@ -196,7 +216,8 @@ def test_state_goes_round_and_goes_on_alike():
         assert torch.equal(value, other.state_dict()[name]), name
 
 
-def test_no_host_synchronization_in_a_step():
+def test_no_host_synchronization_in_a_step_on_a_device(monkeypatch):
+    monkeypatch.setattr('clusterplug.memory.clustered_memory.host_checks_allowed', lambda x: False)
     memory, x = full(), rows(6, seed=7, kinds=3)
 
     def step():
