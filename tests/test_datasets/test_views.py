@@ -11,6 +11,7 @@ pytest.importorskip('mmcv')
 
 from clusterplug.datasets.images import ImageArrays, ImageFolder
 from clusterplug.datasets.transforms import MultiCrop, PackViews, PointViews
+from clusterplug.datasets.transforms.color_jitter import FastColorJitter
 from clusterplug.datasets.transforms.scan_regions import cell_regions, segment_regions
 
 
@@ -36,6 +37,28 @@ def test_crops_have_their_sizes_and_repeat_with_the_seed():
     assert not torch.equal(views[0], views[1])
     torch.manual_seed(0)
     assert all(torch.equal(a, b) for a, b in zip(views, crops(dict(img=image()))['views']))
+
+
+@pytest.mark.parametrize('strengths', [(0.4, 0.4, 0.4, 0.1), (0.8, 0.8, 0.8, 0.2), (0, 0, 0, 0.5), (0.5, 0, 0, 0)])
+def test_colors_are_those_of_torchvision_for_the_same_seed(strengths):
+    from torchvision.transforms import v2
+
+    apart = []
+    for seed in range(40):
+        x = torch.randint(0, 256, (3, 9, 7), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+        found = []
+        for jitter in (v2.ColorJitter(*strengths), FastColorJitter(strengths)):
+            torch.manual_seed(seed)
+            found.append((jitter(x), torch.rand(1)))
+        assert found[0][1] == found[1][1]  # as many random numbers were drawn
+        assert found[1][0].dtype == torch.uint8
+        apart.append((found[0][0].int() - found[1][0].int()).abs())
+    assert torch.stack(apart).max() <= 6
+    assert torch.stack(apart).float().mean() < 1.5
+    torch.manual_seed(0)
+    expected = v2.ColorJitter(*strengths)(x / 255)
+    torch.manual_seed(0)
+    torch.testing.assert_close(FastColorJitter(strengths)(x / 255), expected)
 
 
 def test_channels_come_out_as_rgb():
@@ -144,6 +167,9 @@ def test_bad_input():
         MultiCrop((2,), (24,), ((0, 1),))
     with pytest.raises(ValueError, match='flip'):
         MultiCrop((2,), (24,), ((0.1, 1),), flip=2)
+    for wrong in ((0.1, 0.1), (0.1, 0.1, -0.1, 0), (0, 0, 0, 0.6)):
+        with pytest.raises(ValueError, match='color_jitter'):
+            MultiCrop((2,), (24,), ((0.1, 1),), color_jitter=wrong)
     with pytest.raises(ValueError, match='got shape'):
         MultiCrop((2,), (24,), ((0.1, 1),))(dict(img=np.zeros((5, 5, 4), np.uint8)))
     with pytest.raises(ValueError, match='at least one finite point'):

@@ -11,6 +11,7 @@ from mmcv.transforms import BaseTransform
 from torch import Tensor
 
 from clusterplug.core.checks import check_choice, check_count, check_number
+from clusterplug.datasets.transforms.color_jitter import FastColorJitter
 from clusterplug.registry import TRANSFORMS
 
 
@@ -51,7 +52,7 @@ class MultiCrop(BaseTransform):
 
     Source: Caron et al., NeurIPS 2020, section 4 and the official code's scripts: 2 x 224 + 6 x 96, without
     solarization. **Differs from the authors' code**: blur is drawn from torch's generator (theirs from NumPy's, which
-    was the same in all workers); operations of torchvision v2 on tensors, so that pixels differ by rounding.
+    was the same in all workers); operations of torchvision v2 on tensors and OpenCV, so that pixels differ by rounding.
 
     Example:
         >>> crops = MultiCrop((2, 4), (32, 16), ((0.3, 1), (0.1, 0.3)))
@@ -86,8 +87,7 @@ class MultiCrop(BaseTransform):
         probabilities = dict(flip=flip, jitter_prob=jitter_prob, gray_prob=gray_prob, blur_prob=blur_prob)
         for name, value in probabilities.items():
             check_number(value, name, 0, 1)
-        if len(color_jitter) != 4:
-            raise ValueError(f'color_jitter must be four numbers, got {color_jitter}')
+        jitter = FastColorJitter(color_jitter)
         check_number(blur_sigma[0], 'blur_sigma', above=0)
         self.channel_order = check_choice(channel_order, 'channel_order', ('bgr', 'rgb'))
         from torchvision.transforms import v2
@@ -98,7 +98,7 @@ class MultiCrop(BaseTransform):
             v2.Compose([
                 v2.RandomResizedCrop(size, scale=tuple(scale), antialias=True),
                 v2.RandomHorizontalFlip(flip),
-                v2.RandomApply([v2.ColorJitter(*color_jitter)], jitter_prob),
+                v2.RandomApply([jitter], jitter_prob),
                 v2.RandomGrayscale(gray_prob),
                 v2.RandomApply([blur], blur_prob),
             ])
