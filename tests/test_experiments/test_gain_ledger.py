@@ -10,6 +10,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
 
 from _gain_ledger import Ledger, content_key_of, gain_table, interval
+from _seed_ledger import SeedLedger, sources, spread
 
 KEY = dict(city=1, setting='point', seed=3, content='abc')
 
@@ -55,3 +56,25 @@ def test_key_of_a_config_is_its_content_wherever_the_files_lie():
 
     assert key(0.1, '/here') == key(0.1, '/there/too')
     assert len({key(0.1, '/a'), key(0.2, '/a'), key(0.1, '/a', 'C')}) == 3
+
+
+def test_a_table_over_seeds_measures_what_the_ledger_lacks(tmp_path):
+    calls = []
+
+    def measure(seed):
+        calls.append(seed)
+        return dict(miou=10.0 * seed)
+
+    path, key = tmp_path / 'heads.json', dict(head='linear', steps=3)
+    for seed in (1, 2):
+        SeedLedger(path).measured(dict(key, seed=seed), lambda seed=seed: measure(seed))
+    read = SeedLedger(path, only_read=True)
+    entries = [read.measured(dict(key, seed=seed), lambda: pytest.fail('measured')) for seed in (2, 1, 3)]
+    assert entries[2] is None
+    assert [entry['found']['miou'] for entry in entries[:2]] == [20.0, 10.0]
+    assert SeedLedger(path).measured(dict(key, seed=1), lambda: measure(7)) == entries[1]
+    SeedLedger(path).measured(dict(key, seed=1, steps=4), lambda: measure(8))
+    assert calls == [1, 2, 8]
+    assert len(sources(entries[:2])) == 1
+    assert spread([1.0, None, 3.0], 1) == '2.0 (1.4)'
+    assert (spread([2.0], 2), spread([None], 2)) == ('2.00', '-')
