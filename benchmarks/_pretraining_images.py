@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1] / 'configs'
 
 
 class Method(NamedTuple):
-    """A config and its passes over the 5,000 images: about three minutes of one core for each method."""
+    """A config and its passes over the 5,000 images: a minute or two of one core for each method."""
 
     config: str | None
     epochs: int = 0

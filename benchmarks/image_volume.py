@@ -146,11 +146,8 @@ def frozen(options) -> list[str]:
 
     data = Path(os.environ.get('CLUSTERPLUG_DATA', ''))
     lines = frozen_lines(data, options.out, options.seeds, options.frozen_steps, cell)
-    return [
-        f'{options.seeds} seeds, mean ± standard deviation; penalties chosen on the validation volumes.',
-        '',
-        *lines,
-    ]
+    runs = '1 seed' if options.seeds == 1 else f'{options.seeds} seeds, mean ± standard deviation'
+    return [f'{runs}; penalties chosen on the validation volumes.', '', *lines]
 
 
 def trained(options) -> list[str]:
