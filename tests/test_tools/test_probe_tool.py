@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip('mmdet3d')
 
@@ -39,6 +40,29 @@ def test_numbers_of_a_random_network(tmp_path, monkeypatch):
     numbers = json.loads(out.read_text())
     assert numbers['knn_probe/accuracy'] == numbers['linear_probe/accuracy'] == 100
     assert numbers['linear_probe/effective_rank'] >= 1
+
+
+@pytest.mark.slow
+def test_pictures_of_a_checkpoint_with_a_log_beside_it(tmp_path, monkeypatch):
+    from clusterplug import compat
+    from clusterplug.cli import load_config
+    from clusterplug.registry import MODELS
+
+    compat.apply_all()
+    g = np.random.default_rng(0)
+    (tmp_path / 'images').mkdir()
+    images, labels = g.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8), np.arange(12) % 2
+    np.savez(tmp_path / 'images/cifar10_small.npz', X_train=images, y_train=labels, X_test=images, y_test=labels)
+    monkeypatch.setenv('CLUSTERPLUG_DATA', str(tmp_path))
+    log = tmp_path / 'run/1/vis_data/scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text('\n'.join(json.dumps(dict(step=n, loss=4.0 - n, ln_k=4.1, time=0.1)) for n in (1, 2)))
+    model = MODELS.build(load_config(CONFIG, {}, str(tmp_path / 'log')).model)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'run/epoch_1.pth')
+    options = ['--work-dir', tmp_path / 'log', '--pictures', tmp_path / 'pictures', '--field', 'embeddings']
+    assert probe(monkeypatch, CONFIG, tmp_path / 'run/epoch_1.pth', *options) == 0
+    found = sorted(each.name for each in (tmp_path / 'pictures').glob('*.png'))
+    assert found == ['embeddings.png', 'prototypes.png', 'training.png']
 
 
 def test_options_of_pictures_need_a_folder_for_them(monkeypatch):
