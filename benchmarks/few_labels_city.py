@@ -64,6 +64,21 @@ def with_validation(config):
     return found
 
 
+def remembered(predictions: type, seen: dict) -> type:
+    """The class of predictions, with neighbors always, that computes each scan once."""
+
+    class Remembered(predictions):
+        def __init__(self, model, dataset, num_neighbors: int):
+            super().__init__(model, dataset, 8)
+
+        def __call__(self, number: int):
+            if number not in seen:
+                seen[number] = super().__call__(number)
+            return seen[number]
+
+    return Remembered
+
+
 class Pseudo:
     """The trainings of one seed: on few labels, on all, and on what each rule made of the others."""
 
@@ -74,6 +89,7 @@ class Pseudo:
         self.data = options.out / f'city{options.city}'
         self.folder = options.out / f'pseudo-city{options.city}-{options.steps}-seed{seed}'
         self.labeled = sorted(np.random.default_rng(seed).permutation(SCANS)[:LABELED].tolist())
+        self.seen: dict = {}  # what the first network makes of each scan, for all rules
 
     def config(self, method: str):
         config = settings(LINEAR, self.data, self.folder / method.replace(' ', '_'), self.options.steps, self.seed)
@@ -98,6 +114,7 @@ class Pseudo:
             with_validation(teacher).dump(str(config))
             checkpoint = str(Path(teacher.work_dir) / f'iter_{self.options.steps}.pth')
             write = tool('pseudo_labels')
+            write.Predictions = remembered(write.Predictions, self.seen)
             arguments = [str(config), checkpoint, '--out', str(noted.parent), '--check', *PSEUDO[method]]
             print(write.run(write.parse_arguments(arguments)), flush=True)
         return mmengine.load(str(noted))
@@ -119,11 +136,15 @@ class Labels(Pseudo):
 
     name, methods = 'labels', tuple(PSEUDO)
 
+    def __init__(self, options, seed: int):
+        super().__init__(options, seed)
+        self.trained = Pseudo(options, seed)
+
     def config(self, method: str):
-        return Pseudo(self.options, self.seed).config(Pseudo.methods[0])
+        return self.trained.config(Pseudo.methods[0])
 
     def measure(self, method: str) -> dict:
-        found = Pseudo(self.options, self.seed).label(method)
+        found = self.trained.label(method)
         names = load_class_names()
         rare = {name: found['check']['classes'].get(name) for name in (names[k] for k in self.rarest())}
         return dict(share=found['share'], right=found['check']['right'], rare=rare)
