@@ -39,7 +39,7 @@ class Split:
         order = np.random.default_rng(seed).permutation(len(x))
         train, test = np.split(order, [round(0.7 * len(x))])
         mean, scale = x[train].mean(0), x[train].std(0) + 1e-9
-        self.table, self.seed, self.size = table, seed, len(x)
+        self.table, self.seed = table, seed
         self.x = (x[train] - mean) / scale
         self.labels = np.where(np.isin(y[train], KNOWN[table]), y[train], -1)
         novel = test[~np.isin(y[test], KNOWN[table])]
@@ -66,12 +66,11 @@ def real_table(table: str, seeds: int, ledger: SeedLedger) -> list[str]:
     """Lines of the page: mean and spread over splits."""
     entries = {method: [] for method in METHODS}
     for seed in range(seeds):
-        split = Split(table, seed)
         for method, found in entries.items():
             key = dict(part=table, split=seed, method=method)
-            entry = ledger.measured(key, lambda: dict(accuracy=split.measure(method)))  # noqa: B023 (called at once)
+            entry = ledger.measured(key, lambda: dict(accuracy=Split(table, seed).measure(method)))  # noqa: B023 (at once)
             found += [] if entry is None else [entry]
-    lines = [f'| {table}, {split.size} rows | splits | accuracy (sd) |', '|---|---|---|']
+    lines = [f'| {table} | splits | accuracy (sd) |', '|---|---|---|']
     for method, found in entries.items():
         lines.append(f'| {method} | {len(found)} | {spread((each["found"]["accuracy"] for each in found), 3)} |')
     return [*lines, '', *sources(each for found in entries.values() for each in found)]
