@@ -2,7 +2,7 @@
 """What the point-cluster loss brings on the LiDAR city: paired trainings over seeds, with an interval.
 
     python benchmarks/point_cluster_gain.py --city 2 --seeds 0 1 2 --settings point cell instance    # to choose
-    python benchmarks/point_cluster_gain.py --city 1 --seeds 0 1 2 3 4 5 6 7 --settings cell         # to report
+    python benchmarks/point_cluster_gain.py --city 1 --seeds 0 1 2 3 4 5 6 7 --settings instance     # to report
 
 Each pair of trainings shares seed, order of the scans and number of steps; only the loss differs. Every training is
 kept under ``--out`` and is not repeated; an interrupted one goes on. Every pair that is finished is noted in
@@ -10,9 +10,9 @@ kept under ``--out`` and is not repeated; an interrupted one goes on. Every pair
 always on one. Settings are chosen on city 2, figures of city 1 are reported. A training takes about five minutes on one
 core; two run at a time.
 
-Printed: mean and spread of both, the paired difference with its 95 % interval (Student's t), per class as well, and for
-each setting how well its subclasses agree with the hidden sub-types (NMI, by class), next to k-means by point and by
-object on the same layer of both networks, and the largest share of a subclass.
+Printed: for several settings one line each. For one: mean of both, the paired difference with its 95 % interval
+(Student's t), per class as well, and how well its subclasses agree with the hidden sub-types (NMI, by class), next to
+k-means by point and by object on the same layer of both networks, and the largest share of a subclass.
 """
 
 import argparse
@@ -26,29 +26,18 @@ CONFIGS = ROOT / 'configs' / 'point_cluster'
 PLAIN = CONFIGS / 'minkunet18_w8_spconv_1xb1-5e_lidar-city.py'
 OURS = CONFIGS / 'point-cluster_minkunet18_w8_spconv_1xb1-5e_lidar-city.py'
 LEDGER = Path(__file__).with_name('point_cluster_gain.json')
-WITH_INSTANCES = [
-    dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=4, use_dim=4),
-    dict(
-        type='LoadAnnotations3D', with_bbox_3d=False, with_label_3d=False, with_seg_3d=True, seg_3d_dtype='np.int32',
-        seg_offset=2**16, dataset_type='semantickitti',
-    ),
-    dict(type='clusterplug.LoadInstances'),
-    dict(type='PointSegClassMapping'),
-    dict(type='RandomFlip3D', sync_2d=False, flip_ratio_bev_horizontal=0.5, flip_ratio_bev_vertical=0.5),
-    dict(
-        type='GlobalRotScaleTrans', rot_range=[0.0, 6.28318531], scale_ratio_range=[0.95, 1.05],
-        translation_std=[0, 0, 0],
-    ),
-    dict(type='Pack3DDetInputs', keys=['points', 'pts_semantic_mask', 'pts_instance_mask']),
-]  # fmt: skip
-# What is varied, as values of the config of the loss; 'point' is the config as it stands.
+POINT = {'model.loss.regions': 'point'}
+# What is varied, as values of the config of the loss; 'instance' is the config as it stands.
 SETTINGS = {
-    'point': {},
+    'instance': {},
+    'instance-48': {'model.loss.num_anchors_per_class': 48, 'model.loss.contrast.max_negatives': 600},
     'cell': {'model.loss.regions': 'cell'},
     'cell-1.6m': {'model.loss.regions': 'cell', 'model.loss.assigner': dict(cell_size=1.6)},
-    'position': {'model.loss.assigner': dict(position_period=4)},
-    'cell-position': {'model.loss.regions': 'cell', 'model.loss.assigner': dict(position_period=4)},
-    'instance': {'model.loss.regions': 'instance', 'train_dataloader.dataset.pipeline': WITH_INSTANCES},
+    'point': POINT,
+    'point-48': {**POINT, 'model.loss.num_anchors_per_class': 48, 'model.loss.contrast.max_negatives': 600},
+    'point-all-negatives': {**POINT, 'model.loss.contrast.max_negatives': 5000},
+    'point-position': {**POINT, 'model.loss.assigner': dict(position_period=4)},
+    'point-weight-1': {**POINT, 'model.loss.loss_weight': 1.0},
     'classifier': {'model.embedding': 'auto'},
     'clusters-4': {'model.loss.num_clusters': 4},
     'clusters-16': {'model.loss.num_clusters': 16},
@@ -159,26 +148,60 @@ def class_names() -> list[str]:
     return list(SemanticKittiDataset.METAINFO['classes'])
 
 
-def pair_of(args, runs: dict, setting: str, seed: int, ledger) -> dict | None:
-    """One pair: as it stands in the ledger, else trained, compared and noted there; None where nothing is trained."""
+def pairs_of(args, runs: dict, seed: int, ledger) -> dict[str, dict]:
+    """Setting -> pair of a seed, as it stands in the ledger, else trained, compared and noted there."""
     from _gain_ledger import content_key
     from _timing import describe_machine
 
     from clusterplug.experiments import run_all
     from clusterplug.experiments.identity import versions
 
-    plain, ours = runs[f'plain-seed{seed}'], runs[f'{setting}-seed{seed}']
-    key = dict(city=args.city, setting=setting, seed=seed, content=content_key(plain, ours))
-    pair = ledger.find(key)
-    if pair is not None or args.only_print:
-        return pair
-    results = run_all({f'plain-seed{seed}': plain, f'{setting}-seed{seed}': ours}, jobs=args.jobs, threads=1)
-    without, found = (
-        {name: value for name, value in results[f'{name}-seed{seed}']['metrics'].items() if name != 'acc_cls'}
-        for name in ('plain', setting)
-    )
-    machine = '; '.join(describe_machine(('mmdet3d', 'spconv')))
-    return ledger.add(key, without, found, agreement_of(ours, plain), machine, versions()['clusterplug'])
+    plain, ours = runs[f'plain-seed{seed}'], {name: runs[f'{name}-seed{seed}'] for name in args.settings}
+    keys = {
+        name: dict(city=args.city, setting=name, seed=seed, content=content_key(plain, run))
+        for name, run in ours.items()
+    }
+    pairs = {name: ledger.find(key) for name, key in keys.items()}
+    missing = [] if args.only_print else [name for name, pair in pairs.items() if pair is None]
+    if missing:
+        trainings = {f'{name}-seed{seed}': runs[f'{name}-seed{seed}'] for name in ('plain', *missing)}
+        results = {
+            name: {metric: value for metric, value in result['metrics'].items() if metric != 'acc_cls'}
+            for name, result in run_all(trainings, jobs=args.jobs, threads=1).items()
+        }
+        machine = '; '.join(describe_machine(('mmdet3d', 'spconv')))
+        for name in missing:
+            without, found = results[f'plain-seed{seed}'], results[f'{name}-seed{seed}']
+            agreement = agreement_of(ours[name], plain)
+            pairs[name] = ledger.add(keys[name], without, found, agreement, machine, versions()['clusterplug'])
+    return {name: pair for name, pair in pairs.items() if pair is not None}
+
+
+def summary(city: int, pairs: dict[str, list[dict]]) -> list[str]:
+    """Lines of a page: several settings next to each other."""
+    import numpy as np
+    from _gain_ledger import interval
+
+    columns = ('memory', 'memory by object', 'k-means without by object')
+    sources = sorted({(pair['machine'], pair['code']) for found in pairs.values() for pair in found})
+    lines = [
+        f'City {city}, mIoU and NMI with the hidden sub-types, means over seeds:', '',
+        f'| setting | seeds | without | with | difference | 95 % interval | {" | ".join(columns)} | largest share |',
+        '|---' * (len(columns) + 7) + '|',
+    ]  # fmt: skip
+    for name, found in pairs.items():
+        if not found:
+            continue
+        without, with_loss = (np.array([100 * pair[side]['miou'] for pair in found]) for side in ('without', 'found'))
+        low, high = interval(list(with_loss - without))
+        nmi = [np.nanmean([pair['agreement']['nmi'][column] for pair in found]) for column in columns]
+        lines.append(
+            f'| `{name}` | {" ".join(str(pair["seed"]) for pair in found)} | {without.mean():.1f} '
+            f'| {with_loss.mean():.1f} | {(with_loss - without).mean():+.1f} '
+            f'| {f"{low:+.1f} to {high:+.1f}" if len(found) > 1 else ""} | {" | ".join(f"{v:.3f}" for v in nmi)} '
+            f'| {max(pair["agreement"]["worst"] for pair in found):.2f} |'
+        )
+    return [*lines, '', *(f'- {machine}; clusterplug {code}' for machine, code in sources), '']
 
 
 def gains(city: int, setting: str, pairs: list[dict]) -> list[str]:
@@ -215,7 +238,7 @@ def main() -> int:
     )
     parser.add_argument('--city', type=int, choices=(1, 2), default=2, help='2 to choose settings, 1 to report')
     parser.add_argument('--seeds', type=int, nargs='+', default=list(range(8)), help='one pair of trainings for each')
-    parser.add_argument('--settings', nargs='+', choices=SETTINGS, default=['point'], help='what is compared')
+    parser.add_argument('--settings', nargs='+', choices=SETTINGS, default=['instance'], help='what is compared')
     parser.add_argument('--num-train', type=int, default=140, help='training scans')
     parser.add_argument('--num-val', type=int, default=150, help='scans of other streets for the evaluation')
     parser.add_argument('--epochs', type=int, default=5, help='passes over the training scans')
@@ -225,7 +248,9 @@ def main() -> int:
     )
     parser.add_argument('--only-print', action='store_true', help='train nothing; the tables of what is in the ledger')
     parser.add_argument(
-        '--page', help='page whose parts "point_cluster_gain" and "point_cluster_subtypes" are replaced'
+        '--page',
+        help='page in which "point_cluster_settings" is replaced, with one setting "point_cluster_gain" and '
+        '"point_cluster_subtypes"',
     )
     args = parser.parse_args()
 
@@ -243,13 +268,14 @@ def main() -> int:
     runs = runs_of(args)
     pairs = {setting: [] for setting in args.settings}
     for seed in args.seeds:
-        for setting in args.settings:
-            pair = pair_of(args, runs, setting, seed, ledger)
-            pairs[setting] += [] if pair is None else [pair]
+        for setting, pair in pairs_of(args, runs, seed, ledger).items():
+            pairs[setting].append(pair)
     tables = {
         'point_cluster_gain': [line for name in pairs for line in gains(args.city, name, pairs[name])],
         'point_cluster_subtypes': [line for name in pairs for line in subtypes(args.city, name, pairs[name])],
     }
+    if len(args.settings) > 1:
+        tables = {'point_cluster_settings': summary(args.city, pairs)}
     for name, lines in tables.items():
         print('', *lines, sep='\n')
         if args.page:
