@@ -2,11 +2,13 @@
 """Precision rules that all share: at least fp32 inside, autocast off, the caller's type outside."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
+_ON_ACCELERATOR: ContextVar[bool] = ContextVar('_ON_ACCELERATOR', default=False)
 _is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 
 
@@ -46,6 +48,21 @@ def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
 def host_checks_allowed(tensor: Tensor) -> bool:
     """Tell whether reading a value on the host costs nothing: on the CPU, outside ``torch.compile``."""
     return tensor.device.type == 'cpu' and not torch.compiler.is_compiling()
+
+
+@contextlib.contextmanager
+def as_on_accelerator() -> Iterator[None]:
+    """Let code that has a way of its own for the CPU take the way of the other devices, so that it can be counted."""
+    token = _ON_ACCELERATOR.set(True)
+    try:
+        yield
+    finally:
+        _ON_ACCELERATOR.reset(token)
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Tell whether work whose size depends on the data may be done: as :func:`host_checks_allowed`, if not counted."""
+    return host_checks_allowed(tensor) and not _ON_ACCELERATOR.get()
 
 
 def exporting() -> bool:

@@ -2,7 +2,7 @@
 """Count what a function asks of the device: launched operations, and waits of the host for the device.
 
 Both counts are taken from the operations that torch dispatches, so they do not depend on the machine and can be
-tested on a CPU.
+tested on a CPU; code with a way of its own for the CPU takes that of an accelerator meanwhile.
 """
 
 from collections import Counter
@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from clusterplug.core.numerics import as_on_accelerator
 
 # Allocation and bookkeeping: nothing runs on the device.
 _NO_LAUNCH = {
@@ -43,7 +45,7 @@ def count_launches(fn: Callable[[], object]) -> Counter:
         >>> count_launches(lambda: (x.T @ x).exp())
         Counter({'mm': 1, 'exp': 1})
     """
-    with _Launches() as mode:
+    with as_on_accelerator(), _Launches() as mode:
         fn()
     return mode.counts
 
@@ -67,7 +69,7 @@ def count_host_syncs(fn: Callable[[], object]) -> Counter:
         >>> count_host_syncs(lambda: x[x > 1].sum().item())
         Counter({'index': 1, '_local_scalar_dense': 1})
     """
-    with _HostCalls() as methods, _Waits() as mode:
+    with as_on_accelerator(), _HostCalls() as methods, _Waits() as mode:
         fn()
     return methods.counts + mode.counts
 

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connected cells against scipy's labels, on mazes and noise, by hand and without waiting."""
 
+import contextlib
+
 import pytest
 import torch
 from scipy import ndimage
 
+from clusterplug.core.numerics import as_on_accelerator
 from clusterplug.functional.graph import connected_cells
 from clusterplug.testing import count_host_syncs
 
@@ -41,13 +44,15 @@ NOISE = {  # close to where a single part spans the grid: the most winding parts
 }
 
 
+@pytest.mark.parametrize('device', ['cpu', 'as on others'])
 @pytest.mark.parametrize('name', list(NOISE))
-def test_parts_are_those_of_scipy(name):
+def test_parts_are_those_of_scipy(name, device):
     grid = NOISE[name]
     cells = grid.nonzero()
     cells = cells[torch.randperm(len(cells), generator=torch.Generator().manual_seed(2))]
     truth = torch.from_numpy(ndimage.label(grid.numpy())[0]).long()[tuple(cells.T)]
-    found = connected_cells(cells - 60, torch.zeros(len(cells), dtype=torch.int64))
+    with contextlib.nullcontext() if device == 'cpu' else as_on_accelerator():
+        found = connected_cells(cells - 60, torch.zeros(len(cells), dtype=torch.int64))
     # the number of a part is its first row
     first = torch.full((int(truth.max()) + 1,), len(cells)).scatter_reduce_(0, truth, torch.arange(len(cells)), 'amin')
     assert torch.equal(found, first[truth])
