@@ -70,8 +70,8 @@ def captured_inputs(trainer: Trainer) -> tuple:
     handle = loss.register_forward_pre_hook(lambda _, inputs: kept.append(inputs))
     trainer.step()
     handle.remove()
-    features, labels, predictions, rows = kept[0]
-    return loss, (features.detach().requires_grad_(), labels, predictions.detach(), rows)
+    features, labels, predictions, *others = kept[0]
+    return loss, (features.detach().requires_grad_(), labels, predictions.detach(), *others)
 
 
 def loss_alone(loss, inputs):
