@@ -249,7 +249,7 @@ def main() -> int:
     parser.add_argument('--only-print', action='store_true', help='train nothing; the tables of what is in the ledger')
     parser.add_argument(
         '--page',
-        help='page in which "point_cluster_settings" is replaced, with one setting "point_cluster_gain" and '
+        help='page in which "point_cluster_settings_CITY" is replaced, with one setting "point_cluster_gain" and '
         '"point_cluster_subtypes"',
     )
     args = parser.parse_args()
@@ -275,7 +275,7 @@ def main() -> int:
         'point_cluster_subtypes': [line for name in pairs for line in subtypes(args.city, name, pairs[name])],
     }
     if len(args.settings) > 1:
-        tables = {'point_cluster_settings': summary(args.city, pairs)}
+        tables = {f'point_cluster_settings_{args.city}': summary(args.city, pairs)}
     for name, lines in tables.items():
         print('', *lines, sep='\n')
         if args.page:
