@@ -44,8 +44,8 @@ def connected_cells(cells: Tensor, group: Tensor) -> Tensor:
     cells = (cells + _AXIS // 2).remainder(_AXIS - 1)
     if not on_host(cells):
         return _joined(cells, group, _ROUNDS)
-    occupied, cell = np.unique(_key(cells, group, range(cells.shape[1])).numpy(), return_inverse=True)
-    cell, rows = torch.from_numpy(cell), arange(cells.shape[0], cells.device)
+    occupied, cell_of = np.unique(_key(cells, group, range(cells.shape[1])).numpy(), return_inverse=True)
+    cell, rows = torch.from_numpy(cell_of), arange(cells.shape[0], cells.device)
     first = rows.new_empty(len(occupied)).scatter_reduce_(0, cell, rows, 'amin', include_self=False)
     part = _joined(cells[first], group[first], None)
     return first.scatter_reduce(0, part, first, 'amin')[part][cell]
