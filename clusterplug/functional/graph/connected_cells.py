@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connected parts of the occupied cells of a grid."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +43,8 @@ def connected_cells(cells: Tensor, group: Tensor) -> Tensor:
     cells = (cells + _AXIS // 2).remainder(_AXIS - 1)
     if not on_host(cells):
         return _joined(cells, group, _ROUNDS)
+    import numpy as np
+
     occupied, cell_of = np.unique(_key(cells, group, range(cells.shape[1])).numpy(), return_inverse=True)
     cell, rows = torch.from_numpy(cell_of), arange(cells.shape[0], cells.device)
     first = rows.new_empty(len(occupied)).scatter_reduce_(0, cell, rows, 'amin', include_self=False)
@@ -63,7 +64,7 @@ def _joined(cells: Tensor, group: Tensor, rounds: int | None) -> Tensor:
             # the part's first row learns it as well, and with it all rows of the part
             part = torch.minimum(part.scatter_reduce(0, part, lowest, 'amin'), lowest)
             part = part[part]
-        if rounds is None and np.array_equal(part.numpy(), before.numpy()):
+        if rounds is None and bool((part.numpy() == before.numpy()).all()):
             break
         done += 1
     return part
