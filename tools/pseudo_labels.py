@@ -250,7 +250,8 @@ def write_labels(args, config) -> str:
     load_checkpoint_into(runner.model, args.checkpoint)
     labeled, every = (Scans(each) for each in sets)
     names = list(every.dataset.metainfo['classes'])
-    new = [number for number, points in enumerate(every.points) if points not in set(labeled.points)]
+    known = set(labeled.points)
+    new = [number for number, points in enumerate(every.points) if points not in known]
     if not new:
         raise ValueError(f'all {len(every.points)} scans are labeled; nothing is left to label')
     counts = class_counts(labeled.dataset, len(names))

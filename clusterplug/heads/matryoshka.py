@@ -45,6 +45,10 @@ class PrototypeScores(NamedTuple):
         """(N,) prototype of each row."""
         return self.dense().argmax(dim)
 
+    def max(self, dim: int = 1) -> torch.return_types.max:
+        """(N,) score and prototype of each row, as ``values`` and ``indices``."""
+        return self.dense().max(dim)
+
 
 @MODELS.register_module()
 class MatryoshkaHead(nn.Module):

@@ -176,12 +176,12 @@ def picture_of(inputs: dict, number: int, row: int) -> np.ndarray:
     view = inputs['views'][0][number]
     view = view.detach().cpu()
     if view.dim() == 2:  # points
-        from clusterplug.visualization.object_crops import object_crop
+        from clusterplug.visualization.object_crops import object_above
 
         matches = inputs.get('matches')
         point = row if matches is None else int(matches[number][row, 0])
         around = (view[:, :3] - view[point, :3]).norm(dim=1) <= _SHOWN  # a single point would not be seen
-        picture = object_crop(view.numpy(), around.nonzero()[:, 0].numpy(), size=120, margin=5.0)
+        picture = object_above(view.numpy(), around.nonzero()[:, 0].numpy(), size=120, margin=5.0)
         return np.moveaxis(picture.astype(np.float32), -1, 0) / 127.5 - 1
     image = (view[len(view) // 2] if view.dim() == 4 else view).float()
     low, high = (image.min(), image.max()) if bool((image < 0).any()) else (torch.tensor(0.0), torch.tensor(255.0))

@@ -19,6 +19,28 @@ class ObjectViews(NamedTuple):
     bar: float  # meters that the bar at the lower left is long
 
 
+def object_above(points: np.ndarray, rows: np.ndarray, size: int = 240, margin: float = 3.0) -> np.ndarray:
+    """Draw the points ``rows`` of a scan in color and the others around them in gray, x upwards and y to the left.
+
+    Args:
+        points: (N, 3 or more) x, y, z in meters.
+        rows: (n,) of the object, n >= 1.
+        size: Pixels of a side.
+        margin: Meters around the object.
+
+    Returns:
+        (size, size, 3) uint8, RGB.
+
+    Example:
+        >>> object_above(np.zeros((1, 3)), np.array([0]), size=9)[4, 4].tolist()
+        [255, 170, 40]
+    """
+    points, rows, own = _read(points, rows)
+    low, high = own.min(0), own.max(0)
+    everything = np.ones(len(points), bool)
+    return _view(points - (low + high) / 2, everything, rows, size, (high - low)[:2].max() / 2 + margin)
+
+
 def object_views(points: np.ndarray, rows: np.ndarray, size: int = 240, margin: float = 1.5) -> ObjectViews:
     """Draw an object from above and, on the right, from the side: along its longer direction, z upwards.
 
@@ -35,10 +57,7 @@ def object_views(points: np.ndarray, rows: np.ndarray, size: int = 240, margin: 
         >>> object_views(np.array([[0.0, 0, 0], [0, 4, 1]]), np.array([0, 1])).bar  # meters
         2.0
     """
-    points, rows = np.asarray(points, float)[:, :3], np.asarray(rows)
-    if rows.ndim != 1 or not len(rows):
-        raise ValueError(f'rows must name at least one point, got shape {rows.shape}')
-    own = points[rows]
+    points, rows, own = _read(points, rows)
     middle, radius = (own.min(0) + own.max(0)) / 2, (own.max(0) - own.min(0)).max() / 2 + margin
     moved = points - middle
     axis = (
@@ -53,6 +72,14 @@ def object_views(points: np.ndarray, rows: np.ndarray, size: int = 240, margin: 
     length = max(2, round(bar * (size - 1) / 2 / radius))
     pictures[0][size - 9 : size - 6, 6 : 6 + length] = _BAR
     return ObjectViews(np.concatenate([pictures[0], np.full((size, _GAP, 3), 255, np.uint8), pictures[1]], 1), bar)
+
+
+def _read(points: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions (N, 3), rows of the object (n,), its positions (n, 3)."""
+    points, rows = np.asarray(points, float)[:, :3], np.asarray(rows)
+    if rows.ndim != 1 or not len(rows):
+        raise ValueError(f'rows must name at least one point, got shape {rows.shape}')
+    return points, rows, points[rows]
 
 
 def _view(moved: np.ndarray, kept: np.ndarray, rows: np.ndarray, size: int, radius: float) -> np.ndarray:
