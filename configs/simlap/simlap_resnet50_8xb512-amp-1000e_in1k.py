@@ -1,7 +1,7 @@
 # The published setting on ImageNet-1k with its labels: gates of 1,000 classes, any two of them as a pair, cosines
 # before the gate. How many GPUs the authors used is not published: the learning rate is 5e-4 a batch of 256, the
 # warm-up that of their MoCo variant. Missing: the LayerNorm at the end of their projector, and the classifier that they
-# train beside it (use the probes).
+# train next to it (use the probes).
 _base_ = ['../_base_/datasets/in1k_views.py', '../_base_/pretraining_runtime.py']
 
 max_epochs, warm_up = 1000, 40
