@@ -3,7 +3,6 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,18 +13,13 @@ pytest.importorskip('open3d')
 pytest.importorskip('sklearn')
 
 import torch
+from _untrained_city import CONFIG, ROOT, write_untrained_city
 from mmdet3d.registry import MODELS
-from mmdet3d.utils import register_all_modules
 
-from clusterplug import compat
 from clusterplug.analysis import scan_objects
 from clusterplug.attach import PointFeatures
 from clusterplug.cli import load_config
-from clusterplug.datasets import generate_lidar_city
 from clusterplug.visualization.object_crops import object_views
-
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = str(ROOT / 'configs/point_cluster/minkunet18_w8_spconv_1xb1-5e_lidar-city.py')
 
 
 @pytest.fixture(scope='module')
@@ -38,13 +32,8 @@ def tool():
 
 @pytest.fixture(scope='module')
 def city(tmp_path_factory):
-    compat.apply_all()
-    register_all_modules()
     root = tmp_path_factory.mktemp('city')
-    generate_lidar_city(root / 'city', num_train=1, num_val=2, columns=256, progress=False)
-    torch.manual_seed(0)
-    model = MODELS.build(load_config(CONFIG, work_dir=str(root)).model)
-    torch.save(dict(state_dict=model.state_dict(), meta={}), root / 'start.pth')
+    write_untrained_city(root, num_train=1, num_val=2, columns=256)
     data = {f'{split}_dataloader.dataset.data_root': str(root / 'city') for split in ('train', 'val', 'test')}
     return root / 'start.pth', [f'{key}={value}' for key, value in data.items()]
 

@@ -3,7 +3,6 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +12,11 @@ pytest.importorskip('spconv')
 pytest.importorskip('open3d')
 
 import torch
+from _untrained_city import CONFIG, ROOT, write_untrained_city
 from mmdet3d.registry import MODELS
-from mmdet3d.utils import register_all_modules
 
-from clusterplug import compat
 from clusterplug.cli import load_config
-from clusterplug.datasets import generate_lidar_city
 from clusterplug.registry import DATASETS
-
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = str(ROOT / 'configs/point_cluster/minkunet18_w8_spconv_1xb1-5e_lidar-city.py')
 
 
 @pytest.fixture(scope='module')
@@ -35,13 +29,8 @@ def tool():
 
 @pytest.fixture(scope='module')
 def city(tmp_path_factory):
-    compat.apply_all()
-    register_all_modules()
     root = tmp_path_factory.mktemp('city')
-    generate_lidar_city(root / 'city', num_train=4, num_val=1, columns=128, progress=False)
-    torch.manual_seed(0)
-    model = MODELS.build(load_config(CONFIG, work_dir=str(root)).model)
-    torch.save(dict(state_dict=model.state_dict(), meta={}), root / 'start.pth')
+    write_untrained_city(root, num_train=4, num_val=1, columns=128)
     return root
 
 
