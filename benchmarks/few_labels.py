@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _few_shot_loop import official, processor_seconds, published
 from _novel_tables import accuracy, real_table
 from _omniglot import omniglot
 from _seed_ledger import SeedLedger
@@ -110,12 +111,14 @@ def episodes(number) -> list[str]:
         return classify
 
     soft = {'num_passes': 1, 'epsilon': 0.02, 'penalty': 0.003}
+    free = TransductiveFewShot(base_mean=mean, keep_labels=False)
     rows = [
         ('nearest prototype', aligned(num_passes=0), unit, y),
         ('OpTA, 1 pass', aligned(num_passes=1), unit, y), ('OpTA, 5 passes', aligned(num_passes=5), unit, y),
         ('OpTA, soft masses', aligned(**soft), unit, y),
         ('k-means (digits 5-9)', TransductiveFewShot(strength=0.0, base_mean=mean).classify, x[novel], y[novel]),
         ('Laplacian 0.7 (digits 5-9)', TransductiveFewShot(base_mean=mean).classify, x[novel], y[novel]),
+        ('the same, keep_labels=False', free.classify, x[novel], y[novel]),
     ]  # fmt: skip
     lines = [
         f'| 5 ways of digits ({number} episodes) | 1 shot | 5 shots | 1 shot, queries 40 15 10 5 5 |',
@@ -130,38 +133,71 @@ def episodes(number) -> list[str]:
     return lines
 
 
-def speed(episodes=1024, alone=40) -> list[str]:
-    """Episodes in batches against a loop of fits, in turn, so that both see the same machine; medians of 7 repeats."""
+def speed(checkout: str | None, episodes=1024, alone=40) -> list[str]:
+    """Episodes in batches against loops over episodes, in turn, so that all see the same machine; medians of 7."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(20).repeat_interleave(60)
     x = torch.randn(20, 64, generator=generator)[labels] + 2 * torch.randn(len(labels), 64, generator=generator)
     model = TransductiveFewShot(base_mean=torch.zeros(64))
-    several = FewShotEpisodes(5, 5, 15, episodes, classifier=model.classify)
-    drawn = several.draw(labels, alone)
+    drawn = FewShotEpisodes(5, 5, 15, alone).draw(labels, alone)
+    each_alone = [
+        (x[rows].numpy(), ways.numpy(), x[others].numpy())
+        for rows, ways, others in zip(drawn.support, drawn.support_labels, drawn.queries)
+    ]
     rows = torch.cat([drawn.support, drawn.queries], 1)
     known = torch.cat([drawn.support_labels, torch.full_like(drawn.query_labels, -1)], 1)
     samples = torch.nn.functional.normalize(x[rows], dim=-1).repeat(5, 1, 1)
+    free = TransductiveFewShot(base_mean=torch.zeros(64), keep_labels=False)
+    batches, free_batches = (
+        FewShotEpisodes(5, 5, 15, episodes, classifier=each.classify) for each in (model, free)
+    )  # fmt: skip
 
     def loop():
         for each, y in zip(rows, known):
             model.fit(x[each], y)
 
+    def one_by_one(solve):
+        return [solve(*each, np.zeros(64, np.float32)) for each in each_alone]
+
     runs = {
-        'batches': lambda: several(x, labels), 'loop': loop,
-        'neighbors': lambda: knn_graph(samples, 2), 'product': lambda: samples @ samples.mT,
+        'batches': lambda: batches(x, labels), 'free': lambda: free_batches(x, labels), 'loop': loop,
+        'published': lambda: one_by_one(published), 'neighbors': lambda: knn_graph(samples, 2),
+        'product': lambda: samples @ samples.mT,
     }  # fmt: skip
-    numbers = {'batches': episodes, 'loop': alone, 'neighbors': len(samples), 'product': len(samples)}
+    numbers = dict.fromkeys(runs, alone) | dict(
+        batches=episodes, free=episodes, neighbors=len(samples), product=len(samples)
+    )
     ms = {name: statistics.median(times) / numbers[name] for name, times in interleaved(runs).items()}
+
+    def right(answers) -> str:
+        return f'{np.mean(np.stack(answers) == drawn.query_labels.numpy()):.3f}'
+
+    def in_batches(each) -> str:
+        return right(each.classify(x[drawn.support], drawn.support_labels, x[drawn.queries]).numpy())
+
+    lines = [
+        ('batches of 256', ms['batches'], in_batches(model)),
+        ('batches of 256, `keep_labels=False`', ms['free'], in_batches(free)),
+        ('a loop of `fit`', ms['loop'], in_batches(model)),
+        (
+            'a loop of the published algorithm in NumPy, SciPy, scikit-learn', ms['published'],
+            right(one_by_one(published)),
+        ),
+    ]  # fmt: skip
+    if checkout:
+        start = processor_seconds()
+        answers = one_by_one(official(checkout))
+        text = "a loop of the authors' code, which starts five processes in every round"
+        lines.append((text, 1000 * (processor_seconds() - start) / alone, right(answers)))
     return [
-        f'TransductiveFewShot, 5 ways, 5 shots, 15 queries, 64 dimensions, accuracy {several(x, labels).mean:.3f}, '
-        f'processor time of an episode, load of the machine {os.getloadavg()[0]:.1f}:',
+        f'TransductiveFewShot, 5 ways, 5 shots, 15 queries, 64 dimensions; processor time of an episode, load of the '
+        f'machine {os.getloadavg()[0]:.1f}; accuracy on {alone} episodes:',
         '',
-        '| what | ms an episode |',
-        '|---|---|',
-        f'| a loop of `fit` | {ms["loop"]:.2f} |',
-        f'| batches of 256 ({ms["loop"] / ms["batches"]:.0f} times as fast) | {ms["batches"]:.3f} |',
-        f'| in these, the two nearest neighbors of all samples | {ms["neighbors"]:.3f} |',
-        f'| in these, their matrix product alone | {ms["product"]:.3f} |',
+        '| what | ms an episode | over batches | accuracy |',
+        '|---|---|---|---|',
+        *(f'| {name} | {cost:.3g} | {cost / ms["batches"]:,.0f} | {found} |' for name, cost, found in lines),
+        f'| in batches, the two nearest neighbors of all samples | {ms["neighbors"]:.3f} | - | - |',
+        f'| in batches, their matrix product alone | {ms["product"]:.3f} | - | - |',
         '',
         f'10,000 episodes: {10 * ms["batches"]:.1f} s of one core.',
     ]
@@ -198,6 +234,8 @@ def main():
     names = ('digits', 'optdigits', 'penbased', 'omniglot', 'speed')
     text = 'parts to run (default: all; optdigits, penbased and omniglot need CLUSTERPLUG_DATA)'
     parser.add_argument('--only', nargs='+', choices=names, default=names, help=text)
+    text = "of speed: a checkout of imtiazziko/SLK-few-shot; the authors' code is timed as well"
+    parser.add_argument('--official', metavar='FOLDER', help=text)
     parser.add_argument('--page', help='page whose part between the marks "few_labels" is replaced')
     options = parser.parse_args()
     warnings.simplefilter('ignore')  # of clusters that lost all samples
@@ -214,7 +252,7 @@ def main():
         'optdigits': lambda: [real_table('optdigits', options.seeds, ledger)],
         'penbased': lambda: [real_table('penbased', options.seeds, ledger)],
         'omniglot': lambda: [omniglot(options.seeds, options.episodes, ledger)],
-        'speed': lambda: [speed()],
+        'speed': lambda: [speed(options.official)],
     }
     with one_thread_each():
         for name in options.only:

@@ -61,6 +61,54 @@ def test_an_offset_or_an_outlier_costs_no_digits(method):
         assert torch.equal(TransductiveFewShot(**options).fit(moved, y).labels_[1:], expected[1:])
 
 
+def softmax(a):
+    a = np.exp(a - a.max(1, keepdims=True))
+    return a / a.sum(1, keepdims=True)
+
+
+def test_labels_that_only_start_are_those_of_a_plain_loop():
+    """With ``keep_labels=False`` labeled samples move as the others, as in the authors' code."""
+    x, y, truth = episodes(8, shots=5, dim=30, noise=1.6)
+    options = dict(tol=0.0, max_iter=12, base_mean=torch.zeros(30, dtype=torch.float64))
+    model = TransductiveFewShot(keep_labels=False, **options).fit(x, y)
+    moved = 0
+    for z, known, found, soft in zip(x.numpy(), y.numpy(), model.labels_.numpy(), model.soft_labels_.numpy()):
+        z = z / np.linalg.norm(z, axis=1, keepdims=True)
+        z[known < 0] += z[known >= 0].mean(0) - z[known < 0].mean(0)
+        distances = ((z[:, None] - z) ** 2).sum(-1)
+        graph = np.zeros_like(distances)
+        np.put_along_axis(graph, distances.argsort(1)[:, 1:3], 1.0, 1)
+        centers = np.stack([z[known == k].mean(0) for k in range(4)])
+        labels = np.where(known >= 0, known, ((z[:, None] - centers) ** 2).sum(-1).argmin(1))
+        for _ in range(12):
+            centers = np.stack([z[labels == k].mean(0) for k in range(4)])
+            costs = ((z[:, None] - centers) ** 2).sum(-1)
+            expected = softmax(-costs)
+            for _ in range(100):
+                expected = softmax(0.7 * graph @ expected - costs)
+            labels = expected.argmax(1)
+        np.testing.assert_allclose(soft, expected, atol=1e-4)
+        np.testing.assert_array_equal(found, np.where(known >= 0, known, labels))
+        moved += int((labels != known)[known >= 0].sum())
+    assert moved > 0
+    queries = y < 0
+    kept = TransductiveFewShot(**options).fit(x, y).labels_
+    right = [(labels == truth)[queries].double().mean() for labels in (model.labels_, kept)]
+    assert right[0] > right[1] + 0.02
+
+
+@pytest.mark.parametrize('method', ['kmeans', 'kmodes'])
+def test_a_class_that_loses_all_samples_keeps_its_prototype(method):
+    near = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.05], [1.0, 0.02]])
+    x = torch.cat([near, torch.tensor([[0.9, 0.3]])])
+    y = torch.tensor([0, 0, -1, -1, 1])  # class 1 is among samples of class 0
+    model = TransductiveFewShot(method, strength=5.0, keep_labels=False, shift=False, base_mean=torch.zeros(2))
+    labels = model.fit(x, y).labels_
+    assert labels.tolist() == [0, 0, 0, 0, 1]
+    assert torch.isfinite(model.prototypes_).all()
+    assert model.soft_labels_[4].argmax() == 0
+
+
 def test_energy_settles():
     x, y, _ = episodes(20)
     history = TransductiveFewShot(concave=True, tol=0.0, max_iter=12).fit(x, y).energy_history_
