@@ -91,12 +91,17 @@ def features_of(model, loader, classes: list[int], most: int, seed: int) -> tupl
     return np.concatenate(list(found.values())), np.repeat(classes, [len(part) for part in found.values()])
 
 
+def stays_in_rain(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(n,) whether a point is still measured in rain, far ones seldom: of those at 15 m 37 % are."""
+    return rng.random(len(points)) < np.exp(-np.linalg.norm(points[:, :3], axis=1) / 15)
+
+
 def rain(root: Path, scans: list[Path], seed: int) -> None:
-    """Take points from scans of a folder as rain does, far ones first: of those at 15 m 37 % stay."""
+    """Take points from scans of a folder as rain does."""
     rng = np.random.default_rng(seed)
     for scan in scans:
         points = np.fromfile(scan, np.float32).reshape(-1, 4)
-        kept = rng.random(len(points)) < np.exp(-np.linalg.norm(points[:, :3], axis=1) / 15)
+        kept = stays_in_rain(points, rng)
         points[kept].tofile(scan)
         file = scan.parents[1] / 'labels' / f'{scan.stem}.label'
         np.fromfile(file, '<u4')[kept].tofile(file)

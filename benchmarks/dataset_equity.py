@@ -10,6 +10,9 @@ digits: 5 % of the training images of scikit-learn's digits are shown as negativ
 alone; an MLP is trained with and without the weights, for as many steps, and tested on plain and on negative images.
 city: scans of the generated LiDAR city, of which 5 % lose most of their points, as in rain; the tool embeds them with
 an untrained MinkUNet and ranks them.
+kitti: ten real frames (in $CLUSTERPLUG_DATA), a third held out in turn; one training frame is in rain. A small
+PointPillars is trained with and without weights, then tested on the held-out frames, dry and in rain. Results go to
+--ledger as they are finished, trainings are kept under --out.
 """
 
 import argparse
@@ -22,7 +25,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from _city_segmentation import rain, scans_of
-from _timing import describe_machine, publish
+from _kitti_weights import kitti
+from _timing import describe_machine, one_thread_each, publish
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -30,6 +34,7 @@ from torch import nn
 from clusterplug.estimators import SampleLikelihood
 
 ROOT = Path(__file__).resolve().parents[1]
+LEDGER = Path(__file__).with_name('dataset_equity.json')
 FORMS = {
     'HDBSCAN': dict(cluster='hdbscan', min_samples=10),
     'k-means, 20 clusters': dict(cluster='kmeans', n_clusters=20),
@@ -103,12 +108,17 @@ def digits(seeds):
     ]
 
 
-def city(number):
-    from clusterplug.datasets import generate_lidar_city
-
+def load_tool():
     spec = importlib.util.spec_from_file_location('dataset_equity_tool', ROOT / 'tools/dataset_equity.py')
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
+    return tool
+
+
+def city(number):
+    from clusterplug.datasets import generate_lidar_city
+
+    tool = load_tool()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, 'city')
         generate_lidar_city(root, num_train=number, num_val=1, columns=256, scans_per_street=10, progress=False)
@@ -144,20 +154,32 @@ def city(number):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', choices=('digits', 'city'), nargs='+', default=['digits', 'city'])
+    names = ('digits', 'city', 'kitti')
+    parser.add_argument('--only', choices=names, nargs='+', default=names)
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--scans', type=int, default=60)
-    parser.add_argument('--page', help='page whose part between the marks "dataset_equity" is replaced')
+    parser.add_argument('--repeats', type=int, default=3, help='of kitti: each holds every frame out once')
+    parser.add_argument('--steps', type=int, default=300, help='of each training of kitti')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/dataset_equity'), help='where these are kept')
+    parser.add_argument('--ledger', type=Path, default=LEDGER, help='file of the results (default: %(default)s)')
+    parser.add_argument('--only-print', action='store_true', help='train nothing; the table of what is in the ledger')
+    parser.add_argument('--page', help='page whose parts "dataset_equity" and "dataset_equity_kitti" are replaced')
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = describe_machine(('torch', 'scikit-learn'))
+    head = describe_machine(('torch', 'scikit-learn'))
+    lines = [f'{line}<br>' for line in head]
     if 'digits' in options.only:
         lines += ['', *digits(options.seeds)]
     if 'city' in options.only:
         lines += ['', *city(options.scans)]
-    print('\n'.join(lines))
-    if options.page:
-        publish(options.page, 'dataset_equity', ['', *lines, ''])
+    parts = {'dataset_equity': lines} if {'digits', 'city'} & {*options.only} else {}
+    if 'kitti' in options.only:
+        with one_thread_each():
+            parts['dataset_equity_kitti'] = kitti(options, load_tool().main)
+    for name, found in parts.items():
+        print('\n'.join(['', *found]))
+        if options.page:
+            publish(options.page, name, ['', *found, ''])
 
 
 if __name__ == '__main__':
