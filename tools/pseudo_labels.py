@@ -63,6 +63,10 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument('--epsilon', type=float, default=0.1, help='entropy of transport (default: %(default)s)')
     parser.add_argument('--strength', type=float, default=0.0, help='of agreement between neighbors (default: 0.0)')
     parser.add_argument('--fit-points', type=int, default=300_000, help='on which shares are found (default: 300000)')
+    parser.add_argument(
+        '--labeled-share', type=float, metavar='SHARE',
+        help='of an epoch: labeled scans are listed several times, as their labels are right (default: each once)',
+    )  # fmt: skip
     parser.add_argument('--check', action='store_true', help='compare with the label files that are there')
     parser.add_argument(
         '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', default={},
@@ -197,6 +201,15 @@ def fit(rule, predict, scans: list[int], args) -> None:
     rule.fit([each[0] for each in found], [each[1] for each in found] if rule.num_neighbors else None)
 
 
+def repeats_of(share: float | None, labeled: int, new: int) -> int:
+    """How often a labeled scan is listed for labeled ones to be about this share of all."""
+    if share is None:
+        return 1
+    if not 0 < share < 1:
+        raise ValueError(f'--labeled-share must be between 0 and 1, got {share}')
+    return max(1, round(share / (1 - share) * new / max(1, labeled)))
+
+
 class Check:
     """Points by true class and label, as far as there are label files."""
 
@@ -254,11 +267,13 @@ def write_labels(args, config) -> str:
     new = [number for number, points in enumerate(every.points) if points not in known]
     if not new:
         raise ValueError(f'all {len(every.points)} scans are labeled; nothing is left to label')
+    repeats = repeats_of(args.labeled_share, len(labeled.points), len(new))
     counts = class_counts(labeled.dataset, len(names))
     rule = rule_of(args, counts)
     predict = Predictions(runner.model, every.dataset, rule.num_neighbors)
     fit(rule, predict, new, args)
     entries = [labeled.entry(number, labeled.label_file(number)) for number in range(len(labeled.points))]
+    entries *= repeats
     check = Check(names, every.dataset.metainfo['seg_label_mapping'])
     given, total = np.zeros(len(names), np.int64), 0
     for place, number in enumerate(new):
@@ -271,7 +286,7 @@ def write_labels(args, config) -> str:
         if place % 20 == 19 or place + 1 == len(new):
             print(f'{place + 1} of {len(new)} scans', file=sys.stderr, flush=True)
     summary = dict(
-        labeled=len(labeled.points), scans=len(new), share=float(given.sum() / max(1, total)),
+        labeled=len(labeled.points), repeats=repeats, scans=len(new), share=float(given.sum() / max(1, total)),
         points={name: int(count) for name, count in zip(names, given)},
         labeled_points={name: int(count) for name, count in zip(names, counts)},
     )  # fmt: skip

@@ -108,12 +108,35 @@ def test_labels_are_those_of_the_prediction(label, city, tool):
         np.testing.assert_array_equal(labels, found.pred_pts_seg.pts_semantic_mask.numpy())
 
 
+def test_labeled_scans_are_listed_as_often_as_asked(tool):
+    assert tool.repeats_of(None, 5, 95) == 1
+    assert tool.repeats_of(0.5, 5, 95) == 19  # 95 of 190
+    assert tool.repeats_of(0.25, 5, 95) == 6  # 30 of 125: the nearest to 31.7
+    assert tool.repeats_of(0.01, 5, 95) == 1  # they have more as it is
+    for share in (0, 1, -0.5, float('nan')):
+        with pytest.raises(ValueError, match='--labeled-share must be between 0 and 1'):
+            tool.repeats_of(share, 5, 95)
+
+
+@pytest.mark.slow
+def test_repeated_scans_are_in_the_data_set(label, city):
+    code, _, error, out = label('--labeled-share', 0.5)
+    assert code == 0, error
+    dataset = training_set(city, out)
+    paths = [dataset.get_data_info(number)['lidar_path'] for number in range(len(dataset))]
+    assert len(paths) == 6  # one labeled scan three times, three others
+    assert paths.count(paths[0]) == 3
+    assert len(set(paths)) == 4
+    assert json.loads((out / 'pseudo_labels.json').read_text())['repeats'] == 3
+
+
 @pytest.mark.slow
 def test_errors_are_one_sentence(label, tmp_path):
     for arguments, words, options in (
         ((), 'indices must say which scans', dict(indices=None)),
         ((), 'nothing is left to label', dict(indices=range(4))),
         (('--share', 0), 'share', {}),
+        (('--labeled-share', 1), '--labeled-share must be', {}),
         (('--threshold', 0.9), 'of --method confidence', {}),
         ((), 'CHECKPOINT must be a file', dict(checkpoint=tmp_path / 'none.pth')),
     ):
