@@ -43,6 +43,54 @@ def pair(configs: dict, steps: int, pre_steps: int) -> dict[str, dict[str, float
     return found
 
 
+def probed(data: Path, folder: Path, steps: int, seed: int):
+    """The config of pre-training with scans of other streets for its probes."""
+    config = pretrained(data, folder, steps, seed)
+    config.test_dataloader.dataset.indices = np.linspace(0, 149, 20).round().astype(int).tolist()
+    return config
+
+
+def frozen(config, pre_steps: int) -> dict[str, dict[str, float]]:
+    """What both probes tell of points of other streets, from the backbone as it starts and as it was pre-trained."""
+    from clusterplug.cli import build_runner
+
+    trained(config, pre_steps)
+    found = {}
+    for name, start in (('random', None), ('pretrained', Path(config.work_dir) / f'iter_{pre_steps}.pth')):
+        config.load_from, config.visualizer.name = start and str(start), f'{config.work_dir}-{name}'
+        runner = build_runner(config)
+        if start is None:
+            runner.model.init_weights()
+        found[name] = {key: float(value) for key, value in runner.test().items()}
+    return found
+
+
+def frozen_lines(cells: dict[int, list[dict]]) -> list[str]:
+    """One line for each city and probe."""
+    names = {'linear_probe/accuracy': 'linear probe', 'knn_probe/accuracy': '20-NN'}
+    lines = [
+        '| city, frozen features: points right, % | seeds | random network | pre-trained by SwAV | difference '
+        '| 95 % interval |',
+        '|---|---|---|---|---|---|',
+    ]
+    for city, found in cells.items():
+        for key, name in names.items():
+            if not found:
+                lines.append(f'| {city}, {name} | 0 | not measured | not measured | | |')
+                continue
+            random, ours = ([each['found'][which][key] for each in found] for which in ('random', 'pretrained'))
+            lines.append(f'| {city}, {name} | {len(found)} | {compared(random, ours)} |')
+    return lines
+
+
+def compared(before: list[float], after: list[float]) -> str:
+    """Both means, the mean of the paired differences, and its interval."""
+    differences = [b - a for a, b in zip(before, after, strict=True)]
+    low, high = interval(differences)
+    span = f'{low:+.1f} to {high:+.1f}' if len(differences) > 1 else 'one pair'
+    return f'{np.mean(before):.1f} | {np.mean(after):.1f} | {np.mean(differences):+.1f} | {span}'
+
+
 def check_start(model, start: Path) -> None:
     """Raise unless every weight of the backbone is in the file, as mmengine goes on silently without it."""
     weights = torch.load(start, map_location='cpu', weights_only=False)['state_dict']
@@ -62,11 +110,5 @@ def scan_lines(pairs: dict[tuple[int, int], list[dict]]) -> list[str]:
             lines.append(f'| {city}, {labeled} | 0 | not measured | not measured | | |')
             continue
         scratch, ours = ([100 * each['found'][name]['miou'] for each in found] for name in ('scratch', 'pretrained'))
-        differences = [b - a for a, b in zip(scratch, ours)]
-        low, high = interval(differences)
-        span = f'{low:+.1f} to {high:+.1f}' if len(found) > 1 else 'one pair'
-        lines.append(
-            f'| {city}, {labeled} | {len(found)} | {np.mean(scratch):.1f} | {np.mean(ours):.1f} '
-            f'| {np.mean(differences):+.1f} | {span} |'
-        )
+        lines.append(f'| {city}, {labeled} | {len(found)} | {compared(scratch, ours)} |')
     return lines

@@ -11,7 +11,7 @@ labels: a MinkUNet is trained on 5 of 100 scans, tools/pseudo_labels.py labels t
 pseudo: this network is trained on for as many steps, every other scan one of the 5; IoU on other streets, of the rarest
 40 % of the classes as well. Without pseudo-labels it goes on with the 5.
 rain: 5 of 100 training scans have lost most of their points; training with and without weights of their likelihoods,
-IoU on dry scans and on the same scans in rain.
+IoU on dry scans and on the same scans in rain. As a control, the weights of rain are given to as many dry scans.
 unseen: the network ignores seven classes; their objects are labeled from one and five examples, and clustered.
 objects: mean features of labeled objects from the network that was trained on all scans; one learner, fixed numbers and
 learners that grow, trained on half of the scans.
@@ -46,7 +46,7 @@ PSEUDO = {
     'transport of 80 %': ['--method', 'transport', '--share', '0.8'],
     'transport of 80 %, neighbors': ['--method', 'transport', '--share', '0.8', '--strength', '0.2'],
 }
-RAIN = ('no weights', 'likelihoods by HDBSCAN', 'known condition')
+RAIN = ('no weights', 'likelihoods by HDBSCAN', 'known condition', 'as many dry scans, drawn at random')
 LEARNERS = ('1', '2', '4', 'growing')
 
 
@@ -173,6 +173,7 @@ class Rain:
         self.test = options.out / f'city{options.city}-rain-test'
         self.folder = options.out / f'rain-city{options.city}-{options.steps}-seed{seed}'
         self.wet = sorted(np.random.default_rng(0).permutation(SCANS)[:WET].tolist())
+        self.drawn = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(SCANS), self.wet))[:WET]
 
     def prepare(self) -> None:
         """The city with some training scans in rain, and one with all test scans in rain."""
@@ -204,8 +205,9 @@ class Rain:
         rare = np.isin(np.arange(len(scans)), self.wet)
         file = self.folder / method.replace(' ', '_') / 'likelihood.json'
         file.parent.mkdir(parents=True, exist_ok=True)
-        if method == RAIN[2]:
-            SampleLikelihood.from_labels(rare.astype(int), ids=scans).save(file, key='lidar_path')
+        if method in RAIN[2:]:
+            chosen = rare if method == RAIN[2] else np.isin(np.arange(len(scans)), self.drawn)
+            SampleLikelihood.from_labels(chosen.astype(int), ids=scans).save(file, key='lidar_path')
         else:
             plain = self.config(RAIN[0])
             trained(plain, self.options.steps)  # the features of the network without weights

@@ -8,7 +8,8 @@
 images: 5,000 images of CIFAR-10, balanced or 1,242 of them with a long tail; the small configs of each method as they
 are, shortened to a minute or two of one core. Frozen features of the backbone are judged on 2,000 other images.
 scans: SwAV on the 140 scans for training of a LiDAR city without their labels, then MinkUNet on a few labeled ones of
-them, drawn by the seed, from that backbone and from scratch: same scans, same number of steps, same seed.
+them, drawn by the seed, from that backbone and from scratch: same scans, same number of steps, same seed. frozen: what
+probes tell of points from that backbone, without another training.
 
 Every finished training is kept under --out, every finished figure in --ledger, which goes with the code; what is there
 is not measured again, and a run that was stopped goes on.
@@ -67,6 +68,25 @@ def scans(args, ledger: Ledger) -> list[str]:
     return scan_lines(found) + sources(found)
 
 
+def frozen(args, ledger: Ledger) -> list[str]:
+    from _pretraining_scans import frozen as measured, frozen_lines, probed
+
+    found = {city: [] for city in args.city}
+    for seed in args.seeds:
+        for city in found:
+            data, folder = args.cities / f'city{city}', args.out / 'scans' / f'city{city}-seed{seed}'
+            if not args.only_print:
+                generated(data, city)
+            config = probed(data, folder / 'pretraining', args.pre_steps, seed)
+            key = dict(part='frozen', city=city, seed=seed, content=content_key_of(config))
+            noted = ledger.find(key)
+            if noted is None and not args.only_print:
+                noted = note(ledger, key, measured(config, args.pre_steps))
+            if noted is not None:
+                found[city].append(noted)
+    return frozen_lines(found) + sources(found)
+
+
 def sources(cells: dict) -> list[str]:
     """Where the figures come from, one line a machine and version of the code."""
     noted = {f'- {each["machine"]}; clusterplug {each["code"]}' for found in cells.values() for each in found}
@@ -88,22 +108,25 @@ def note(ledger: Ledger, key: dict, found: dict) -> dict:
     return noted
 
 
+PARTS = {'images': images, 'scans': scans, 'frozen': frozen}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--parts', nargs='+', choices=('images', 'scans'), default=['images', 'scans'])
+    parser.add_argument('--parts', nargs='+', choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--sets', nargs='+', choices=('balanced', 'long-tailed'), default=['balanced', 'long-tailed'])
     parser.add_argument('--methods', nargs='+', help='methods of the images (default: all)')
     parser.add_argument('--city', type=int, nargs='+', choices=(1, 2), default=[1, 2])
     parser.add_argument('--labeled', type=int, nargs='+', default=[5, 20], help='labeled scans (default: 5 20)')
-    parser.add_argument('--pre-steps', type=int, default=200, help='steps of pre-training, of two scans')
-    parser.add_argument('--steps', type=int, default=200, help='steps with labels, of one scan')
+    parser.add_argument('--pre-steps', type=int, default=400, help='steps of pre-training, of two scans')
+    parser.add_argument('--steps', type=int, default=400, help='steps with labels, of one scan')
     parser.add_argument('--test-scans', type=int, default=50, help='scans of other streets that are tested')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/pretraining'), help='where trainings are kept')
     parser.add_argument('--cities', type=Path, help='folder of city1 and city2 (default: in --out)')
     parser.add_argument('--ledger', type=Path, default=LEDGER, help='file of the finished figures')
     parser.add_argument('--only-print', action='store_true', help='train nothing; the tables of what is in the ledger')
-    parser.add_argument('--page', help='page whose parts "pretraining_images" and "pretraining_scans" are replaced')
+    parser.add_argument('--page', help='page whose parts "pretraining_PART" are replaced')
     args = parser.parse_args()
     args.cities = args.cities or args.out
     from clusterplug import compat
@@ -114,7 +137,7 @@ def main():
     ledger = Ledger(args.ledger)
     with one_thread_each():
         for part in args.parts:
-            lines = {'images': images, 'scans': scans}[part](args, ledger)
+            lines = PARTS[part](args, ledger)
             lines = ['', *lines, '']
             print('\n'.join(lines))
             if args.page:

@@ -10,7 +10,7 @@ pytest.importorskip('mmdet3d')
 sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
 
 from _pretraining_images import METHODS, image_lines
-from _pretraining_scans import few_labels, scan_lines
+from _pretraining_scans import few_labels, frozen_lines, probed, scan_lines
 
 
 def test_images_by_hand():
@@ -28,6 +28,31 @@ def test_scans_by_hand():
         '| 1, 20 | 1 | 30.0 | 31.0 | +1.0 | one pair |',
         '| 2, 5 | 0 | not measured | not measured | | |',
     ]
+
+
+def test_frozen_features_by_hand():
+    def probes(linear, near):
+        return {'linear_probe/accuracy': linear, 'knn_probe/accuracy': near, 'linear_probe/class_mean': 5.0}
+
+    found = [
+        dict(found=dict(random=probes(40.0, 41.0), pretrained=probes(50.0, 42.0))),
+        dict(found=dict(random=probes(42.0, 41.0), pretrained=probes(54.0, 41.0))),
+    ]
+    assert frozen_lines({1: found, 2: []})[2:] == [
+        '| 1, linear probe | 2 | 41.0 | 52.0 | +11.0 | -1.7 to +23.7 |',
+        '| 1, 20-NN | 2 | 41.0 | 41.5 | +0.5 | -5.9 to +6.9 |',
+        '| 2, linear probe | 0 | not measured | not measured | | |',
+        '| 2, 20-NN | 0 | not measured | not measured | | |',
+    ]
+
+
+def test_probes_see_other_streets(tmp_path):
+    config = probed(tmp_path, tmp_path / 'run', 10, 0)
+    chosen = config.test_dataloader.dataset.indices
+    assert len(set(chosen)) == 20
+    assert (chosen[0], chosen[-1]) == (0, 149)
+    assert 'val' in config.test_dataloader.dataset.ann_file
+    assert 'train' in config.train_dataloader.dataset.ann_file
 
 
 def test_a_seed_draws_its_scans(tmp_path):
