@@ -2,10 +2,9 @@
 """Few and uneven labels in the LiDAR city: pseudo-labels, weights of rare scans, subspace learners on objects.
 
     export OMP_NUM_THREADS=1 PYTHONPATH=.:benchmarks
-    python benchmarks/few_labels_city.py --part labels pseudo --seeds 0 1 2
-    python benchmarks/few_labels_city.py --part rain --seeds 0 1 2
+    python benchmarks/few_labels_city.py --part labels pseudo rain --columns 256 --seeds 0 1 2
     python benchmarks/few_labels_city.py --part objects unseen --seeds 0 1 2
-    python benchmarks/few_labels_city.py --only-print --page docs/benchmarks.md
+    python benchmarks/few_labels_city.py --part objects unseen --only-print --page docs/benchmarks.md
 
 labels: a MinkUNet is trained on 5 of 100 scans, tools/pseudo_labels.py labels the others; how many labels are right.
 pseudo: this network is trained on for as many steps, every other scan one of the 5; IoU on other streets, of the rarest
@@ -344,9 +343,8 @@ def main():
                     entry = ledger.measured(key, functools.partial(part.measure, method))
                     if entry is not None:
                         entries[method][seed] = entry
-            lines = lines_of(
-                name, entries, f'City {options.city}, {options.steps} steps', BASE if name != 'rain' else RAIN[0]
-            )
+            title = f'City {options.city}, {options.columns} columns, {options.steps} steps'
+            lines = lines_of(name, entries, title, BASE if name != 'rain' else RAIN[0])
             print('\n'.join(['', *lines]), flush=True)
             if options.page:
                 publish(options.page, f'few_labels_city_{name}', ['', *lines, ''])
