@@ -41,10 +41,9 @@ def parts_of(nesting: tuple[int, ...], prototypes: int) -> tuple[nn.Module, Matr
     widths = ((1, 16, 1), (16, 32, 2), (32, 64, 1))
     layers = [(nn.Conv2d(a, b, 3, stride, 1), nn.BatchNorm2d(b), nn.ReLU()) for a, b, stride in widths]
     encoder = nn.Sequential(*itertools.chain(*layers), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    head = MatryoshkaHead(64, prototypes, nesting, hidden_channels=128, bottleneck=32, num_layers=2)
-    for level in head.levels:
-        level.projector.insert(1, nn.BatchNorm1d(128))
-    return encoder, head
+    return encoder, MatryoshkaHead(
+        64, prototypes, nesting, hidden_channels=128, bottleneck=32, num_layers=2, norm='batch'
+    )  # fmt: skip
 
 
 def accuracy(z: Tensor, y: Tensor) -> float:

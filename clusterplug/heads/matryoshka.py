@@ -13,6 +13,7 @@ from clusterplug.heads.prototype_head import PrototypeHead
 from clusterplug.registry import MODELS
 
 MODES = ('slice', 'project')
+NORMS = {'batch': nn.BatchNorm1d, 'layer': nn.LayerNorm}
 
 
 class PrototypeScores(NamedTuple):
@@ -74,6 +75,8 @@ class MatryoshkaHead(nn.Module):
             False for ``'project'``.
         lazy: ``score`` returns :class:`PrototypeScores` in place of tensors, so that in
             :class:`~clusterplug.pretraining.MultiViewModel` no logits are kept for the backward pass.
+        norm: after the hidden layers of the projectors: ``'batch'`` (BatchNorm1d), ``'layer'``, or None, as published.
+            Without it a small network may stay at the loss of a collapse, ln K; batch norm needs two rows in training.
 
     Attributes:
         levels: one :class:`~clusterplug.heads.PrototypeHead` for each level.
@@ -85,7 +88,7 @@ class MatryoshkaHead(nn.Module):
 
     Raises:
         ValueError: ``in_channels`` that a number of ``nesting`` does not divide, a level of fewer than 2 prototypes,
-            an unknown mode, features of another width.
+            an unknown mode or norm, a norm without hidden layers, features of another width.
         TypeError: features that are not floating.
 
     Source: Venkataramanan et al., "Franca: Nested Matryoshka Clustering for Scalable Visual Representation Learning",
@@ -112,6 +115,7 @@ class MatryoshkaHead(nn.Module):
         num_layers: int = 3,
         normalize: bool | None = None,
         lazy: bool = False,
+        norm: str | None = None,
     ):
         super().__init__()
         self.in_channels = check_count(in_channels, 'in_channels', 1)
@@ -121,6 +125,11 @@ class MatryoshkaHead(nn.Module):
             raise ValueError(f'nesting must be a sequence of ints such as (16, 8, 4, 2, 1), got {nesting!r}')
         self.nesting = tuple(check_count(each, 'nesting', 1) for each in nesting)
         check_count(num_layers, 'num_layers', 0)
+        make_norm = None if norm is None else NORMS[check_choice(norm, 'norm', tuple(NORMS))]
+        if make_norm is not None and num_layers < 2:
+            raise ValueError(
+                f'norm={norm!r} follows hidden layers, of which num_layers={num_layers} has none; use norm=None'
+            )
         odd = [each for each in self.nesting if in_channels % each]
         if odd:
             raise ValueError(
@@ -138,7 +147,7 @@ class MatryoshkaHead(nn.Module):
         self.lazy = bool(lazy)
         self.levels = nn.ModuleList()
         for width, number in zip(self.widths, self.num_prototypes, strict=True):
-            projector = _projector(self.in_channels, width, mode, hidden_channels, bottleneck, num_layers)
+            projector = _projector(self.in_channels, width, mode, hidden_channels, bottleneck, num_layers, make_norm)
             read = self.in_channels if mode == 'project' else width
             self.levels.append(PrototypeHead(read, number, projector, normalize=self.normalize))
 
@@ -190,14 +199,15 @@ def _score(z: Tensor, prototypes: Tensor) -> Tensor:
 
 
 def _projector(
-    in_channels: int, width: int, mode: str, hidden: int, bottleneck: int, num_layers: int
+    in_channels: int, width: int, mode: str, hidden: int, bottleneck: int, num_layers: int, make_norm
 ) -> nn.Sequential | None:
     """The way from a feature to the embedding of one level, and None where there is none."""
     layers: list[nn.Module] = [nn.Linear(in_channels, width)] if mode == 'project' else []
     channels = [width, *[check_count(hidden, 'hidden_channels', 1)] * (num_layers - 1)][: max(num_layers, 1)]
     channels += [check_count(bottleneck, 'bottleneck', 1)] if num_layers else []
     for number, (before, after) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
-        layers += [nn.GELU()] if number else []
+        if number:
+            layers += [nn.GELU()] if make_norm is None else [make_norm(before), nn.GELU()]
         layers.append(nn.Linear(before, after))
     layers += [nn.GELU()] if mode == 'project' and num_layers else []
     for layer in layers:

@@ -112,7 +112,32 @@ def test_gradients_reach_features_and_prototypes():
     assert all(parameter.grad is not None for parameter in head.parameters())
 
 
+@pytest.mark.parametrize('norm', ['batch', 'layer'])
+@pytest.mark.parametrize('mode', ['slice', 'project'])
+def test_norms_follow_every_hidden_layer(norm, mode):
+    plain, head, x = small(mode=mode), small(mode=mode, norm=norm), features(9, 32)
+    for level, parts in zip(head.levels, plain.levels):
+        rows, count = (x if mode == 'project' else x[:, : level.projector[0].in_features]), 0
+        for layer in parts.projector:  # the same weights, as norms draw nothing
+            if isinstance(layer, torch.nn.Linear) and layer.out_features == 12:
+                rows, count = layer(rows), count + 1
+                dim = 0 if norm == 'batch' else 1
+                rows = (rows - rows.mean(dim, keepdim=True)) / (
+                    rows.var(dim, unbiased=False, keepdim=True) + 1e-5
+                ).sqrt()
+            else:
+                rows = layer(rows)
+        assert count == 2
+        torch.testing.assert_close(
+            level.projector(x if mode == 'project' else x[:, : level.projector[0].in_features]), rows
+        )
+
+
 def test_bad_input():
+    with pytest.raises(ValueError, match="norm must be one of 'batch', 'layer'"):
+        small(norm='group')
+    with pytest.raises(ValueError, match='num_layers=1 has none'):
+        small(norm='batch', num_layers=1)
     with pytest.raises(ValueError, match=r'divisible by every number of nesting, got 24 and \[16\]'):
         small(in_channels=24)
     with pytest.raises(ValueError, match='every level at least 2'):
