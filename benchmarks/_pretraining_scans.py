@@ -111,4 +111,15 @@ def scan_lines(pairs: dict[tuple[int, int], list[dict]]) -> list[str]:
             continue
         scratch, ours = ([100 * each['found'][name]['miou'] for each in found] for name in ('scratch', 'pretrained'))
         lines.append(f'| {city}, {labeled} | {len(found)} | {compared(scratch, ours)} |')
+    runs: dict[tuple, list[dict]] = {}
+    for (city, _), found in pairs.items():
+        for each in found:
+            runs.setdefault((city, each['seed']), []).append(each['found'])
+    # trainings from one backbone are no independent pairs: each backbone counts once
+    means = [
+        [100 * float(np.mean([found[name]['miou'] for found in each])) for each in runs.values()]
+        for name in ('scratch', 'pretrained')
+    ]
+    if runs:
+        lines.append(f'| all, mean of each pre-trained backbone | {len(runs)} | {compared(*means)} |')
     return lines

@@ -21,13 +21,21 @@ def test_images_by_hand():
 
 
 def test_scans_by_hand():
-    pairs = [dict(found=dict(scratch=dict(miou=a), pretrained=dict(miou=b))) for a, b in ((0.30, 0.31), (0.32, 0.35))]
+    pairs = [
+        dict(seed=seed, found=dict(scratch=dict(miou=a), pretrained=dict(miou=b)))
+        for seed, (a, b) in enumerate(((0.30, 0.31), (0.32, 0.35)))
+    ]
     lines = scan_lines({(1, 5): pairs, (1, 20): pairs[:1], (2, 5): []})
     assert lines[2:] == [
         '| 1, 5 | 2 | 31.0 | 33.0 | +2.0 | -10.7 to +14.7 |',
         '| 1, 20 | 1 | 30.0 | 31.0 | +1.0 | one pair |',
         '| 2, 5 | 0 | not measured | not measured | | |',
+        '| all, mean of each pre-trained backbone | 2 | 31.0 | 33.0 | +2.0 | -10.7 to +14.7 |',
     ]
+    lines = scan_lines(
+        {(1, 5): pairs, (1, 20): [dict(pairs[0], found=dict(scratch=dict(miou=0.2), pretrained=dict(miou=0.23)))]}
+    )
+    assert lines[-1] == '| all, mean of each pre-trained backbone | 2 | 28.5 | 31.0 | +2.5 | -3.9 to +8.9 |'
 
 
 def test_frozen_features_by_hand():
