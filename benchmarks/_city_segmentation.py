@@ -25,6 +25,15 @@ def settings(config, data: Path, folder: Path, steps: int, seed: int, *, lr: flo
         loader.update(num_workers=0, persistent_workers=False)
         loader.dataset.metainfo = dict(found.metainfo, seg_label_mapping=mapping)
     found.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
+    shorten(found, folder, steps, seed)
+    found.default_hooks.pop('visualization', None)
+    if lr is not None:
+        found.optim_wrapper.optimizer.lr = lr
+    return found
+
+
+def shorten(found, folder: Path, steps: int, seed: int) -> None:
+    """Make of a config a training of so many steps, with one cosine, one checkpoint at its end and no validation."""
     found.train_cfg = dict(type='IterBasedTrainLoop', max_iters=steps, val_interval=steps + 1)
     found.val_dataloader = found.val_cfg = found.val_evaluator = None
     found.param_scheduler = [
@@ -32,13 +41,9 @@ def settings(config, data: Path, folder: Path, steps: int, seed: int, *, lr: flo
         dict(type='CosineAnnealingLR', by_epoch=False, begin=0, T_max=steps, eta_min=1e-5),
     ]
     found.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=steps, max_keep_ckpts=1)
-    found.default_hooks.pop('visualization', None)
     found.log_processor = dict(type='LogProcessor', window_size=50, by_epoch=False)
     found.randomness = dict(seed=seed)
     found.visualizer.name = str(folder)
-    if lr is not None:
-        found.optim_wrapper.optimizer.lr = lr
-    return found
 
 
 def trained(config, steps: int, start: Path | None = None):

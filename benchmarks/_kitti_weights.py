@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _city_segmentation import ROOT, stays_in_rain, trained
+from _city_segmentation import ROOT, shorten, stays_in_rain, trained
 from _gain_ledger import content_key_of, interval
 from _seed_ledger import SeedLedger, sources, spread
 
@@ -80,16 +80,7 @@ def small_detector(steps: int, seed: int, folder: Path):
     model.bbox_head.anchor_generator.update(ranges=[ground], sizes=[[3.9, 1.6, 1.56]])
     model.train_cfg.assigner = [model.train_cfg.assigner[-1]]
     model.test_cfg.score_thr = 0.02
-    found.train_cfg = dict(type='IterBasedTrainLoop', max_iters=steps, val_interval=steps + 1)
-    found.val_dataloader = found.val_cfg = found.val_evaluator = None
-    found.param_scheduler = [
-        dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
-        dict(type='CosineAnnealingLR', by_epoch=False, begin=0, T_max=steps, eta_min=1e-5),
-    ]
-    found.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=steps, max_keep_ckpts=1)
-    found.log_processor = dict(type='LogProcessor', window_size=50, by_epoch=False)
-    found.randomness = dict(seed=seed)
-    found.visualizer.name = str(folder)
+    shorten(found, folder, steps, seed)
     return found
 
 
