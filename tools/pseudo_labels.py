@@ -258,8 +258,8 @@ def write_labels(args, config) -> str:
     from clusterplug.checkpoints import load_checkpoint_into
     from clusterplug.cli import build_runner
 
+    runner = build_runner(config)  # first: it also makes the data sets of mmdet3d known
     sets = data_sets(config, args.ann_file)
-    runner = build_runner(config)
     load_checkpoint_into(runner.model, args.checkpoint)
     labeled, every = (Scans(each) for each in sets)
     names = list(every.dataset.metainfo['classes'])

@@ -3,6 +3,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -128,6 +130,20 @@ def test_repeated_scans_are_in_the_data_set(label, city):
     assert paths.count(paths[0]) == 3
     assert len(set(paths)) == 4
     assert json.loads((out / 'pseudo_labels.json').read_text())['repeats'] == 3
+
+
+@pytest.mark.slow
+def test_the_tool_runs_alone(city, tmp_path):
+    """In a process of its own, where nothing has made the data sets of mmdet3d known before."""
+    data = [f'{split}_dataloader.dataset.data_root={city / "city"}' for split in ('train', 'val', 'test')]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tools/pseudo_labels.py'), str(CONFIG), str(city / 'start.pth'), '--out',
+         str(tmp_path / 'out'), '--cfg-options', *data, 'train_dataloader.dataset.indices=1,'],
+        capture_output=True, text=True, cwd=tmp_path, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert '3 scans' in done.stdout
+    assert (tmp_path / 'out' / 'infos.pkl').is_file()
 
 
 @pytest.mark.slow
