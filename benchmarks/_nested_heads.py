@@ -3,13 +3,12 @@
 
 import functools
 import itertools
-import os
-from pathlib import Path
 
 import numpy as np
 import torch
 from _gain_ledger import interval
 from _seed_ledger import SeedLedger, sources
+from _small_digits import digits, mnist
 from swav import view
 from torch import Tensor, nn
 
@@ -19,21 +18,6 @@ from clusterplug.losses import NestedClusterLoss, SwAVLoss
 
 WIDTHS = (8, 16, 32, 64)
 HEADS = {'nested, widths 8 16 32 64': (8, 4, 2, 1), 'one head': (1,)}
-
-
-def digits() -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    return torch.from_numpy(x).float() / 16, torch.from_numpy(y)
-
-
-def mnist() -> tuple[Tensor, Tensor]:
-    """As many as of the digits, and as small; what settings are chosen on."""
-    with np.load(Path(os.environ['CLUSTERPLUG_DATA']) / 'images' / 'mnist_t10k.npz') as file:
-        rows = np.random.default_rng(1000).permutation(len(file['X']))[:1797]
-        x = torch.tensor(file['X'][rows], dtype=torch.float32)[:, None] / 255
-        return nn.functional.adaptive_avg_pool2d(x, 8).flatten(1), torch.tensor(file['y'][rows].astype(int))
 
 
 def parts_of(nesting: tuple[int, ...], prototypes: int) -> tuple[nn.Module, MatryoshkaHead]:
@@ -57,7 +41,6 @@ def of_slices(data: str, seed: int, nesting: tuple[int, ...], epochs: int, proto
     """Accuracy on the first 8, 16, 32 and all 64 channels of an encoder that was trained with these heads; the loss."""
     torch.manual_seed(seed)
     x, y = {'digits': digits, 'mnist': mnist}[data]()
-    x = x.view(-1, 1, 8, 8)
     encoder, head = parts_of(nesting, prototypes)
     loss, steps = NestedClusterLoss(SwAVLoss()), epochs * (len(x) // 256)
     optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=2e-3)

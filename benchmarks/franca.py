@@ -6,7 +6,7 @@
 
 About 4 CPU-minutes; ``--parts heads`` are the nested heads alone, on digits, or with ``--data mnist`` on as many and as
 small digits of MNIST, on which their settings were looked at. Without CLUSTERPLUG_DATA the part on the transformer is
-left out, and --page is refused.
+skipped, and --page is refused.
 """
 
 import argparse
@@ -189,7 +189,7 @@ def fit_seconds():
 
 
 def head_part(options) -> list[str]:
-    ledger = SeedLedger(options.ledger, options.only_read, ('scikit-learn',))
+    ledger = SeedLedger(options.ledger, options.only_print, ('scikit-learn',))
     return head_lines(ledger, options.data, options.head_seeds, options.epochs, options.prototypes)
 
 
@@ -203,7 +203,7 @@ def main():
     parser.add_argument('--epochs', type=int, default=60)
     parser.add_argument('--prototypes', type=int, default=120)
     parser.add_argument('--ledger', type=Path, default=Path('work_dirs/franca/heads.json'), help='of the nested heads')
-    parser.add_argument('--only-read', action='store_true', help='train no nested heads, write what is noted')
+    parser.add_argument('--only-print', action='store_true', help='train no nested heads, write what is noted')
     options = parser.parse_args()
     folder = os.environ.get('CLUSTERPLUG_DATA')
     if options.page and not folder:

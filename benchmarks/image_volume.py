@@ -187,11 +187,11 @@ def main():
     parser.add_argument('--steps', type=int, default=300)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/image_volume'), help='features of frozen slices')
     parser.add_argument('--ledger', type=Path, default=Path('work_dirs/image_volume/ledger.json'))
-    parser.add_argument('--only-read', action='store_true', help='write what is noted, measure nothing')
+    parser.add_argument('--only-print', action='store_true', help='write what is noted, measure nothing')
     parser.add_argument('--page', help='page whose parts "image_volume" and "image_volume_frozen" are replaced')
     options = parser.parse_args()
     torch.set_num_threads(1)
-    ledger = SeedLedger(options.ledger, options.only_read, ('scikit-learn',))
+    ledger = SeedLedger(options.ledger, options.only_print, ('scikit-learn',))
     for part, mark in (('trained', 'image_volume'), ('frozen', 'image_volume_frozen')):
         if part in options.parts:
             lines = {'trained': trained, 'frozen': frozen}[part](options, ledger)

@@ -8,7 +8,7 @@ scikit-learn's digits, 1,200 for training and 597 for the test; a CNN of three l
 dimensions, batches of 240, 30 epochs of Adam. Judged on the features of the backbone: accuracy of the 20 nearest
 training digits and of a logistic regression. Every training is noted in ``--ledger`` and not made again.
 
-``--norms batch``: with batch norm in the projector, as the authors have it, which helps where the gates are left out.
+``--norms batch``: with batch norm in the projector, as the authors have it, which helps where there are no gates.
 ``--data mnist``: as many digits of ``CLUSTERPLUG_DATA``/images/mnist_t10k.npz, averaged to 8 x 8, on which norms and
 networks were looked at first. ``--networks``, ``--variants``: by their names in the table.
 """
@@ -16,13 +16,13 @@ networks were looked at first. ``--networks``, ``--variants``: by their names in
 import argparse
 import functools
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from _gain_ledger import interval
 from _seed_ledger import SeedLedger, sources
+from _small_digits import digits, mnist
 from _timing import describe_machine, interleaved, publish
 from torch import nn
 
@@ -55,29 +55,18 @@ def network(name):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def mnist(seed):
-    """As many as of the digits, and as small."""
-    with np.load(Path(os.environ['CLUSTERPLUG_DATA']) / 'images' / 'mnist_t10k.npz') as file:
-        x, y = file['X'], file['y']
-    rows = np.random.default_rng(1000 + seed).permutation(len(x))[:1797]
-    x = nn.functional.adaptive_avg_pool2d(torch.tensor(x[rows], dtype=torch.float32)[:, None] / 255, 8)
-    y = torch.tensor(y[rows].astype(int))
-    return x[:1200], y[:1200], x[1200:], y[1200:]
-
-
-def digits(seed):
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    order = np.random.default_rng(seed).permutation(len(x))
-    x = torch.tensor(x[order], dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
-    y = torch.tensor(y[order])
+def parts_of(data, seed):
+    """Images and labels for training and for the test; the seed draws both."""
+    x, y = mnist(seed) if data == 'mnist' else digits()
+    if data == 'digits':
+        order = np.random.default_rng(seed).permutation(len(x))
+        x, y = x[order], y[order]
     return x[:1200], y[:1200], x[1200:], y[1200:]
 
 
 def train(data, name, norm, seed, pairing, mode, inside, epochs):
     torch.manual_seed(seed)
-    x, y, x_test, y_test = {'digits': digits, 'mnist': mnist}[data](seed)
+    x, y, x_test, y_test = parts_of(data, seed)
     backbone = network(name)
     middle = [nn.BatchNorm1d(128), nn.ReLU()] if norm == 'batch' else [nn.ReLU()]
     projector = nn.Sequential(nn.Linear(64, 128), *middle, nn.Linear(128, 32, bias=False), nn.LayerNorm(32))
@@ -189,19 +178,14 @@ def main():
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--epochs', type=int, default=30)
     parser.add_argument('--ledger', type=Path, default=Path('work_dirs/simlap/ledger.json'))
-    parser.add_argument('--only-read', action='store_true', help='write what is noted, train nothing')
-    parser.add_argument(
-        '--no-memory', action='store_true', help='without the memory of the similarity, where no --page'
-    )
+    parser.add_argument('--only-print', action='store_true', help='write what is noted, train nothing')
     parser.add_argument('--page', help='page whose part between the marks "simlap" is replaced')
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines, entries = training_lines(options, SeedLedger(options.ledger, options.only_read, ('scikit-learn',)))
+    lines, entries = training_lines(options, SeedLedger(options.ledger, options.only_print, ('scikit-learn',)))
     text = [f'{options.data}, {options.seeds} seeds, mean ± standard deviation; differences paired by seeds, with 95 % '
             'intervals; loss of the first and the last epoch.', *lines]  # fmt: skip
-    if options.page or not options.no_memory:
-        text += ['', *similarity_lines()]
-    text += ['', 'Trainings measured on:', '', *sources(entries)]
+    text += ['', *similarity_lines(), '', 'Trainings measured on:', '', *sources(entries)]
     machine = describe_machine(('scikit-learn',))
     print('\n'.join([*machine, *text]))
     if options.page:
