@@ -38,6 +38,13 @@ def test_scans_by_hand():
     assert lines[-1] == '| all, mean of each pre-trained backbone | 2 | 28.5 | 31.0 | +2.5 | -3.9 to +8.9 |'
 
 
+def test_one_seed_in_two_cities_is_two_backbones():
+    pair = dict(seed=0, found=dict(scratch=dict(miou=0.30), pretrained=dict(miou=0.32)))
+    other = dict(seed=0, found=dict(scratch=dict(miou=0.40), pretrained=dict(miou=0.41)))
+    lines = scan_lines({(1, 5): [pair], (2, 5): [other]})
+    assert lines[-1] == '| all, mean of each pre-trained backbone | 2 | 35.0 | 36.5 | +1.5 | -4.9 to +7.9 |'
+
+
 def test_frozen_features_by_hand():
     def probes(linear, near):
         return {'linear_probe/accuracy': linear, 'knn_probe/accuracy': near, 'linear_probe/class_mean': 5.0}
