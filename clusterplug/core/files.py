@@ -9,7 +9,7 @@ import re
 import secrets
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -68,7 +68,7 @@ def whole_file(path: str | os.PathLike, mode: str = 'w', **options) -> Iterator[
         if permissions is not None:
             os.chmod(temporary, permissions)
         os.replace(temporary, target)
-        _remove_leftovers(target)
+        remove_leftovers([target])
     except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -239,28 +239,47 @@ def _permissions(target: str) -> int | None:
     return None
 
 
-def _temporary_name(target: str) -> str:
+def _cut(name: str) -> str:
     # A name of 255 bytes is the longest most file systems take, so a long one is cut.
+    return os.fsdecode(os.fsencode(name)[:160])
+
+
+def _temporary_name(target: str) -> str:
     folder, name = os.path.split(target)
-    cut = os.fsdecode(os.fsencode(name)[:160])
-    return os.path.join(folder, f'.{cut}.{_machine()}.{os.getpid()}.{secrets.token_hex(8)}{PART}')
+    return os.path.join(folder, f'.{_cut(name)}.{_machine()}.{os.getpid()}.{secrets.token_hex(8)}{PART}')
 
 
 def _machine() -> str:
     return re.sub(r'[^A-Za-z0-9_-]', '_', os.uname().nodename)[:40] if hasattr(os, 'uname') else 'local'
 
 
-def _remove_leftovers(target: str) -> None:
-    """Remove temporary files of ``target`` whose process, on this machine, is gone."""
-    folder, name = os.path.split(target)
-    cut = os.fsdecode(os.fsencode(name)[:160])
-    pattern = re.compile(rf'{re.escape(f"{cut}.{_machine()}")}\.(\d+)\.[0-9a-f]{{16}}{re.escape(PART)}')
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            found = pattern.fullmatch(entry.name[1:]) if entry.name.startswith('.') else None
-            if found and int(found.group(1)) != os.getpid() and not _is_running(int(found.group(1))):
-                with suppress(OSError):
-                    os.unlink(entry.path)
+def remove_leftovers(targets: Iterable[str | os.PathLike]) -> None:
+    """Remove temporary files of :func:`whole_file` whose process, on this machine, is gone.
+
+    A process that is killed, or told to end while it removes its own, may leave one; :func:`whole_file` removes those
+    of the same target with the next write. For whoever has ended such processes and writes no more.
+
+    Args:
+        targets: The files whose temporary files are meant; each folder is read once.
+
+    Example:
+        >>> remove_leftovers([])
+    """
+    names: dict[str, set[str]] = {}
+    for target in targets:
+        folder, name = os.path.split(os.path.realpath(target))
+        names.setdefault(folder, set()).add(_cut(name))
+    pattern = re.compile(rf'\.(.*)\.{re.escape(_machine())}\.(\d+)\.[0-9a-f]{{16}}{re.escape(PART)}', re.DOTALL)
+    for folder, wanted in names.items():
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                found = pattern.fullmatch(entry.name)
+                if found is None or found.group(1) not in wanted:
+                    continue
+                process = int(found.group(2))
+                if process != os.getpid() and not _is_running(process):
+                    with suppress(OSError):
+                        os.unlink(entry.path)
 
 
 def _is_running(process: int) -> bool:

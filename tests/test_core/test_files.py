@@ -16,6 +16,7 @@ from clusterplug.core.files import (
     append_line,
     load_arrays,
     mapped_array,
+    remove_leftovers,
     save_arrays,
     whole_file,
     write_bytes,
@@ -89,7 +90,7 @@ def test_a_link_under_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
     assert victim.read_text() == 'mine'
 
 
-def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+def _killed_while_writing(path):
     code = (
         'import os, signal, sys\n'
         'from clusterplug.core.files import whole_file\n'
@@ -98,14 +99,30 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
         '    file.flush()\n'
         '    os.kill(os.getpid(), signal.SIGKILL)\n'
     )
-    path = tmp_path / 'a.txt'
     subprocess.run([sys.executable, '-c', code, str(path)], check=False)
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    path = tmp_path / 'a.txt'
+    _killed_while_writing(path)
     assert len(list(tmp_path.iterdir())) == 1
     assert not path.exists()
     other = tmp_path / '.b.txt.part'
     other.write_text("somebody else's")
     write_bytes(path, b'whole')
     assert {entry.name for entry in tmp_path.iterdir()} == {'a.txt', '.b.txt.part'}
+
+
+def test_leftovers_are_removed_without_a_write(tmp_path):
+    (tmp_path / 'deep').mkdir()
+    mine = [tmp_path / 'a.txt', tmp_path / ('long.' * 40), tmp_path / 'deep' / 'new\nline.1.txt']
+    for path in [*mine, tmp_path / 'other.txt']:
+        _killed_while_writing(path)
+    with whole_file(mine[0]) as file:  # a process that runs: this one
+        remove_leftovers([*mine, tmp_path / 'no folder' / 'a.txt'])
+        file.write('whole')
+    assert mine[0].read_text() == 'whole'
+    assert [path.name[:6] for path in tmp_path.rglob('*.part')] == ['.other']
 
 
 def test_a_full_disk_and_a_missing_folder_name_the_file(tmp_path, monkeypatch):

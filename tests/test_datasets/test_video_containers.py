@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Containers and names that are no plain film; what writing and the cache of decoders leave behind."""
 
+import errno
 import io
 import os
 import shutil
@@ -253,6 +254,21 @@ class TestWriting:
         with pytest.raises(KeyboardInterrupt):
             shrink_video(tmp_path / 'a.mp4', tmp_path / 'b.mp4')
         assert [path.name for path in tmp_path.iterdir()] == ['a.mp4']
+
+    def test_interrupted_after_an_error(self, tmp_path):
+        from clusterplug.datasets.video.encoding import _Writer
+
+        class Container:
+            def close(self):
+                raise KeyboardInterrupt
+
+        writer = _Writer(tmp_path / 'a.mp4', 32, 32, 3, 20).__enter__()
+        writer._container.close()
+        writer._container = Container()
+        full = OSError(errno.ENOSPC, 'No space left on device')
+        with pytest.raises(KeyboardInterrupt):
+            writer.__exit__(OSError, full, None)
+        assert not list(tmp_path.iterdir())
 
     def test_mode_and_links_of_the_target(self, tmp_path, shrink):
         write_video(tmp_path / 'a.mp4', np.zeros((3, 32, 32, 3), np.uint8), 3)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """tools/prepare_videos.py and prepare_moving_sprites.py as a user calls them."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -311,6 +312,43 @@ def test_a_full_disk_ends_the_run(raw, tmp_path):
     assert done.returncode == 1
     assert 'File too large' in done.stderr
     assert 'a.mp4' not in (tmp_path / 'out' / REPORT).read_text()
+    assert not list((tmp_path / 'out').rglob('*.part'))
+
+
+def _killed_over(path):
+    code = (
+        'import os, signal, sys\n'
+        'from clusterplug.core.files import whole_file\n'
+        'with whole_file(sys.argv[1]):\n'
+        '    os.kill(os.getpid(), signal.SIGKILL)\n'
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, '-c', code, str(path)], check=False)
+    assert list(path.parent.glob('.*.part'))
+
+
+@pytest.mark.parametrize('ending', ['error', 'closed', 'died'])
+def test_nothing_of_a_killed_worker_stays(raw, tmp_path, monkeypatch, ending):
+    """A worker may be told to end while it removes its temporary file, and is killed if it does not end."""
+
+    def killed(function, items, workers):
+        for item in items:
+            _killed_over(tmp_path / 'out' / item.with_suffix('.mp4'))
+            if ending == 'error':
+                raise OSError(errno.ENOSPC, 'No space left on device')
+            yield item, WorkerDied('its process was ended by signal 9 (SIGKILL)')
+
+    monkeypatch.setattr(prepare, 'map_in_processes', killed)
+    run = prepare_videos(raw, tmp_path / 'out', workers=1)
+    if ending == 'error':
+        with pytest.raises(OSError, match='No space left'):
+            list(run)
+    elif ending == 'closed':
+        while next(run).kind != 'video':
+            pass
+        run.close()
+    else:
+        assert sum('SIGKILL' in done.problem for done in run) == 3
     assert not list((tmp_path / 'out').rglob('*.part'))
 
 

@@ -228,9 +228,14 @@ class _Writer:
             kind, error, trace = type(problem), problem, problem.__traceback__
             raise
         finally:
-            with suppress(Exception):  # after an error it complains once more
-                self._container.close()
-            self._file.__exit__(kind, error, trace)
+            try:
+                with suppress(Exception):  # after an error it complains once more
+                    self._container.close()
+            except BaseException as problem:  # told to end just now: the temporary file has to go all the same
+                kind, error, trace = type(problem), problem, problem.__traceback__
+                raise
+            finally:
+                self._file.__exit__(kind, error, trace)
 
 
 def _size(width: int, height: int, short_side: int) -> tuple[int, int]:

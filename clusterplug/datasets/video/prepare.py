@@ -5,13 +5,13 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from clusterplug.core.checks import whole_number
-from clusterplug.core.files import whole_file
+from clusterplug.core.files import remove_leftovers, whole_file
 from clusterplug.core.outputs import LOCK, fingerprint, locked_folder, refuse_source_targets
 from clusterplug.core.processes import WorkerDied, available_cpus, map_in_processes
 from clusterplug.datasets.video._ffmpeg import shrink_with_ffmpeg
@@ -158,11 +158,11 @@ def prepare_videos(
 
 
 def _prepare(source: Path, target: Path, found: Found, wanted: dict, rate: float, workers: int):
-    problems = dict(found.others)
+    problems, left = dict(found.others), {}
     with locked_folder(target):
         try:
             yield from (Done(name, problem, kind='passed over') for name, problem in found.others.items())
-            journal, left = Journal(target), {}
+            journal = Journal(target)
             for name, small in found.videos.items():
                 state = journal.state(str(small), _record(source, name, wanted))
                 if state == 'done':
@@ -177,18 +177,21 @@ def _prepare(source: Path, target: Path, found: Found, wanted: dict, rate: float
                     left[name] = small
             journal.begin(str(small) for small in left.values())
             one = partial(_one, source, target, found.videos, rate, wanted)
-            for name, answer in map_in_processes(one, left, workers):
-                problem, record = (str(answer), None) if isinstance(answer, WorkerDied) else answer
-                if problem:
-                    problems[str(name)] = problem
-                    journal.give_up(str(left[name]))
-                else:
-                    journal.finish(str(left[name]), record)
-                yield Done(str(name), problem, '' if problem else str(left[name]))
+            with closing(map_in_processes(one, left, workers)) as answers:
+                for name, answer in answers:
+                    problem, record = (str(answer), None) if isinstance(answer, WorkerDied) else answer
+                    if problem:
+                        problems[str(name)] = problem
+                        journal.give_up(str(left[name]))
+                    else:
+                        journal.finish(str(left[name]), record)
+                    yield Done(str(name), problem, '' if problem else str(left[name]))
         except BaseException:
             with suppress(OSError):  # on a full disk: what is raised already says so
                 _write_report(target, problems)
             raise
+        finally:  # of workers that were killed, or told to end at a moment when they could not
+            remove_leftovers(target / small for small in left.values())
         _write_report(target, problems)
 
 
