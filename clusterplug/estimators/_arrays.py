@@ -31,8 +31,7 @@ def read_points(estimator: Any, X: Any, *, reset: bool) -> Points:
     """
     if isinstance(X, Tensor):
         _check_array(X, X.is_floating_point() or X.dtype == torch.bool or not X.is_complex())
-        tensor = X.detach()
-        tensor = tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+        tensor = as_floating(X.detach())
         _check_finite(bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all()))
         _features(estimator, tensor.shape[1], reset)
         if reset and hasattr(estimator, 'feature_names_in_'):
@@ -42,6 +41,40 @@ def read_points(estimator: Any, X: Any, *, reset: bool) -> Points:
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()  # torch shares memory only with arrays that may be written
     return Points(torch.from_numpy(array), False)
+
+
+def as_floating(tensor: Tensor) -> Tensor:
+    """Return a real tensor in a floating type that holds its numbers: float64 for integers that fp32 would round."""
+    if tensor.is_floating_point():
+        return tensor
+    kind = torch.get_default_dtype()
+    if tensor.dtype in (torch.int32, torch.int64, torch.uint32, torch.uint64) and tensor.numel():
+        values = tensor.double()
+        if float(values.abs().max()) > 2**24 and kind != torch.float64:
+            return values
+    return tensor.to(kind)
+
+
+def partial_labels(y: Any, device: torch.device | None = None) -> Tensor:
+    """Return labels of which some are known, as int64: classes >= 0, and -1 = unknown.
+
+    Raises:
+        ValueError: There is something else than integers, or an integer below -1.
+    """
+    values = y.detach() if isinstance(y, Tensor) else np.asarray(y)
+    if isinstance(values, Tensor):
+        whole = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+    else:
+        whole = values.dtype.kind in 'iu'
+    if not whole:
+        raise ValueError(
+            f'y must hold one integer a sample, -1 = unlabelled, got {values.dtype} of shape {tuple(values.shape)}; '
+            f'number the classes from 0 on'
+        )
+    labels = torch.as_tensor(values, device=device).long()
+    if labels.numel() and bool((labels < -1).any()):
+        raise ValueError(f'y must hold known classes >= 0, or -1 = unlabelled, got {int(labels.min())}')
+    return labels
 
 
 def _validated(estimator: Any, X: Any, reset: bool) -> np.ndarray:

@@ -3,12 +3,11 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from clusterplug.core.checks import check_count, check_number
-from clusterplug.estimators._arrays import Points, check_parameter, make_generator, read_points
+from clusterplug.estimators._arrays import Points, check_parameter, make_generator, partial_labels, read_points
 from clusterplug.estimators.cluster_number import estimate_n_clusters
 from clusterplug.functional import kmeans, nearest_center, pairwise_distances
 
@@ -32,14 +31,11 @@ def read_split(estimator: Any, X: Any, y: Any) -> Split:
     if y is None:
         labels = torch.full((count,), -1, dtype=torch.int64, device=device)
     else:
-        labels = torch.as_tensor(y if isinstance(y, Tensor) else np.asarray(y), device=device)
-    if labels.is_floating_point() or labels.is_complex() or labels.shape != (count,):
+        labels = partial_labels(y, device)
+    if labels.shape != (count,):
         raise ValueError(
             f'y must hold one integer a sample, -1 = unlabelled, got {labels.dtype} of shape {tuple(labels.shape)}'
         )
-    labels = labels.long()
-    if bool((labels < -1).any()):
-        raise ValueError(f'y must hold known classes >= 0, or -1 = unlabelled, got {int(labels.min())}')
     novel = labels < 0
     if not bool(novel.any()):
         raise ValueError('y must hold -1 for unlabelled samples, got labels for all; no unlabelled rows to cluster')

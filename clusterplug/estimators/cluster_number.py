@@ -53,7 +53,10 @@ def estimate_n_clusters(
         >>> estimate_n_clusters(X)
         3
     """
-    x = (X.detach() if isinstance(X, Tensor) else torch.from_numpy(np.ascontiguousarray(X))).double()
+    values = X.detach() if isinstance(X, Tensor) else np.asarray(X)
+    if isinstance(values, np.ndarray) and values.dtype.kind not in 'biuf':
+        raise ValueError(f'X must hold real numbers, got {values.dtype}; convert it first')
+    x = (values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))).double()
     if x.dim() != 2 or len(x) < 3 or x.shape[1] == 0:
         raise ValueError(f'X must hold at least 3 samples (N, D), got shape {tuple(x.shape)}')
     if not bool(torch.isfinite(x).all()):

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from clusterplug.core.checks import check_choice, check_count
-from clusterplug.estimators._arrays import check_parameter
+from clusterplug.estimators._arrays import check_parameter, partial_labels
 from clusterplug.estimators._base import BaseEstimator
 from clusterplug.functional import clustering_accuracy, normalized_mutual_info
 
@@ -79,7 +78,9 @@ class HiddenClassCV(BaseEstimator):
         """Search with the known classes of ``y`` (N,), -1 = unlabeled."""
         check_parameter(check_choice, self.scoring, 'scoring', SCORES)
         check_parameter(check_count, self.n_folds, 'n_folds', 2)
-        labels = (y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)).astype(np.int64)
+        if y is None:
+            raise ValueError('y must hold the known classes and -1 elsewhere, got None; requires y to be passed')
+        labels = partial_labels(y).cpu().numpy()
         known = np.unique(labels[labels >= 0])
         if len(known) < 2:
             raise ValueError(f'y must hold at least 2 known classes to hide one at a time, got {len(known)}')
@@ -107,6 +108,11 @@ class HiddenClassCV(BaseEstimator):
         unknown = sorted(set(space) - set(self.estimator.get_params(deep=False)))
         if unknown or not space:
             raise ValueError(f'param_distributions must name arguments of the estimator, got {unknown or space}')
+        empty = [name for name, value in space.items() if not hasattr(value, 'rvs') and not len(value)]
+        if empty:
+            raise ValueError(
+                f'param_distributions must hold at least one value for each argument, got none for {empty}'
+            )
         if self.n_iter is None:
             lists = [value for value in space.values() if isinstance(value, list | tuple | np.ndarray)]
             if len(lists) < len(space):

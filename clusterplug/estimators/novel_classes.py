@@ -186,6 +186,8 @@ class NovelClassSpectral(Clusterer):
             raise ValueError("n_components must be a number where n_clusters='auto', from which it would follow")
         split = read_split(self, X, y)
         x = split.points.tensor
+        if self.n_clusters != 'auto':
+            number_of_clusters(self, x[split.novel])  # before what is asked of the embedding
         graph, self.sigma_ = self._graph(x)
         width = self.n_components if self.n_components is not None else int(self.n_clusters) + len(split.classes)
         width = check_parameter(check_count, width, 'n_components', 1, max(1, len(x) - 1))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clusterplug.core.checks import check_count, check_number
+from clusterplug.core.numerics import working_dtype
 from clusterplug.estimators._arrays import as_tensor_beside, check_parameter, make_generator, read_points
 from clusterplug.estimators._base import Clusterer, TransformerMixin
 from clusterplug.estimators.kmeans import check_enough
@@ -94,8 +95,10 @@ class ProgressiveTransportClustering(TransformerMixin, Clusterer):
         points = read_points(self, X, reset=True)
         check_enough(len(points.tensor), self.n_clusters)
         generator = make_generator(self.random_state, points.tensor.device)
-        mean = points.tensor.float().mean(0)
-        x = points.tensor.float() - mean
+        # an offset far larger than the spread costs digits in fp32 unless it goes first
+        wide = points.tensor.to(working_dtype(points.tensor.dtype))
+        mean = wide.mean(0)
+        x = (wide - mean).float()
         start = kmeans(x, int(self.n_clusters), generator=generator).centers
         with torch.enable_grad():
             prototypes = self._train(_unit(x), _unit(start), generator)
@@ -126,9 +129,9 @@ class ProgressiveTransportClustering(TransformerMixin, Clusterer):
     def _cosines(self, X: Any) -> tuple[Any, Tensor]:
         self._check_fitted()
         points = read_points(self, X, reset=False)
-        x = points.tensor.float()
-        mean, prototypes = (as_tensor_beside(each, x, 'X') for each in (self.mean_, self.cluster_centers_))
-        return points, _unit(x - mean) @ prototypes.T
+        mean = as_tensor_beside(self.mean_, points.tensor.double(), 'X')
+        x = (points.tensor.double() - mean).float()
+        return points, _unit(x) @ as_tensor_beside(self.cluster_centers_, x, 'X').T
 
     def _check_parameters(self) -> None:
         check_parameter(check_count, self.n_clusters, 'n_clusters', 2)

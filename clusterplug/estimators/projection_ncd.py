@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from clusterplug.core.checks import check_count, check_number
+from clusterplug.core.numerics import working_dtype
 from clusterplug.estimators._arrays import as_tensor_beside, check_parameter, read_points
 from clusterplug.estimators._base import Clusterer, TransformerMixin
 from clusterplug.estimators._novel import (
@@ -152,11 +153,12 @@ class ProjectionBasedNCD(TransformerMixin, Clusterer):
         split = read_split(self, X, y)
         if self.weight > 0 and not len(split.classes):
             raise ValueError('y must hold known classes where weight > 0, got none; label some or set weight=0')
-        x = split.points.tensor.float()
+        # an offset far larger than the spread costs digits in fp32 unless it goes first
+        x = split.points.tensor.to(working_dtype(split.points.tensor.dtype))
         self.mean_, self.scale_ = torch.zeros(x.shape[1]).numpy(), torch.ones(x.shape[1]).numpy()
         if self.standardize:
             scale = x.std(0, correction=0)
-            constant = scale <= 1e-7 * x.abs().amax(0)
+            constant = scale <= (1e-14 if x.dtype == torch.float64 else 1e-7) * x.abs().amax(0)
             self.mean_ = x.mean(0).cpu().numpy()
             self.scale_ = torch.where(constant, 1.0, scale).cpu().numpy()
         x = self._standardized(x)
@@ -201,11 +203,11 @@ class ProjectionBasedNCD(TransformerMixin, Clusterer):
     @torch.no_grad()
     def _project(self, x: Tensor) -> Tensor:
         device = next(self.network_.parameters()).device
-        return self.network_.encode(self._standardized(x.float().to(device))).to(x.device)
+        return self.network_.encode(self._standardized(x.to(device))).to(x.device)
 
     def _standardized(self, x: Tensor) -> Tensor:
         mean, scale = (torch.as_tensor(each, device=x.device) for each in (self.mean_, self.scale_))
-        return (x - mean) / scale
+        return ((x.to(working_dtype(x.dtype, mean.dtype)) - mean) / scale).float()
 
     def _check_parameters(self) -> None:
         check_common(self)

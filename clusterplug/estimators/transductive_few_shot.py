@@ -11,7 +11,7 @@ from torch import Tensor
 from clusterplug.core.checks import check_choice, check_count, check_finite, check_number
 from clusterplug.core.numerics import exact_products, host_checks_allowed, working_dtype
 from clusterplug.core.origin import squares_fit, typical_origin, typical_rows
-from clusterplug.estimators._arrays import check_parameter, read_points
+from clusterplug.estimators._arrays import as_floating, check_parameter, partial_labels, read_points
 from clusterplug.estimators._base import Clusterer
 from clusterplug.functional import (
     KNNGraph,
@@ -173,7 +173,7 @@ class TransductiveFewShot(Clusterer):
         if self._single:
             return read_points(self, X, reset=True).tensor.unsqueeze(0), is_torch
         x = X.detach() if is_torch else torch.from_numpy(np.ascontiguousarray(X))
-        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+        x = as_floating(x)
         if 0 in x.shape:
             raise ValueError(f'X must hold at least one episode, sample and feature, got shape {tuple(x.shape)}')
         check_finite(x, 'X')
@@ -184,16 +184,12 @@ class TransductiveFewShot(Clusterer):
         """Return the classes (K,), and for every sample the column of its class, -1 = unknown."""
         if y is None:
             raise ValueError('y must hold the known labels and -1 elsewhere, got None; requires y to be passed')
-        labels = torch.as_tensor(y if isinstance(y, Tensor) else np.asarray(y), device=x.device)
-        if labels.is_floating_point() or labels.is_complex():
-            raise ValueError(f'y must hold integers, -1 = unknown, got {labels.dtype}')
-        labels = labels.long().unsqueeze(0) if self._single else labels.long()
+        labels = partial_labels(y, x.device)
+        labels = labels.unsqueeze(0) if self._single else labels
         if labels.shape != x.shape[:2]:
             shape = tuple(x.shape[:2])
             raise ValueError(f'y must have one label for each sample of X, {shape}, got {tuple(labels.shape)}')
         known = labels >= 0
-        if bool((labels < -1).any()):
-            raise ValueError(f'y must hold classes >= 0, or -1 = unknown, got {int(labels.min())}')
         classes = labels[known].unique()
         if len(x) and len(classes) < 2:
             raise ValueError(f'y must hold labelled samples of at least 2 classes, got {len(classes)}; label some')
@@ -283,6 +279,8 @@ class TransductiveFewShot(Clusterer):
             mean = torch.as_tensor(self.base_mean, device=x.device).to(x.dtype)
             if mean.shape != x.shape[-1:]:
                 raise ValueError(f'base_mean must have shape {tuple(x.shape[-1:])}, got {tuple(mean.shape)}')
+            if not bool(mean.isfinite().all()):
+                raise ValueError('base_mean must be finite, got NaN or infinity; leave those samples out of the mean')
             mean = mean.expand(len(x), 1, -1)
         z = x - mean
         if self.normalize:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from clusterplug.core.checks import check_count, check_points
+from clusterplug.core.checks import check_choice, check_count, check_points
 from clusterplug.core.distributed import gather_ranks
-from clusterplug.core.numerics import no_autocast, working_dtype
+from clusterplug.core.numerics import no_autocast, on_host, working_dtype
 from clusterplug.registry import MODELS
 
 __all__ = ['SubspaceLearnerHead', 'normalize_slices']
@@ -124,6 +124,8 @@ class SubspaceLearnerHead(nn.Module):
                 then those within the slice), and a row of a negative learner is all 0.
         """
         check_points(x, 'x', allow_empty=True)
+        if x.dim() != 2 or x.shape[1] != self.in_channels:
+            raise ValueError(f'x must have shape (N, {self.in_channels}), got {tuple(x.shape)}; set in_channels to fit')
         embedding = normalize_slices(self.fc(x), self.partition)
         if torch.is_grad_enabled() and embedding.requires_grad and self.training:
             kept = embedding.detach()
@@ -133,9 +135,15 @@ class SubspaceLearnerHead(nn.Module):
         if isinstance(learner, Tensor):
             if learner.shape != x.shape[:1] or learner.is_floating_point():
                 raise ValueError(f'learner must be (N,) integers for {len(x)} rows, got {tuple(learner.shape)}')
+            if on_host(learner) and len(x) and int(learner.max()) >= self.num_learners:
+                raise ValueError(
+                    f'learner must be below {self.num_learners}, the number of learners, got {int(learner.max())}; '
+                    f'cluster into as many'
+                )
             chosen = self.partition == learner[:, None]
         else:
-            chosen = self.partition == check_count(learner, 'learner', 0, self.embed_dims - 1)
+            most = self.num_learners if on_host(x) else self.embed_dims
+            chosen = self.partition == check_count(learner, 'learner', 0, most - 1)
         return torch.where(chosen, embedding, 0.0)
 
     @torch.no_grad()
@@ -158,8 +166,10 @@ class SubspaceLearnerHead(nn.Module):
             (embed_dims,), -1 for the dimensions of other learners; all 0 where the scores are equal (then nothing is
             to be told apart). Every rank must call it: sums are over all ranks.
         """
+        check_choice(kind, 'kind', ('taylor', 'absolute'))
+        last = self.num_learners - 1
         total = gather_ranks(self.importance_sum).sum(0)[0 if kind == 'taylor' else 1].abs()
-        own = self.partition == (self.num_learners - 1 if learner is None else learner)
+        own = self.partition == (last if learner is None else check_count(learner, 'learner', 0, last))
         low = torch.where(own, total, torch.inf).amin()
         high = torch.where(own, total, -torch.inf).amax()
         spread = high - low
@@ -184,7 +194,7 @@ class SubspaceLearnerHead(nn.Module):
         """
         last = self.num_learners - 1
         own = (self.partition == last).nonzero().flatten().tolist()
-        wanted = [int(each) for each in (keep.tolist() if isinstance(keep, Tensor) else keep)]
+        wanted = [check_count(each, 'each of keep') for each in (keep.tolist() if isinstance(keep, Tensor) else keep)]
         if len(set(wanted)) != len(wanted) or not set(wanted) < set(own) or not wanted:
             raise ValueError(
                 f'keep must be different dimensions of learner {last}, at least one and not all of {own}, got {wanted}'

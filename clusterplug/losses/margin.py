@@ -144,6 +144,9 @@ class MarginLoss(nn.Module):
             groups: (N,) int64, such as the learner of each row: pairs are within a group only.
         """
         check_points(embeddings, 'embeddings', allow_empty=True)
+        for name, value in (('labels', labels), ('groups', groups)):
+            if not (isinstance(value, Tensor) or (name == 'groups' and value is None)):
+                raise TypeError(f'{name} must be an integer tensor (N,), got {type(value).__name__}')
         if embeddings.dim() != 2 or labels.shape != embeddings.shape[:1] or labels.is_floating_point():
             raise ValueError(
                 f'embeddings must be (N, D) and labels (N,) integers, got {tuple(embeddings.shape)} and '

@@ -3,7 +3,7 @@
 
 from torch import Tensor, nn
 
-from clusterplug.core.checks import check_number
+from clusterplug.core.checks import check_number, check_points
 from clusterplug.core.numerics import working_dtype
 from clusterplug.functional import coding_rate, conditional_coding_rate
 from clusterplug.registry import MODELS
@@ -52,6 +52,7 @@ class RateReductionLoss(nn.Module):
         self.num_neighbors = num_neighbors
 
     def forward(self, z: Tensor, membership: Tensor) -> Tensor:
+        check_points(z, 'z')
         wide = z.to(working_dtype(z.dtype))
         parts = conditional_coding_rate(wide, membership, eps2=self.eps2, num_neighbors=self.num_neighbors)
         return (self.gamma * parts - coding_rate(wide, eps2=self.eps2)).to(z.dtype)

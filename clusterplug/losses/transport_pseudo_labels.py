@@ -122,6 +122,8 @@ class TransportPseudoLabels(nn.Module):
 
         The authors: features of the frozen start, ``knn_graph(x, 20, mode='heat', sigma=2 * x.shape[1] ** 0.5)``.
         """
+        if not isinstance(graph, tuple) or len(graph) != 2 or not all(isinstance(each, Tensor) for each in graph):
+            raise TypeError(f'graph must be a KNNGraph (indices, weights), got {type(graph).__name__}; call knn_graph')
         indices, weights = graph
         if indices.dim() != 2 or indices.shape != weights.shape or indices.dtype != torch.int64:
             raise ValueError(f'graph must hold int64 indices and weights (M, m), got {tuple(indices.shape)}')

@@ -223,6 +223,8 @@ def test_number_of_clusters():
     for bad, message in (([1], 'k_range must be'), ([90], 'k_range must be'), ([], 'at least one')):
         with pytest.raises(ValueError, match=message):
             estimate_n_clusters(x, bad)
+    with pytest.raises(ValueError, match='real numbers'):
+        estimate_n_clusters(x.astype(str))
     with pytest.raises(ValueError, match='at least 3 samples'):
         estimate_n_clusters(x[:2])
     with pytest.raises(ValueError, match='finite'):
@@ -230,10 +232,25 @@ def test_number_of_clusters():
 
 
 @pytest.mark.parametrize('model', ALL, ids=str)
+def test_an_offset_costs_no_digits(model):
+    x, y = blobs()
+    y = hide(y, [0, 1])
+    plain = model.fit(x, y).labels_
+    far = model.fit(np.round(x * 2**10) + 2.0**40, y)  # as times in nanoseconds: fp32 holds none of the spread
+    assert accuracy(plain, far.labels_) == 1.0
+    if hasattr(model, 'predict'):
+        novel = y < 0
+        np.testing.assert_array_equal(far.predict((np.round(x * 2**10) + 2.0**40)[novel]), far.labels_[novel])
+    whole = torch.as_tensor(np.round(x * 2**10) + 2.0**40).long()
+    np.testing.assert_array_equal(model.fit(whole, torch.as_tensor(y)).labels_.numpy(), far.labels_)
+
+
+@pytest.mark.parametrize('model', ALL, ids=str)
 def test_bad_labels(model):
     x, y = blobs()
     for bad, message in (
         (y, 'no unlabelled rows'), (hide(y, [0]).astype(float), 'one integer'), (y[1:], 'one integer'),
+        (hide(y, [0]).astype(str), 'one integer'), (hide(y, [0]).astype(object), 'one integer'),
         (hide(y, [0]) - 1, '>= 0, or -1'), (np.where(np.arange(len(y)) < 2, -1, y), 'as many unlabelled samples'),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
@@ -263,6 +280,9 @@ def test_bad_searches():
         (HiddenClassCV(model, {'power': [1]}), hide(y, [0]), 'at least 2 known classes'),
         (HiddenClassCV(model, {'power': [1]}, n_folds=4), hide(y, [0, 1]), 'n_folds must be at most'),
         (HiddenClassCV(model, {'gamma': [1]}, n_folds=2), hide(y, [0, 1]), 'must name arguments'),
+        (HiddenClassCV(model, {'power': []}, n_folds=2), hide(y, [0, 1]), 'at least one value'),
+        (HiddenClassCV(model, {'power': [1]}, n_folds=2, refit=False), hide(y, [0, 1]) + 0.5, 'one integer'),
+        (HiddenClassCV(model, {'power': [1]}, n_folds=2), None, 'requires y'),
         (HiddenClassCV(model, {'power': [1]}, n_folds=2, scoring='f1'), hide(y, [0, 1]), 'scoring must be'),
         (HiddenClassCV(NovelClassKMeans('auto'), {'power': [1]}, n_folds=2), hide(y, [0, 1]), 'a number as n_clusters'),
     ):

@@ -50,6 +50,9 @@ def test_conventions(tmp_path):
     assert isinstance(again.labels_, torch.Tensor)
     np.testing.assert_array_equal(again.labels_.numpy(), model.labels_)
     np.testing.assert_array_equal(again.fit_predict(x + 100.0), model.labels_)  # an offset changes nothing
+    far = ProgressiveTransportClustering(10, n_iter=20, random_state=0).fit(x + 1e9)  # one that fp32 does not hold
+    np.testing.assert_array_equal(far.labels_, model.labels_)
+    np.testing.assert_array_equal(far.predict(x + 1e9), model.labels_)
     model.set_params(random_state=0).save(tmp_path / 'model.npz')
     loaded = ProgressiveTransportClustering.load(tmp_path / 'model.npz')
     np.testing.assert_array_equal(loaded.predict(x), model.labels_)

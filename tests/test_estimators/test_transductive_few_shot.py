@@ -178,6 +178,7 @@ def test_types_duplicates_and_uneven_shots():
     ({'method': 'ncut'}, 'method must be'), ({'strength': -1.0}, 'strength must be'),
     ({'n_neighbors': 1}, 'n_neighbors must be'), ({'n_neighbors': 99}, 'n_neighbors=99 needs as many'),
     ({'base_mean': np.zeros(3)}, 'base_mean must have shape'), ({'max_iter': 0}, 'max_iter must be'),
+    ({'base_mean': np.full(5, np.nan)}, 'base_mean must be finite'),
 ])  # fmt: skip
 def test_bad_options(options, message):
     x, y, _ = episodes(2)
@@ -188,7 +189,9 @@ def test_bad_options(options, message):
 def test_bad_labels():
     x, y, _ = episodes(2)
     for bad, message in (
-        (None, 'requires y'), (y.float(), 'integers'), (y[:, 1:], 'one label for each'), (y - 1, '>= 0, or -1'),
+        (None, 'requires y'), (y.float(), 'one integer'), (y.numpy().astype(str), 'one integer'),
+        (y > 0, 'one integer'),
+        (y[:, 1:], 'one label for each'), (y - 1, '>= 0, or -1'),
         (torch.zeros_like(y), 'at least 2 classes'), (y.clamp_min(0), 'nothing is left'),
         (torch.full_like(y, -1), 'at least 2 classes'),
     ):  # fmt: skip

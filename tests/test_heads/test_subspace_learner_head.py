@@ -166,8 +166,19 @@ def test_bad_input():
     for keep in ([], [3, 4, 5], [0], [3, 3], [6]):
         with pytest.raises(ValueError, match='keep'):
             head.split(keep)
+    for learner in (2, 7, torch.tensor([0, 2])):  # would be all 0, without a word and without a gradient
+        with pytest.raises(ValueError, match='learner'):
+            head(randn(2, 4), learner)
+    for x in (randn(2, 5), randn(1, 2, 4)):
+        with pytest.raises(ValueError, match='x must have shape'):
+            head(x)
+    for keep in (torch.tensor([True, False, True]), [3.5]):
+        with pytest.raises(TypeError, match='each of keep'):
+            head.split(keep)
+    with pytest.raises(ValueError, match='kind must be'):
+        head.importance(kind='tailor')
     with pytest.raises(ValueError, match='learner'):
-        head(randn(2, 4), 7)
+        head.importance(2)
     with pytest.raises(ValueError, match='learner'):
         head(randn(2, 4), torch.zeros(3, dtype=torch.long))
     assert head(randn(0, 4)).shape == (0, 6)

@@ -185,6 +185,9 @@ def test_bad_input():
     x, labels = batch()
     with pytest.raises(ValueError, match='labels'):
         MarginLoss()(x, labels[:-1])
+    for odd in (labels.numpy(), labels.tolist(), None):
+        with pytest.raises(TypeError, match='labels must be an integer tensor'):
+            MarginLoss()(x, odd)
     with pytest.raises(ValueError, match='num_classes'):
         MarginLoss(learn_beta=True, num_classes=3)(x, labels)
     with pytest.raises(ValueError, match='groups'):

@@ -80,7 +80,10 @@ def edges(graph, dtype: torch.dtype | None = None) -> Tensor:
         return found.to(dtype or working_dtype(graph.dtype)).coalesce()
     rows, cols, size = _flat_lists(graph[0])
     values = graph[1].reshape(-1).to(dtype or working_dtype(graph[1].dtype))
-    return torch.sparse_coo_tensor(torch.stack([rows, cols]), values, (size, size), check_invariants=False).coalesce()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of checks that are off on purpose
+        matrix = torch.sparse_coo_tensor(torch.stack([rows, cols]), values, (size, size), check_invariants=False)
+        return matrix.coalesce()
 
 
 def _flat_lists(indices: Tensor) -> tuple[Tensor, Tensor, int]:

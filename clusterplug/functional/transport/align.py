@@ -14,6 +14,9 @@ from clusterplug.functional.transport.sinkhorn import sinkhorn
 
 __all__ = ['align_by_transport']
 
+# Iterations that converge at the default epsilon; a smaller one needs more.
+_ITERS, _EPSILON, _MOST_ITERS = 200, 0.05, 5000
+
 
 @torch.no_grad()
 def align_by_transport(
@@ -24,7 +27,7 @@ def align_by_transport(
     epsilon: float = 0.05,
     mix: float = 1.0,
     penalty: float = math.inf,
-    num_iters: int = 200,
+    num_iters: int | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
     r"""Return prototypes moved to where the queries are, each to the mean of the queries transported to it.
@@ -46,7 +49,8 @@ def align_by_transport(
         mix: Share of the moved prototypes, 0 to 1 (the authors: 1 for one shot, 0.7 for five).
         penalty: Weight of the penalty on the masses of prototypes, > 0, in the unit of ``epsilon``; ``math.inf`` = all
             equal. For uneven queries 0.003, with ``epsilon=0.02`` and one pass.
-        num_iters: Sinkhorn iterations of a pass.
+        num_iters: Sinkhorn iterations of a pass; None: 10 / ``epsilon``, from 200 to 5,000, since a small ``epsilon``
+            needs more.
         mask: (..., Q) bool, True = valid query.
 
     Returns:
@@ -69,8 +73,10 @@ def align_by_transport(
     """
     _check(support, queries, mask)
     num_passes = check_count(num_passes, 'num_passes')
-    num_iters = check_count(num_iters, 'num_iters', 1)
     epsilon = check_number(epsilon, 'epsilon', above=0)
+    if num_iters is None:
+        num_iters = round(min(max(_ITERS, _ITERS * _EPSILON / epsilon), _MOST_ITERS))
+    num_iters = check_count(num_iters, 'num_iters', 1)
     mix = check_number(mix, 'mix', 0, 1)
     penalty = check_number(penalty, 'penalty', above=0, finite=False, hint='math.inf means equal masses')
     dtype = working_dtype(support.dtype, queries.dtype)
