@@ -23,10 +23,10 @@ class LikelihoodSDP(Clusterer):
 
     In turns: covariances of the clusters, from the memberships as relaxed (a sample that is between two clusters counts
     in both), then the memberships of all samples at once by :func:`~clusterplug.functional.likelihood_sdp`, started at
-    :func:`~clusterplug.functional.kmeans_sdp`. Stops when no label changes; the round of the largest regularized
-    likelihood is kept. Such a likelihood has no upper bound (a cluster may collapse on D + 1 samples), so covariances
-    are regularized: a ridge, a cap on the ratio of eigenvalues over all clusters, and a share of the pooled covariance
-    for clusters of fewer than D + 1 samples.
+    :func:`~clusterplug.functional.kmeans_sdp`. Stops when no label changes (twice in a row where memberships are
+    between 0 and 1); the round of the largest regularized likelihood is kept. Such a likelihood has no upper bound (a
+    cluster may collapse on D + 1 samples), so covariances are regularized: a ridge, a cap on the ratio of eigenvalues
+    over all clusters, and a share of the pooled covariance for clusters of fewer than D + 1 samples.
 
     Args:
         n_clusters: K.
@@ -170,7 +170,7 @@ class LikelihoodSDP(Clusterer):
     ) -> tuple[Tensor, tuple]:
         """Rounds of covariances and programs, of one start."""
         options = {'solver': solver, 'tol': self.tol, 'num_iters': self._iterations(solver), 'generator': generator}
-        best, relaxed = None, labels
+        best, relaxed, repeated = None, labels, 0
         self.converged_, self.n_iter_, self.duality_gap_ = self.n_clusters == 1, 0, 0.0
         for _ in range(0 if self.n_clusters == 1 else 1 if known is not None else int(self.max_iter)):
             parts = self._gaussians(x, relaxed, known)
@@ -183,7 +183,10 @@ class LikelihoodSDP(Clusterer):
             self._report(f'round {self.n_iter_}: objective {value:.6g}, gap {float(result.gap):.3g}')
             if best is None or value > best[0]:
                 best = value, fresh, parts, float(result.gap)
-            self.converged_ = known is not None or bool((fresh == labels).all())
+            # Labels alone may repeat while memberships between 0 and 1, and so the covariances, still change
+            repeated = repeated + 1 if bool((fresh == labels).all()) else 0
+            exact = float(result.gap) <= self.tol * abs(value)
+            self.converged_ = known is not None or repeated >= (1 if exact else 2)
             if self.converged_:
                 break
             labels, relaxed = fresh, result.memberships

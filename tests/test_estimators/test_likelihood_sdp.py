@@ -78,6 +78,15 @@ def test_covariances_follow_the_relaxed_memberships(monkeypatch):
     torch.testing.assert_close(covariances, fit_gaussians(x, relaxed, 3, 'full', 1e-4, 100.0)[1])
 
 
+def test_rounds_go_on_while_memberships_between_0_and_1_change():
+    X, y, _ = mixture(31)  # after some rounds the labels repeat once, and change again
+    model = LikelihoodSDP(3, random_state=0).fit(X)
+    assert model.converged_
+    assert model.n_iter_ < 20
+    assert model.objective_ > 122  # 118.8 where they first repeat
+    assert accuracy(y, model.labels_) > 0.88
+
+
 def test_covariances_of_relaxed_memberships_by_pairs():
     generator = torch.Generator().manual_seed(0)
     x = 1e3 + torch.randn(9, 2, generator=generator, dtype=torch.float64)
