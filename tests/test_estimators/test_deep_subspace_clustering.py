@@ -105,6 +105,7 @@ def test_zero_rows_duplicates_and_one_sample():
     [
         ({'n_clusters': 60}, 'n_clusters'),
         ({'subspace_dim': 0}, 'subspace_dim must be'),
+        ({'subspace_dim': 50}, 'n_samples=50 should be > subspace_dim=50'),
         ({'solver': 'admm'}, 'solver must be one of'),
         ({'ridge': 0}, 'ridge must be'),
         ({'stop_tol': 2}, 'stop_tol must be'),

@@ -126,6 +126,11 @@ class DeepSubspaceClustering(DeepClusterer):
 
     def _check_enough(self, num_samples: int) -> None:
         super()._check_enough(num_samples)
+        if 1 < num_samples <= self.subspace_dim:
+            raise ValueError(
+                f'n_samples={num_samples} should be > subspace_dim={self.subspace_dim}: a sample is expressed by at '
+                f'most {num_samples - 1} others; lower subspace_dim'
+            )
         needed = _SQUARES * 4 * num_samples**2
         if needed > 32 << 30:
             raise ValueError(
