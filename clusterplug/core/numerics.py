@@ -12,11 +12,11 @@ _ON_ACCELERATOR: ContextVar[bool] = ContextVar('_ON_ACCELERATOR', default=False)
 _is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 
 
-def keep_fp32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Wrap the function that ``nn.Module._apply`` maps over tensors, so that it moves but does not cast fp32 tensors.
+def keep_fp32(fn: Callable[[Tensor], Tensor], *, widen: bool = True) -> Callable[[Tensor], Tensor]:
+    """Wrap the function that ``nn.Module._apply`` maps over tensors, so that it moves but does not narrow below fp32.
 
-    For state that a narrower type would spoil (``model.half()``, ``model.bfloat16()``) and for modules that compute in
-    fp32 whatever comes in.
+    For state that a narrower type would spoil (``model.half()``, ``model.bfloat16()``). ``model.double()`` widens it as
+    it does any module's, but with ``widen=False``: for modules that compute in fp32 whatever comes in.
 
     Example:
         >>> keep_fp32(lambda tensor: tensor.half())(torch.zeros(2)).dtype
@@ -25,8 +25,10 @@ def keep_fp32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
     def moved(tensor: Tensor) -> Tensor:
         result = fn(tensor)
-        if tensor.dtype == torch.float32 and result.is_floating_point() and result.dtype != torch.float32:
-            return tensor.to(result.device)
+        narrowed = tensor.dtype in (torch.float32, torch.float64) and result.dtype in (torch.float16, torch.bfloat16)
+        widened = tensor.dtype == torch.float32 and result.dtype == torch.float64
+        if narrowed or (widened and not widen):
+            return tensor.to(result.device, torch.float32)
         return result
 
     return moved

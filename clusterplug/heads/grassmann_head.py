@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_count, check_number
-from clusterplug.core.numerics import exact_products, keep_fp32
+from clusterplug.core.numerics import exact_products, keep_fp32, working_dtype
 from clusterplug.functional import class_overlap, grassmann_logits, orthonormalize_bases
 from clusterplug.registry import MODELS
 
@@ -195,7 +195,7 @@ class _Bases(nn.Module):
             if error > _TOLERANCE:
                 if error > narrow:
                     self._warn(error, f'the bases {key} of the checkpoint')
-                state_dict[key] = self._orthonormalize(value.float().clone())
+                state_dict[key] = self._orthonormalize(value.to(working_dtype(value.dtype), copy=True))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _orthonormalize(self, weight: Tensor) -> Tensor:

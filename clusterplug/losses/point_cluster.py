@@ -195,7 +195,7 @@ class PointClusterLoss(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Move with the model, but compute and keep state in fp32 when it is cast."""
-        return super()._apply(keep_fp32(fn), recurse)
+        return super()._apply(keep_fp32(fn, widen=False), recurse)
 
     def forward(
         self,

@@ -70,7 +70,7 @@ class PositionRegression(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Move with the model, but compute and keep state in fp32 when it is cast."""
-        return super()._apply(keep_fp32(fn), recurse)
+        return super()._apply(keep_fp32(fn, widen=False), recurse)
 
     def design(self, cells: Tensor) -> Tensor:
         """(M, P) regressors of rows at the coordinates ``cells`` (M, 1 to 3) int64 of their grid."""

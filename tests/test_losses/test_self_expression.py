@@ -80,7 +80,6 @@ def test_shifted_laplacian_counts_the_components():
 def test_training_approaches_the_closed_form_without_the_diagonal():
     x, _ = subspaces(0.02, num_points=8, width=12)
     loss = SelfExpressionLoss(len(x)).double()
-    loss.coefficients.data = loss.coefficients.data.double()
     start = float(loss([x]).detach())
     assert start == pytest.approx(float(x.square().sum()), rel=1e-4)
     optimizer = torch.optim.Adam(loss.parameters(), 1e-2)
@@ -90,7 +89,6 @@ def test_training_approaches_the_closed_form_without_the_diagonal():
         value.backward()
         optimizer.step()
     closed = SelfExpressionLoss(len(x)).double()
-    closed.coefficients.data = closed.coefficients.data.double()
     closed.solve_([x], 0.3)
     best = closed([x]) + 0.3 * closed.coef.square().sum()
     assert float(best.detach()) <= float(value.detach()) <= 1.05 * float(best.detach())

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types of state: never below fp32, as wide as asked."""
+
+import pytest
+import torch
+
+from clusterplug.core.numerics import keep_fp32
+from clusterplug.heads import GrassmannHead
+from clusterplug.losses import KoopmanLoss, PointClusterLoss, SelfExpressionLoss
+
+
+@pytest.mark.parametrize('kept', [torch.float32, torch.float64])
+def test_state_is_never_narrowed_and_indices_stay(kept):
+    state = torch.zeros(2, dtype=kept)
+    for narrow in (torch.float16, torch.bfloat16):
+        assert keep_fp32(lambda tensor, narrow=narrow: tensor.to(narrow))(state).dtype == torch.float32
+    assert keep_fp32(lambda tensor: tensor.float())(state).dtype == torch.float32
+    assert keep_fp32(lambda tensor: tensor)(torch.zeros(2, dtype=torch.int64)).dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    'module', [GrassmannHead(6, 3, subspace_dim=2), KoopmanLoss(4, 'learned'), SelfExpressionLoss(5)]
+)
+def test_double_widens_and_half_does_not_narrow(module):
+    module.double()
+    assert {each.dtype for each in module.parameters()} == {torch.float64}
+    module.half()
+    assert {each.dtype for each in module.parameters()} == {torch.float32}
+
+
+def test_a_head_in_float64_is_exact_in_float64():
+    head = GrassmannHead(6, 3, subspace_dim=2).double()
+    x = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(head, (x,))
+    basis = head.fc.weight.detach().unflatten(0, (3, 2))
+    expected = 25.0 * torch.einsum('knd,bd->bkn', basis, x.detach() / x.detach().norm(dim=1, keepdim=True)).norm(dim=2)
+    torch.testing.assert_close(head(x).detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_modules_that_compute_in_fp32_stay_there():
+    loss = PointClusterLoss(num_classes=3, in_channels=4, num_clusters=2).double()
+    assert {each.dtype for each in loss.state_dict().values() if each.is_floating_point()} == {torch.float32}
+    out = loss(torch.randn(30, 4, dtype=torch.float64), torch.arange(30) % 3)
+    assert all(torch.isfinite(each) for each in out.values())
