@@ -75,6 +75,7 @@ else:
         scope='clusterplug',
         locations=[
             'clusterplug.datasets.images',
+            'clusterplug.datasets.indexed_concat',
             'clusterplug.datasets.own_scans',
             'clusterplug.datasets.semantickitti_multiscan',
             'clusterplug.datasets.video.dataset',

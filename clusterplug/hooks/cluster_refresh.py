@@ -3,11 +3,13 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import broadcast
+from mmengine.dataset import RepeatDataset
+from mmengine.dist import broadcast, get_comm_device
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import Tensor
@@ -52,7 +54,9 @@ class ClusterRefreshHook(Hook):
         seed: Seed of the estimators.
 
     Raises:
-        ValueError: Nothing to write to, a path that the model does not have, a table or prototypes of another size.
+        ValueError: Nothing to write to, a path that the model does not have, a table or prototypes of another size;
+            with ``table`` samples whose ``sample_idx`` is not their row, as those of mmengine's ``ConcatDataset`` (use
+            :class:`~clusterplug.datasets.indexed_concat.IndexedConcatDataset`): a loss would read rows of others.
 
     Samples whose embedding is not finite get label -1 and are ignored; so do those that the estimator calls noise.
 
@@ -218,19 +222,23 @@ class ClusterRefreshHook(Hook):
         try:
             # the order of workers and of what they draw must not move the random numbers of the training
             with torch.random.fork_rng(devices=[]):
-                parts = [self._features(model, data).float().cpu() for data in loader]
+                parts, row = [], rank()
+                for data in loader:
+                    if self.table:
+                        row = _check_rows(data, row, loader.dataset.dataset)
+                    parts.append(self._features(model, data).float().cpu())
         finally:
             for module, mode in modes.items():
                 module.training = mode
         own = torch.cat(parts) if parts else torch.zeros(0, 1)
         if world_size() == 1:
             return own
-        most = -(-total // world_size())
-        width = int(gather_ranks(torch.tensor(own.shape[1] if parts else 0)).max())
-        padded = own.new_zeros(most, width)
-        padded[: len(own)] = own if parts else 0.0
+        most, device = -(-total // world_size()), get_comm_device()  # NCCL takes nothing from the CPU
+        width = int(gather_ranks(torch.tensor(own.shape[1] if parts else 0, device=device)).max())
+        padded = torch.zeros(most, width, device=device)
+        padded[: len(own)] = own.to(device) if parts else 0.0
         # sample i is the (i // ranks)-th of rank i % ranks
-        return gather_ranks(padded).transpose(0, 1).flatten(0, 1)[:total]
+        return gather_ranks(padded).transpose(0, 1).flatten(0, 1)[:total].cpu()
 
     def _features(self, model: torch.nn.Module, data: Any) -> Tensor:
         data = model.data_preprocessor(data, False) if hasattr(model, 'data_preprocessor') else data
@@ -267,6 +275,26 @@ class ClusterRefreshHook(Hook):
         share = Subset(dataset, range(rank(), len(dataset), world_size()))
         generator = torch.Generator().manual_seed(self.seed)
         return DataLoader(share, size, collate_fn=collate, generator=generator, **options), len(dataset)
+
+
+def _check_rows(data: Any, row: int, dataset: Any) -> int:
+    """Raise where a sample says that its row is another one; return the row of the first sample of the next batch."""
+    samples = data.get('data_samples') if isinstance(data, dict) else None
+    if not isinstance(samples, (list, tuple)):
+        return row
+    # of a data set that comes several times the first rows are read
+    period = len(dataset.dataset) if isinstance(dataset, RepeatDataset) else len(dataset)
+    for sample in samples:
+        said = sample.get('sample_idx') if hasattr(sample, 'get') else None
+        if isinstance(said, (Integral, Tensor)) and int(said) != row % period:
+            raise ValueError(
+                f'ClusterRefreshHook: the sample in row {row} of the data set has sample_idx {int(said)}, so that the '
+                f'loss would read the label of another sample; {type(dataset).__name__} numbers its parts one by one: '
+                f"use dict(type='clusterplug.IndexedConcatDataset', datasets=[...]), or no data set that draws samples "
+                f'again'
+            )
+        row += world_size()
+    return row
 
 
 def _as_list(value: Any) -> list:

@@ -20,7 +20,8 @@ class ClusterDiscriminationModel(MultiViewModel):
         backbone: as in :class:`~clusterplug.pretraining.MultiViewModel`; one view is enough.
         classifier: config or module of :class:`~clusterplug.heads.MultiLabelClusterHead`.
         labels: .npy file (N, l) or (N,) of integer classes, -1 = none; row n belongs to the sample with ``sample_idx``
-            n. It is mapped, not read.
+            n (of several data sets: :class:`~clusterplug.datasets.indexed_concat.IndexedConcatDataset`). It is mapped,
+            not read.
         head: config or module from (B, C) to (B, D), or None: features are compared with the class centers.
         data_preprocessor, init_cfg: as in :class:`~clusterplug.pretraining.MultiViewModel`.
 

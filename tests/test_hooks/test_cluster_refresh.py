@@ -12,9 +12,12 @@ from torch import nn
 
 pytest.importorskip('mmengine', reason='needs mmengine: pip install clusterplug[mm]')
 
+from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset, pseudo_collate
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 
+from clusterplug.datasets.indexed_concat import IndexedConcatDataset
 from clusterplug.datasets.samplers import ClusterDisjointBatchSampler
 from clusterplug.hooks import ClusterRefreshHook
 from clusterplug.memory import SampleTable
@@ -221,6 +224,54 @@ def test_in_a_runner_stopped_and_resumed(tmp_path):
     assert agrees(whole['table.column_label'])
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
+
+
+class Part(BaseDataset):
+    """Some of the points, numbered from 0 as in every data set of mmengine."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        super().__init__(pipeline=[self.pack])
+
+    def load_data_list(self):
+        return [dict(row=row) for row in self.rows]
+
+    @staticmethod
+    def pack(found):
+        sample = BaseDataElement(metainfo=dict(sample_idx=found['sample_idx']))
+        return dict(inputs=POINTS[found['row']], data_samples=sample, sample_idx=found['sample_idx'])
+
+
+def refresh_from(dataset):
+    runner = fake()
+    runner.train_dataloader = torch.utils.data.DataLoader(dataset, batch_size=4, collate_fn=pseudo_collate)
+    hook = ClusterRefreshHook(KMEANS, table='table', features=lambda model, data: torch.stack(data['inputs']))
+    hook.refresh(runner)
+    return runner.model.table
+
+
+def test_samples_of_several_data_sets_keep_their_rows():
+    parts = [Part(range(20)), Part(range(20, 31))]
+    with pytest.raises(ValueError, match=r'row 20 of the data set has sample_idx 0.*IndexedConcatDataset'):
+        refresh_from(ConcatDataset(parts))
+    whole = IndexedConcatDataset(parts)
+    assert [whole[i]['data_samples'].sample_idx for i in (0, 19, 20, 30, -1)] == [0, 19, 20, 30, 30]
+    assert whole[25]['sample_idx'] == 25
+    assert agrees(refresh_from(whole)['label'])
+
+
+def test_a_repeated_data_set_is_read_by_its_first_rows():
+    class Repeated(Model):
+        def __init__(self):
+            super().__init__()
+            self.table = SampleTable(62, dict(label=-1))
+
+    dataset = RepeatDataset(Part(range(31)), times=2)
+    runner = SimpleNamespace(model=Repeated(), logger=logging.getLogger('x'), epoch=0, iter=0)
+    runner.train_dataloader = torch.utils.data.DataLoader(dataset, batch_size=4, collate_fn=pseudo_collate)
+    hook = ClusterRefreshHook(KMEANS, table='table', features=lambda model, data: torch.stack(data['inputs']))
+    hook.refresh(runner)
+    assert agrees(runner.model.table['label'][:31])
 
 
 def refresh_on_rank(rank, world_size):
