@@ -140,7 +140,7 @@ def nearest_neighbor_probe(
 def effective_rank(x: Tensor) -> float:
     r"""Return :math:`\exp(-\sum_i p_i \log p_i)`, p = shares of the variance of features (N, D) by direction.
 
-    1 = all on a line (collapsed), D = equal in all directions.
+    1 = all on a line (collapsed), D = equal in all directions. NaN and infinity are refused (ValueError).
 
     Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007, on variances.
 
@@ -149,6 +149,7 @@ def effective_rank(x: Tensor) -> float:
         3.0
     """
     check_points(x)
+    check_finite(x)
     x = x.double()
     x = x - x.mean(0)
     variance = torch.linalg.svdvals(x).square()

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_count, check_device
-from clusterplug.core.numerics import keep_fp32, no_autocast
+from clusterplug.core.numerics import keep_fp32, no_autocast, on_host
 from clusterplug.registry import MODELS
 
 _MODES = ('fuse', 'product', 'open')
@@ -87,19 +87,26 @@ class ClassPairGate(nn.Module):
                 raise ValueError(f'y1 and y2 must have one shape (B,), got {tuple(y1.shape)} and {tuple(y2.shape)}')
             check_device(labels, self.ones.device, name)
         if self.mode == 'open':
+            self._look_at(y1, y2)
             return self.ones.expand(len(y1), -1)
         try:
             first, second = self.embedding(y1.long()), self.embedding(y2.long())
         except IndexError:
-            both = torch.cat([y1, y2])
-            raise ValueError(
-                f'labels must be from 0 to num_classes - 1 = {self.num_classes - 1}, got {int(both.min())} to '
-                f'{int(both.max())}'
-            ) from None
+            self._look_at(y1, y2)
+            raise
         with no_autocast(first):
             if self.mode == 'product':
                 return self._of(first) * self._of(second)
             return self._of((first + second) / 2)
+
+    def _look_at(self, y1: Tensor, y2: Tensor) -> None:
+        """Raise for labels outside of the classes, where looking costs nothing."""
+        both = torch.cat([y1, y2])
+        if not on_host(both) or not both.numel():
+            return
+        low, high = int(both.min()), int(both.max())
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(f'labels must be from 0 to num_classes - 1 = {self.num_classes - 1}, got {low} to {high}')
 
     def _of(self, embedded: Tensor) -> Tensor:
         return self.layers(embedded).sigmoid()

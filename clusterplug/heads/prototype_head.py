@@ -64,6 +64,8 @@ class PrototypeHead(nn.Module):
     ):
         super().__init__()
         self.in_channels = check_count(in_channels, 'in_channels', 1)
+        if projector is not None and not isinstance(projector, (nn.Module, dict)):
+            raise TypeError(f'projector must be None, a module or a dict, got {type(projector).__name__}')
         self.projector: nn.Module | None = MODELS.build(projector) if isinstance(projector, dict) else projector
         self.embed_dims = self.in_channels if self.projector is None else _width_of(self.projector)
         self.normalize = bool(normalize)

@@ -19,8 +19,8 @@ class FreezeParamsHook(Hook):
     iteration, so that a resumed run goes on where it was.
 
     Args:
-        params: Regular expression; parameters whose names have a match are meant. Defaults to the prototypes of
-            a :class:`~clusterplug.heads.PrototypeHead`.
+        params: Regular expression; parameters whose names have a match are meant. Defaults to the prototypes of all
+            heads: ``head`` and ``volume_head``, of one set, several sets, or several levels.
         iters: Iterations; SwAV: about one epoch (313 at a batch of 4096, 5005 at 256). DeepCluster-v2 never
             trains its prototypes: a number above that of all iterations.
 
@@ -35,7 +35,7 @@ class FreezeParamsHook(Hook):
 
     priority = 'NORMAL'
 
-    def __init__(self, params: str = r'(^|\.)head\.prototypes', iters: int = 313):
+    def __init__(self, params: str = r'(^|[._])head\.(\w+\.)*prototypes(\.|$)', iters: int = 313):
         self.params, self.iters = params, check_count(iters, 'iters')
         self._handles = []
 

@@ -72,6 +72,7 @@ class DeepClusterLoss(nn.Module):
         numbers, sums = [], []
         for head, views in enumerate(by_head):
             labels = self.table.read(sample_idx, f'label_{head}').long()
+            self._check_rows(views, len(labels))
             self._check_labels(labels, views[0].shape[1], head)
             x = torch.cat(list(views))
             with no_autocast(x):
@@ -105,6 +106,15 @@ class DeepClusterLoss(nn.Module):
         if not all(kind.is_floating_point for kind in kinds):
             raise TypeError(f'scores must be floating, got {sorted(map(str, kinds))}')
         return [list(each) for each in zip(*views, strict=True)]
+
+    @staticmethod
+    def _check_rows(views: list[Tensor], number: int) -> None:
+        shapes = [tuple(each.shape) for each in views]
+        if len(set(shapes)) != 1 or len(shapes[0]) != 2 or shapes[0][0] != number:
+            raise ValueError(
+                f'scores must be ({number}, K) in every view, one row for each of the {number} entries of sample_idx, '
+                f"got {shapes}; labels are of whole samples: embed='global'"
+            )
 
     def _check_labels(self, labels: Tensor, num_prototypes: int, head: int) -> None:
         if host_checks_allowed(labels) and labels.numel() and int(labels.max()) >= num_prototypes:

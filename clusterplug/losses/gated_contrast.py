@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contrast in the subspace that two classes share: any two classes may be a positive pair."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_count, check_device, check_number, check_points
 from clusterplug.core.distributed import gather_ranks, rank, world_size
-from clusterplug.core.numerics import no_autocast, working_dtype
+from clusterplug.core.numerics import no_autocast, on_host, working_dtype
 from clusterplug.functional import gated_similarity, info_nce
 from clusterplug.registry import MODELS
 
@@ -51,8 +52,8 @@ class GatedContrastLoss(nn.Module):
         other view of the same samples it may be, in ``'identical'``.
 
     Returns of ``forward``:
-        0-dim tensor in the type of ``z``. 0 with a gradient path where there are no positives, and where there are no
-        negatives (one class). Rows with NaN or infinity are ignored.
+        0-dim tensor in the type of ``z``. 0 with a gradient path where there are no positives (on the CPU with a
+        warning, once), and where there are no negatives (one class). Rows with NaN or infinity are ignored.
 
     Raises:
         ValueError, TypeError: Inputs or options that do not fit.
@@ -96,13 +97,15 @@ class GatedContrastLoss(nn.Module):
         self.binary_weight = check_number(binary_weight, 'binary_weight', 0)
         self.gather, self.seed = gather, check_count(seed, 'seed')
         self._at_collapse: Tensor | None = None
+        self._warned = False
         self.register_buffer('step', torch.zeros((), dtype=torch.int64))
 
     def forward(self, z: Tensor, keys: Tensor | None, labels: Tensor, key_labels: Tensor | None = None) -> Tensor:
         own = keys is None or keys is z
         keys = z if keys is None else keys
         self._check(z, keys, labels, key_labels)
-        key_labels = labels if key_labels is None else key_labels
+        labels = labels.long()  # narrow types have no -1
+        key_labels = labels if key_labels is None else key_labels.long()
         ranks, offset = (world_size() if self.gather else 1), 0
         partners = self.partners(labels)
         if self.training:
@@ -126,6 +129,13 @@ class GatedContrastLoss(nn.Module):
             each = info_nce(scores, positive, negative, temperature=self.temperature)
             weights = positive.sum(1) if self.reduction == 'pairs' else positive.any(1)
             total = weights.sum()
+            if not self._warned and on_host(z) and len(z) and not bool(total > 0):
+                self._warned = True
+                warnings.warn(
+                    'no anchor of the batch has a key of its partner class, so that the loss is 0; use more samples of '
+                    'each class a batch (ClassBalancedBatchSampler), or another pairing',
+                    stacklevel=2,
+                )
             with torch.no_grad():  # equal embeddings have equal scores: only the number of negatives counts
                 flat_loss = ((1 + negative.sum(1)).to(dtype).log() * weights).sum()
                 self._at_collapse = flat_loss / total.clamp(min=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clusterplug.core.checks import check_choice
+from clusterplug.core.checks import check_choice, check_number
 from clusterplug.heads import PrototypeScores
 from clusterplug.registry import MODELS
 
@@ -26,8 +26,9 @@ class NestedClusterLoss(nn.Module):
         weights: w_j, one a level; None: 1 each (the paper).
         reduction: ``'sum'`` (the paper: five levels weigh five times one) or ``'mean'``.
 
-    ``forward(*levels, **options)``: every positional argument is a list over the levels, of what ``base_loss`` takes at
-    that place: scores, or a list of scores of several views. ``options`` are given to every level as they are. Scores
+    ``forward(*levels, **options)``: the first argument is a list over the levels, of what ``base_loss`` takes at that
+    place: scores, or a list of scores of several views. So are the others, or one tensor, the same for all levels
+    (class labels). ``options`` are given to every level as they are. Scores
     may be :class:`~clusterplug.heads.PrototypeScores` (``MatryoshkaHead(...).factors(x)``): then embeddings and
     prototypes are kept for the backward pass, and no logits of any level; they are made again, one level at a time.
 
@@ -56,14 +57,17 @@ class NestedClusterLoss(nn.Module):
         self.base_loss = MODELS.build(base_loss) if isinstance(base_loss, dict) else base_loss
         if not callable(self.base_loss):
             raise TypeError(f'base_loss must be a module, a config or a function, got {type(base_loss).__name__}')
-        self.weights = None if weights is None else tuple(float(weight) for weight in weights)
+        self.weights = None if weights is None else tuple(check_number(each, 'weights') for each in weights)
         self.reduction = check_choice(reduction, 'reduction', ('sum', 'mean'))
 
-    def forward(self, *levels: Sequence, **options: Any) -> Tensor | dict[str, Tensor]:
+    def forward(self, *levels: Sequence | Tensor, **options: Any) -> Tensor | dict[str, Tensor]:
         """The loss over all levels."""
         number = self._check(levels)
         weights = (1.0,) * number if self.weights is None else self.weights
-        losses = [self._level([each[j] for each in levels], options) for j in range(number)]
+        losses = [
+            self._level([each if isinstance(each, Tensor) else each[j] for each in levels], options)
+            for j in range(number)
+        ]
         scale = 1.0 if self.reduction == 'sum' else 1.0 / number
         if isinstance(losses[0], dict):
             return {name: sum(w * each[name] for w, each in zip(weights, losses)) * scale for name in losses[0]}
@@ -81,10 +85,13 @@ class NestedClusterLoss(nn.Module):
         return self.base_loss(*(_dense(each) for each in arguments), **options)
 
     def _check(self, levels: tuple) -> int:
-        for each in levels:
-            if not isinstance(each, Sequence) or isinstance(each, PrototypeScores):
-                raise TypeError(f'every argument must be a list over the levels, got {type(each).__name__}')
-        numbers = {len(each) for each in levels}
+        for place, each in enumerate(levels):
+            if isinstance(each, PrototypeScores) or not isinstance(each, Sequence | Tensor if place else Sequence):
+                raise TypeError(
+                    f'the first argument must be a list over the levels, the others too or one tensor for all levels, '
+                    f'got {type(each).__name__}'
+                )
+        numbers = {len(each) for each in levels if not isinstance(each, Tensor)}
         if len(numbers) != 1 or 0 in numbers:
             raise ValueError(f'the arguments must hold equally many levels, at least 1, got {sorted(numbers)}')
         number = numbers.pop()

@@ -122,6 +122,8 @@ class IBOTLoss(_Distillation):
         _check_same('scores', scores, teacher_scores)
         number = scores.shape[0]
         for name, values in (('weights', weights), ('mask', mask)):
+            if values is not None and not isinstance(values, Tensor):
+                raise TypeError(f'{name} must be a tensor ({number},), got {type(values).__name__}')
             if values is not None and tuple(values.shape) != (number,):
                 raise ValueError(f'{name} must have shape ({number},), got {tuple(values.shape)}')
         if mask is not None and mask.dtype != torch.bool:
@@ -186,7 +188,8 @@ def _finite(scores: Sequence[Scores]) -> Tensor:
 def _share_of_all(amount: Tensor) -> Tensor:
     """Return the sum over all ranks of ``amount`` divided by their number: DDP takes the mean of gradients."""
     ranks = world_size()
-    total = sum_over_ranks(amount.sum().to(torch.float32), dist.group.WORLD if ranks > 1 else None) / ranks
+    dtype = amount.dtype if amount.is_floating_point() else torch.float32
+    total = sum_over_ranks(amount.sum(dtype=dtype), dist.group.WORLD if ranks > 1 else None) / ranks
     return torch.where(total > 0, total, 1.0)
 
 

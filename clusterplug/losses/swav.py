@@ -38,9 +38,9 @@ class SwAVLoss(nn.Module):
 
     Shapes:
         ``scores``: V >= 2 tensors (B, K), one a view, rows in the same order of samples. ``queue_scores``: (A, L, K),
-        or a list of A tensors (L, K): scores of remembered samples with the current prototypes, which take part in
-        the assignment alone. In a distributed run every rank gives its own samples and its own share of the queue.
-        ``queue_mask`` (A, L) bool, True = valid.
+        a list of A tensors (L, K), or (L, K) for all assigned views: scores of remembered samples with the current
+        prototypes, which take part in the assignment alone. In a distributed run every rank gives its own samples and
+        its own share of the queue. ``queue_mask`` (A, L) bool, True = valid.
 
     Returns of ``forward``:
         0-dim tensor in the type of the scores (fp32 for fp16 and bf16). ln K is where it starts and where a collapsed
@@ -193,7 +193,10 @@ class SwAVLoss(nn.Module):
 
     def _queue(self, queue_scores, queue_mask: Tensor | None, scores: list[Tensor]) -> tuple[list, Tensor | None]:
         """Scores (L, K) for each assigned view, and a mask (A, L) or None where all rows are known to be valid."""
-        like, shapes = scores[0], [tuple(each.shape) for each in queue_scores]
+        like = scores[0]
+        if isinstance(queue_scores, Tensor) and queue_scores.dim() == 2:
+            queue_scores = queue_scores.expand(len(scores), -1, -1)
+        shapes = [tuple(each.shape) for each in queue_scores]
         if len(shapes) != len(scores) or len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][1] != like.shape[1]:
             raise ValueError(
                 f'queue_scores must be ({len(scores)}, L, {like.shape[1]}), one entry an assigned view, got {shapes}'

@@ -172,6 +172,17 @@ def test_bad_input():
             MultiCrop((2,), (24,), ((0.1, 1),), color_jitter=wrong)
     with pytest.raises(ValueError, match='got shape'):
         MultiCrop((2,), (24,), ((0.1, 1),))(dict(img=np.zeros((5, 5, 4), np.uint8)))
+    for pixels in (image(30, 30).astype(np.float32), image(30, 30) / 255 - 0.5):
+        with pytest.raises(ValueError, match=r'floats within 0 \.\. 1, got floats from'):
+            MultiCrop((2,), (24,), ((0.1, 1),))(dict(img=pixels))
+    with pytest.raises(TypeError, match=r'got torch\.int64'):
+        MultiCrop((2,), (24,), ((0.1, 1),))(dict(img=image(30, 30).astype(np.int64)))
+    with pytest.raises(TypeError, match='NumPy array'):
+        MultiCrop((2,), (24,), ((0.1, 1),))(dict(img=torch.zeros(30, 30, 3)))
+    views = MultiCrop((2,), (24,), ((0.1, 1),))(dict(img=image(30, 30) / np.float32(255)))['views']
+    assert all(0 <= float(view.min()) <= float(view.max()) <= 1 for view in views)
+    with pytest.raises(ValueError, match=r'x, y, z first, got shape \(5, 2\)'):
+        PointViews()(dict(points=torch.zeros(5, 2)))
     with pytest.raises(ValueError, match='at least one finite point'):
         PointViews()(dict(points=torch.full((3, 4), math.nan)))
     for options in (dict(crop=(0, 1)), dict(drop=(0, 1)), dict(num_views=0), dict(regions='cars'), dict(jitter=-1),

@@ -62,6 +62,8 @@ def test_effective_rank():
     assert 7.5 < effective_rank(x) <= 8
     assert effective_rank(x[:, :1] @ torch.ones(1, 8)) == pytest.approx(1)
     assert effective_rank(torch.ones(5, 3)) == pytest.approx(1)
+    with pytest.raises(ValueError, match='x must be finite'):
+        effective_rank(torch.full((3, 3), torch.nan))
 
 
 def test_constant_columns_and_unseen_classes():

@@ -58,6 +58,12 @@ def test_indices_are_one_positive_and_below_zero_none():
         info_nce(scores, index + 1, temperature=0.1)
 
 
+def test_indices_may_be_of_any_integer_type():
+    scores, index = torch.randn(3, 5), torch.tensor([4, 0, 2])
+    for dtype in (torch.int32, torch.int16, torch.uint8):
+        assert torch.equal(info_nce(scores, index.to(dtype), temperature=0.1), info_nce(scores, index, temperature=0.1))
+
+
 def test_what_is_masked_may_be_anything():
     scores, positive = randn(3, 4), torch.eye(3, 4, dtype=torch.bool)
     candidate = torch.ones(3, 4, dtype=torch.bool)

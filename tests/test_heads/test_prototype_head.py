@@ -101,6 +101,8 @@ def test_bad_input():
         PrototypeHead(3, [])
     with pytest.raises(ValueError, match='out_channels'):
         PrototypeHead(3, 4, projector=nn.Identity())
+    with pytest.raises(TypeError, match='projector must be None, a module or a dict, got int'):
+        PrototypeHead(3, 4, projector=3)
     with pytest.raises(ValueError, match='at least 2 samples'):
         PrototypeHead(3, 4, projector=ProjectionHead(3, 2, (4,), norm='batch'))(torch.zeros(1, 3))
     with pytest.raises(ValueError, match="'layer', 'batch'"):

@@ -87,6 +87,8 @@ def test_bad_input():
         make()([view[0] for view in scores()], IDS)
     with pytest.raises(ValueError, match='below the number of prototypes, 3, got 3'):
         make()([[each[:, :3] for each in view] for view in scores()], IDS)
+    with pytest.raises(ValueError, match=r'one row for each of the 3 entries of sample_idx'):
+        make()(scores(), IDS[:3])
     with pytest.raises(ValueError, match='7'):
         make()(scores(), torch.tensor([0, 1, 2, 3, 7]))
     with pytest.raises(ValueError, match='temperature'):

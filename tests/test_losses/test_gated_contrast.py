@@ -131,6 +131,8 @@ def test_gate_bad_input():
         gate(torch.tensor([0]), torch.tensor([3]))
     with pytest.raises(ValueError, match='got -1 to 0'):
         gate(torch.tensor([0]), torch.tensor([-1]))
+    with pytest.raises(ValueError, match='got 0 to 9'):
+        ClassPairGate(3, 4, mode='open')(torch.tensor([0]), torch.tensor([9]))
     with pytest.raises(TypeError, match='y2 must be an integer'):
         gate(torch.tensor([0]), torch.tensor([0.5]))
     with pytest.raises(ValueError, match='one shape'):
@@ -250,6 +252,18 @@ def test_nothing_to_compare_and_rows_that_are_not_finite():
     without = loss(z[[0, 2, 3, 4, 5]], keys[[0, 1, 2, 4, 5]], labels[[0, 2, 3, 4, 5]], labels[[0, 1, 2, 4, 5]])
     torch.testing.assert_close(found, without)
     assert torch.autograd.grad(found, bad)[0].isfinite().all()
+
+
+def test_labels_of_narrow_types_and_a_batch_without_positives():
+    z, keys, labels = torch.randn(8, 4), torch.randn(8, 4), torch.arange(8) % 2
+    keys[3] = torch.nan
+    loss = GatedContrastLoss(ClassPairGate(3, 4), pairing='identical')
+    expected = loss(z, keys, labels)
+    for dtype in (torch.uint8, torch.int32):
+        torch.testing.assert_close(loss(z, keys, labels.to(dtype)), expected)
+    absent = GatedContrastLoss(loss.gate, pairing=lambda labels: torch.full_like(labels, 2))
+    with pytest.warns(UserWarning, match='no anchor of the batch has a key of its partner class'):
+        assert absent(z, keys, labels) == 0
 
 
 def test_options_types_and_no_waiting():

@@ -82,6 +82,21 @@ def test_ibot_weights_images_equally_and_padding_changes_nothing():
     assert student.grad.eq(0).all()
 
 
+def test_one_tensor_stands_for_all_levels():
+    levels, classes = [torch.randn(6, 4), torch.randn(6, 8)], torch.arange(6) % 4
+    loss = NestedClusterLoss(torch.nn.functional.cross_entropy)
+    torch.testing.assert_close(loss(levels, classes), loss(levels, [classes] * 2), rtol=0, atol=0)
+    with pytest.raises(TypeError, match='must be a list over the levels'):
+        loss(torch.randn(2, 6, 4), classes)  # what may be two levels or two views
+
+
+def test_double_precision_stays():
+    scores, teacher, weights = (torch.rand(6, *shape).double() for shape in ((5,), (5,), ()))
+    one = torch.stack([IBOTLoss()(scores, teacher, weights=torch.eye(6)[n].double()) for n in range(6)])
+    whole = IBOTLoss()(scores, teacher, weights=weights)
+    torch.testing.assert_close(whole, (one * weights).sum() / weights.sum(), rtol=1e-12, atol=0)
+
+
 def test_levels_add_up_and_five_copies_give_five_times():
     scores = [draw(B, K, seed=s) for s in range(3)]
     teacher = [draw(B, K, seed=10 + t, scale=0.2) for t in range(2)]
@@ -252,8 +267,12 @@ def test_bad_input():
         IBOTLoss()(scores[0], scores[0], mask=torch.ones(3, dtype=torch.bool))
     with pytest.raises(TypeError, match='mask must be a bool tensor'):
         IBOTLoss()(scores[0], scores[0], mask=torch.ones(6))
+    with pytest.raises(TypeError, match=r'weights must be a tensor \(6,\), got list'):
+        IBOTLoss()(scores[0], scores[0], weights=[1.0] * 6)
     with pytest.raises(TypeError, match='must be a list over the levels'):
         NestedClusterLoss(DINOLoss())(scores[0])
+    with pytest.raises(ValueError, match='weights must be a finite number'):
+        NestedClusterLoss(DINOLoss(), weights=[float('nan')])
     with pytest.raises(ValueError, match='equally many levels'):
         NestedClusterLoss(DINOLoss())([scores] * 2, [teacher])
     with pytest.raises(ValueError, match='weights must hold one number'):

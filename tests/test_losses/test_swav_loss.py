@@ -184,6 +184,8 @@ def test_queue_takes_part_in_the_assignment_alone():
     loss = SwAVLoss()(scores, queue)
     torch.testing.assert_close(loss, loss_by_loop(scores, queue), rtol=1e-12, atol=0)
     torch.testing.assert_close(SwAVLoss()(scores, list(queue)), loss)
+    shared = SwAVLoss()(scores, queue[:1].expand(2, -1, -1))
+    torch.testing.assert_close(SwAVLoss()(scores, queue[0]), shared, rtol=0, atol=0)
     assert abs(float(loss.detach() - SwAVLoss()(scores).detach())) > 1e-4
     order = torch.randperm(40)  # the order of a ring does not matter
     torch.testing.assert_close(SwAVLoss()(scores, queue[:, order]), loss)

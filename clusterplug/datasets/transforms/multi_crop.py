@@ -17,6 +17,8 @@ from clusterplug.registry import TRANSFORMS
 
 def image_tensor(image: np.ndarray, channel_order: str) -> Tensor:
     """(3, H, W) RGB tensor of an image (H, W, 3), or (H, W) repeated three times."""
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f'img must be a NumPy array (H, W, 3), got {type(image).__name__}')
     if image.ndim == 2:
         image = image[..., None].repeat(3, 2)
     if image.ndim != 3 or image.shape[2] not in (1, 3):
@@ -26,6 +28,20 @@ def image_tensor(image: np.ndarray, channel_order: str) -> Tensor:
     if channel_order == 'bgr':
         image = image[..., ::-1]
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _check_levels(image: Tensor) -> None:
+    """Raise where changes of color would cut values off: they take levels 0 .. 255 as uint8, or floats 0 .. 1."""
+    if image.dtype == torch.uint8:
+        return
+    if not image.is_floating_point():
+        raise TypeError(f'img must be uint8, or floats within 0 .. 1, got {image.dtype}')
+    low, high = (float(each) for each in image.aminmax())
+    if not 0 <= low <= high <= 1:
+        raise ValueError(
+            f'img must be uint8, or floats within 0 .. 1, got floats from {low:g} to {high:g}, which changes of color '
+            f'would cut off; load images without to_float32'
+        )
 
 
 @TRANSFORMS.register_module()
@@ -47,8 +63,8 @@ class MultiCrop(BaseTransform):
     Random numbers come from torch's global generator, which data loaders seed in every worker.
 
     Raises:
-        ValueError: lists of different lengths, numbers out of range. An image that is smaller than a crop is enlarged,
-            with one warning.
+        ValueError, TypeError: lists of different lengths, numbers out of range; an image that is neither uint8 nor
+            floats within 0 .. 1. An image that is smaller than a crop is enlarged, with one warning.
 
     Source: Caron et al., NeurIPS 2020, section 4 and the official code's scripts: 2 x 224 + 6 x 96, without
     solarization. **Differs from the authors' code**: blur is drawn from torch's generator (theirs from NumPy's, which
@@ -109,6 +125,7 @@ class MultiCrop(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Add ``views``; ``img`` stays."""
         image = image_tensor(results['img'], self.channel_order)
+        _check_levels(image)
         if not self._warned and min(image.shape[1:]) < max(self.sizes):
             self._warned = True
             warnings.warn(

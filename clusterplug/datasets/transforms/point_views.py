@@ -44,7 +44,7 @@ class PointViews(BaseTransform):
     generator.
 
     Raises:
-        ValueError: options out of range, a scan without a finite point.
+        ValueError: options out of range, points without x, y, z, a scan without a finite point.
 
     Source: views of DepthContrast and SegContrast for scans; SwAV for the pairing. **Own choice**: what is cropped is
     nearest from above, as a LiDAR scan is a disk.
@@ -92,6 +92,8 @@ class PointViews(BaseTransform):
         """Add the views; ``points`` stays."""
         points = results['points']
         points = torch.as_tensor(getattr(points, 'tensor', points)).float()
+        if points.dim() != 2 or points.shape[1] < 3:
+            raise ValueError(f'points must be (N, C) with x, y, z first, got shape {tuple(points.shape)}')
         finite = torch.isfinite(points).all(1).nonzero()[:, 0]
         if len(finite) == 0:
             raise ValueError(f'a scan needs at least one finite point, got {len(points)} points')

@@ -8,6 +8,8 @@ from torch import Tensor
 from clusterplug.core.checks import check_device, check_mask, check_number
 from clusterplug.core.numerics import host_checks_allowed, no_autocast, working_dtype
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 def info_nce(scores: Tensor, positive: Tensor, candidate: Tensor | None = None, *, temperature: float) -> Tensor:
     r"""Return one contrastive loss an anchor, from its scores with all keys.
@@ -25,8 +27,8 @@ def info_nce(scores: Tensor, positive: Tensor, candidate: Tensor | None = None, 
 
     Args:
         scores: (..., A, M) similarities, not yet divided by the temperature.
-        positive: (..., A, M) bool, True = positive of the anchor; or (..., A) int64, the key that is its only positive,
-            below 0 = none.
+        positive: (..., A, M) bool, True = positive of the anchor; or (..., A) integers, the key that is its only
+            positive, below 0 = none.
         candidate: (..., A, M) bool, True = takes part in the denominator. Scores that are neither positive nor
             candidate may be anything, NaN too.
         temperature: Divides the scores.
@@ -78,7 +80,7 @@ def _check_keys(scores: Tensor, positive: Tensor, candidate: Tensor | None) -> T
     if scores.dim() < 2:
         raise ValueError(f'scores must have shape (..., A, M), got {tuple(scores.shape)}; add the missing dimension')
     check_mask(candidate, scores.shape, scores.device, 'candidate')
-    if isinstance(positive, Tensor) and positive.dtype == torch.int64:
+    if isinstance(positive, Tensor) and positive.dtype in _INTEGERS:
         if positive.shape != scores.shape[:-1]:
             raise ValueError(
                 f'positive must have shape {tuple(scores.shape[:-1])} as indices or {tuple(scores.shape)} as a mask, '
@@ -93,6 +95,6 @@ def _check_keys(scores: Tensor, positive: Tensor, candidate: Tensor | None) -> T
             )
         return positive[..., None] == torch.arange(scores.shape[-1], device=scores.device)
     if positive is None:
-        raise TypeError('positive must be a bool tensor (True = positive) or int64 indices, got NoneType')
+        raise TypeError('positive must be a bool tensor (True = positive) or integer indices, got NoneType')
     check_mask(positive, scores.shape, scores.device, 'positive')
     return positive
