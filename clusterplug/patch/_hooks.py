@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hooks themselves; classes, so that a copied model gets hooks of its own."""
 
+import sys
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from clusterplug.patch._store import Store
+from clusterplug.patch._store import Store, end_checkpointing
 
 if TYPE_CHECKING:
     from clusterplug.patch._session import Session
@@ -30,7 +31,8 @@ class EndHook:
         self.store, self.trunk = store, trunk
 
     def __call__(self, module: nn.Module, args: tuple, output) -> None:
-        if output is None:
+        if output is None:  # an error is on its way
+            end_checkpointing(sys.exc_info()[1])
             self.store.drop()
         elif self.trunk and self.store.current.restore is not None:
             self.store.drop()

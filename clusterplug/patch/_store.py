@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the hooks of a patch tell each other during one forward pass."""
 
+import inspect
 import threading
+import types
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.checkpoint import checkpoint
+
+_checkpoint_code = inspect.unwrap(checkpoint).__code__
 
 
 class _Pass:
@@ -123,6 +128,24 @@ def autograd_state() -> tuple | None:
     if torch.compiler.is_compiling():
         return None
     return torch.is_grad_enabled(), torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+def end_checkpointing(error: BaseException | None) -> None:
+    """End gradient checkpointing that an error has left open, the innermost first.
+
+    The form without reentrance sets hooks for saved tensors in a generator and does not close it when what it runs
+    fails (2026-11, torch 2.11). So the hooks stay for as long as somebody keeps the error, as a notebook does, and
+    meanwhile every other model of the thread is computed again with them.
+    """
+    frames, trace = [], getattr(error, '__traceback__', None)
+    while trace is not None:
+        if trace.tb_frame.f_code is _checkpoint_code:
+            frames.append(trace.tb_frame)
+        trace = trace.tb_next
+    for frame in reversed(frames):
+        generator = frame.f_locals.get('gen')
+        if isinstance(generator, types.GeneratorType):
+            generator.close()
 
 
 def backward_pass() -> int:

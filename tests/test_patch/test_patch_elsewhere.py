@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 pytest.importorskip('timm', reason='needs timm: pip install clusterplug[vit]')
 pytest.importorskip('transformers', reason='needs transformers: pip install clusterplug[vit]')
@@ -193,6 +194,54 @@ def test_checkpointing_of_single_blocks_is_refused_in_words_that_help(name, meth
     assert f"method '{method}' does not support gradient checkpointing of single blocks" in message
     assert 'pass the whole model to torch.utils.checkpoint.checkpoint' in message
     assert 'clusterplug.patch.remove(model)' in message
+
+
+@pytest.mark.parametrize(
+    ('name', 'method'), [('timm swin', 'expedit'), ('transformers swin', 'average'), ('transformers sam', 'average')]
+)
+def test_a_refusal_that_is_kept_leaves_no_checkpointing_behind(name, method):
+    """A notebook keeps the last error, and with it what the error holds, while other cells run."""
+    model, image = models.make(name).train(), models.picture(1).requires_grad_()
+    other = models.make('plain')
+    right = _gradients(other, image)
+    patch.apply(model, method, start=1, keep_ratio=0.3)
+    if name.startswith('timm'):
+        model.set_grad_checkpointing()
+    else:
+        model.gradient_checkpointing_enable(dict(use_reentrant=False))
+    kept = []
+    for _ in range(2):
+        try:
+            _gradients(model, image)
+        except RuntimeError as error:
+            kept.append(error)
+    assert len(kept) == 2
+    found = _gradients(other, image)
+    assert all(torch.equal(found[name], right[name]) for name in right)
+    assert torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+
+
+def test_checkpointing_around_the_model_is_ended_in_its_order():
+    """One checkpoint inside another, both left open by an error: afterwards only what was there before is left."""
+    model, image = models.make('plain').train(), models.picture(1)
+
+    class Failing(models.PlainTransformer.Block):
+        def forward(self, x):
+            return checkpoint(lambda x: checkpoint(self.fail, x, use_reentrant=False), x, use_reentrant=False)
+
+        def fail(self, x):
+            raise ArithmeticError
+
+    patch.apply(model, start=1, keep_ratio=0.3)
+    model.blocks[2].forward = Failing.forward.__get__(model.blocks[2])
+    model.blocks[2].fail = Failing.fail.__get__(model.blocks[2])
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        mine = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        with pytest.raises(ArithmeticError) as kept:
+            model(image)
+        assert torch._C._autograd._top_saved_tensors_default_hooks(True) == mine
+    assert torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    del kept
 
 
 def test_inputs_of_blocks_are_known_by_their_memory_not_by_its_address():
