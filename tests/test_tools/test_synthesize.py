@@ -19,14 +19,23 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools' / 'synthesize.py'
 TRAINING = ROOT / 'configs/synthesis/minkunet18_w8_spconv_1xb1-5e_lidar-city-tree.py'
 SLOW = """
+import itertools
+import os
 import time
 
-def samples(desc, n, rng):
+calls = itertools.count()
+
+def wait():
+    if next(calls) >= int(os.environ.get('HANGS_AFTER', 1000)):
+        time.sleep(600)
     time.sleep(0.02)
+
+def samples(desc, n, rng):
+    wait()
     return [dict(desc, number=int(rng.integers(1000))) for _ in range(n)]
 
 def pivots(desc, n, rng):
-    time.sleep(0.02)
+    wait()
     return [dict({'color': 'rgb'[i % 3], 'size': i % 4}, **desc) for i in range(n)]
 """
 CONFIG = """
@@ -71,7 +80,8 @@ def test_a_killed_tool_goes_on_without_loss(config, tmp_path, capsys):
     assert tool().main([str(config), '--out', str(tmp_path / 'whole')]) == 0
     out, journal = tmp_path / 'out', tmp_path / 'out' / 'journal.jsonl'
     command = [sys.executable, str(TOOL), str(config), '--out', str(out), '--workers', '2']
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    hanging = dict(os.environ, HANGS_AFTER='18')  # so that it cannot end before it is killed
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=hanging)
     end = time.monotonic() + 60
     while time.monotonic() < end and not (journal.exists() and journal.read_bytes().count(b'\n') > 13):
         time.sleep(0.005)
