@@ -14,7 +14,7 @@ from clusterplug.core.checks import check_choice, check_count, check_number
 from clusterplug.datasets.transforms.color_jitter import FastColorJitter
 from clusterplug.registry import TRANSFORMS
 
-_ROUNDING = 1e-3  # by which a resized image may leave 0 .. 1
+_OVERSHOOT = 0.1  # of bicubic resizing at edges; such levels mean white and black
 
 
 def image_tensor(image: np.ndarray, channel_order: str) -> Tensor:
@@ -39,7 +39,7 @@ def _check_levels(image: Tensor) -> None:
     if not image.is_floating_point():
         raise TypeError(f'img must be uint8, or floats within 0 .. 1, got {image.dtype}')
     low, high = (float(each) for each in image.aminmax())
-    if not -_ROUNDING <= low <= high <= 1 + _ROUNDING:
+    if not -_OVERSHOOT <= low <= high <= 1 + _OVERSHOOT:
         raise ValueError(
             f'img must be uint8, or floats within 0 .. 1, got floats from {low:g} to {high:g}, which changes of color '
             f'would cut off; load images without to_float32'
