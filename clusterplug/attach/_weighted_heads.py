@@ -22,6 +22,23 @@ class Weighted:
         return self._sample_weighting[0].weights_of_batch(count, type(self).__name__)
 
 
+class WeightedModel:
+    """The model itself, whose ``loss`` may be called past ``forward``, as trainers of a teacher and a student do."""
+
+    def loss(self, *args, **kwargs):
+        weighting = self.sample_weighting
+        through_forward = weighting.current is not None
+        if not through_forward:
+            samples = [kwargs[name] for name in ('batch_data_samples', 'data_samples') if name in kwargs]
+            weighting.begin(self, samples[0] if samples else args[1] if len(args) > 1 else None)
+        try:
+            output = super().loss(*args, **kwargs)
+        except BaseException:
+            weighting.current = None
+            raise
+        return output if through_forward else weighting.end(output)
+
+
 class WeightedAnchors(Weighted):
     """Heads that make targets by ``anchor_target_3d``: SECOND, PointPillars, Part-A2's and PV-RCNN's proposals."""
 
@@ -223,6 +240,12 @@ def _turn(module: nn.Module, form: type, weighting: nn.Module) -> None:
     module.__class__ = _subclass(form, type(module))
     # in a list, so that it is no submodule of the head, and copied with the model
     module.__dict__['_sample_weighting'] = [weighting]
+
+
+def turn_model(model: nn.Module) -> None:
+    """Turn a model that has a ``loss`` into its form that weights also where that is called past ``forward``."""
+    if callable(getattr(type(model), 'loss', None)):
+        model.__class__ = _subclass(WeightedModel, type(model))
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clusterplug.attach._weighted_heads import holders_of_losses, turn, weighted_form
+from clusterplug.attach._weighted_heads import holders_of_losses, turn, turn_model, weighted_form
 from clusterplug.core.checks import check_choice, check_number
 from clusterplug.datasets.transforms import look_up, read_likelihoods, sample_id
 from clusterplug.functional import likelihood_weights
@@ -65,20 +65,28 @@ class SampleWeighting(nn.Module):
         self.current = None
         if mode != 'loss':
             return
-        samples = kwargs.get('data_samples', args[1] if len(args) > 1 else None)
+        self.begin(model, kwargs.get('data_samples', args[1] if len(args) > 1 else None))
+
+    def begin(self, model: nn.Module, samples: Any) -> None:
+        """Find the weights of ``samples``."""
+        self.current = None
         if not samples:
             raise ValueError('a training step needs data_samples, whose meta information has the id or the likelihood')
         device = next(model.parameters()).device
-        self.current = torch.tensor([self._weight(sample) for sample in samples], device=device)
-        self.last_weights = self.current
+        found = torch.tensor([self._weight(sample) for sample in samples], device=device)
         if self.alone and self.mode == 'exact' and len(samples) > 1:
             raise ValueError(
                 f'{", ".join(self.alone)} cannot be weighted sample by sample in a batch of {len(samples)}; take '
                 f"batch_size=1 (accumulative_counts keeps the step), mode='batch_mean', or the LikelihoodSampler"
             )
+        self.current = self.last_weights = found
 
     def after(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        """Forget them; weight the losses as a whole where that is what was asked for."""
+        """End the step that :meth:`before` began."""
+        return self.end(output)
+
+    def end(self, output: Any) -> Any:
+        """Forget the weights; weight the losses as a whole where that is what was asked for."""
         weights, self.current = self.current, None
         if weights is None or (self.mode == 'exact' and not self.alone):
             return output
@@ -125,7 +133,7 @@ def WithSampleWeights(
 
     with L_i the terms of sample i as the heads sum them, and n their normalizers (number of positives, of points),
     which stay as they are: with gamma = 0 all losses and gradients are those of the model, bit for bit. Weights are not
-    used at test time, change no class, no name in the ``state_dict`` and not the length of an epoch.
+    used at test time, change no name in the ``state_dict`` and not the length of an epoch.
 
     Every sample is weighted exactly in batches of any size: anchor heads (SECOND, PointPillars, MVX-Net, PV-RCNN's
     and Part-A2's proposals), CenterPoint (heat maps and boxes), PointRCNN's and PV-RCNN's stages, and all segmentors
@@ -180,6 +188,7 @@ def WithSampleWeights(
     if weighting.mode == 'exact':
         _weight_heads(model, weighting)
     model.sample_weighting = weighting
+    turn_model(model)
     model.register_forward_pre_hook(weighting.before, with_kwargs=True)
     model.register_forward_hook(weighting.after, with_kwargs=True)
     return model

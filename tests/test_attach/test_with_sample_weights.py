@@ -224,6 +224,35 @@ def test_copies_have_their_own_weights():
     assert type(model.head).__name__ == 'MinkUNetHead'
 
 
+class Detector(Host):
+    """As those of mmdet3d: ``forward`` calls ``loss``, and so may others."""
+
+    def loss(self, batch_inputs, batch_data_samples):
+        return self.head.loss(*self.arguments(batch_data_samples))
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.loss(inputs, data_samples) if mode == 'loss' else self.features.sum()
+
+
+@pytest.mark.parametrize('mode', ['exact', 'batch_mean'])
+def test_a_loss_past_forward_is_weighted_once_as_well(mode):
+    plain, model = built('anchors', mode=mode)
+    detector = Detector(plain.head, plain.features.detach().clone())
+    detector.load_state_dict(plain.state_dict())
+    weighted = WithSampleWeights(copy.deepcopy(detector), eta=0.0, gamma=1.0, mode=mode)
+    found = samples('anchors', [0.9, 0.2, 0.5])
+    expected = model({}, found, mode='loss')
+    for each in (weighted, copy.deepcopy(weighted)):
+        assert isinstance(each, Detector)
+        for losses in (each.loss({}, found), each.loss({}, batch_data_samples=found), each({}, found, mode='loss')):
+            assert losses.keys() == expected.keys()
+            for key, value in losses.items():
+                torch.testing.assert_close(value, expected[key])
+        assert each.sample_weighting.current is None
+    with pytest.raises(ValueError, match='data_samples'):
+        weighted.loss({}, [])
+
+
 def test_likelihoods_of_a_table():
     known = SampleLikelihood.from_labels([0, 0, 1])
     _, model = built('minkunet', likelihood=known, eta=0.5, gamma=5.0, normalize='mean')
