@@ -169,7 +169,7 @@ class MarginLoss(nn.Module):
             # by differences: the form over products has no digits left for close pairs
             distances = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist').square().add(_EPS).sqrt()
             with torch.no_grad():
-                positives, negatives, valid = self._pairs(distances, labels, groups, embeddings.shape[1])
+                positives, negatives, valid = self._pairs(distances, labels, groups, x)
             loss = self._loss(distances.gather(1, positives), distances.gather(1, negatives), valid, labels)
         return loss.to(embeddings.dtype)
 
@@ -185,11 +185,14 @@ class MarginLoss(nn.Module):
         total = pull.sum() + push.sum() + torch.where(number > 0, self.nu * beta.abs().sum(), 0.0)
         return total / number.clamp(min=1)
 
-    def _pairs(self, distances: Tensor, labels: Tensor, groups, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _pairs(self, distances: Tensor, labels: Tensor, groups, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.sampling == 'cutoff':
             return margin_pairs(distances, labels, groups=groups, cutoff=self.cutoff)
         positive, negative, _ = _kinds(labels, groups)
-        weights = distance_weights(distances, max(dim, 2), mask=negative, cutoff=self.cutoff)
+        dim: int | Tensor = max(x.shape[1], 2)
+        if groups is not None:  # rows of a learner are 0 outside of its slice, which is all that is compared
+            dim = (x != 0).sum(1).clamp(min=2)
+        weights = distance_weights(distances, dim, mask=negative, cutoff=self.cutoff)
         weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, negative.to(weights.dtype))
         bounds = weights.double().cumsum(1)
         generator = torch.Generator(labels.device).manual_seed(self._next_seed())

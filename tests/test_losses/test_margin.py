@@ -99,7 +99,7 @@ def test_distance_sampling_spreads_the_distances(dim, least):
     labels = torch.arange(512) % 256  # one positive, so one draw for each row
     loss, distances, drawn = MarginLoss(sampling='distance'), torch.cdist(x, x), []
     for _ in range(8):
-        _, columns, valid = loss._pairs(distances, labels, None, dim)
+        _, columns, valid = loss._pairs(distances, labels, None, x)
         rows = torch.arange(512)[:, None].expand_as(valid)
         assert (labels[columns[valid]] != labels[rows[valid]]).all()
         drawn.append(distances.gather(1, columns)[valid])
@@ -113,6 +113,22 @@ def test_distance_sampling_spreads_the_distances(dim, least):
 
     assert unevenness(drawn) < 0.5 * unevenness(uniform)
     assert float((uniform > 1.4).double().mean()) > 0.5
+
+
+def test_distance_sampling_counts_the_dimensions_of_the_slice():
+    x, labels = batch((8, 8, 8, 8), 5)
+    whole = torch.zeros(32, 128, dtype=torch.float64)
+    whole[:, 40:45] = x
+    groups = torch.zeros(32, dtype=torch.long)
+    expected = [float(MarginLoss(sampling='distance', beta=1.3, seed=seed)(x, labels)) for seed in range(5)]
+    found = [float(MarginLoss(sampling='distance', beta=1.3, seed=seed)(whole, labels, groups)) for seed in range(5)]
+    assert found == pytest.approx(expected, rel=1e-12)
+    distances, dims = torch.cdist(x[:3], x[3:9]), torch.tensor([2, 7, 128])
+    rows = torch.stack([distance_weights(row, int(dim)) for row, dim in zip(distances, dims)])
+    torch.testing.assert_close(distance_weights(distances, dims), rows)
+    for bad in (dims[:2], dims.double(), dims - 1):
+        with pytest.raises(ValueError, match='dim must be'):
+            distance_weights(distances, bad)
 
 
 def test_distance_sampling_repeats_after_a_resume():

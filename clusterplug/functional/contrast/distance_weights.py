@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 
 from clusterplug.core.checks import check_count, check_mask, check_number
-from clusterplug.core.numerics import no_autocast, working_dtype
+from clusterplug.core.numerics import no_autocast, on_host, working_dtype
 
 __all__ = ['distance_weights']
 
 
 def distance_weights(
     distances: Tensor,
-    dim: int,
+    dim: int | Tensor,
     *,
     mask: Tensor | None = None,
     cutoff: float = 0.5,
@@ -28,7 +28,7 @@ def distance_weights(
 
     Args:
         distances: (..., N) Euclidean distances of unit vectors, 0 to 2, floating; each row is one distribution.
-        dim: d, dimension of the vectors, at least 2.
+        dim: d, dimension of the vectors, at least 2; an integer tensor (...) has one for each row.
         mask: (..., N) bool, True = candidate; None: all.
         cutoff: Smaller distances count as this one, so that a few close pairs do not take all draws.
         max_distance: Candidates beyond have probability 0: they are separated already.
@@ -52,7 +52,7 @@ def distance_weights(
     if not isinstance(distances, Tensor) or not distances.is_floating_point() or distances.dim() < 1:
         got = f'{distances.dtype} {tuple(distances.shape)}' if isinstance(distances, Tensor) else type(distances)
         raise TypeError(f'distances must be a floating tensor (..., N), got {got}')
-    dim = check_count(dim, 'dim', 2)
+    dims = _dims(dim, distances)
     max_distance = check_number(max_distance, 'max_distance', above=0, most=1.999)
     cutoff = check_number(cutoff, 'cutoff', above=0, most=max_distance)
     check_mask(mask, tuple(distances.shape), distances.device)
@@ -62,9 +62,22 @@ def distance_weights(
         if mask is not None:
             allowed = allowed & mask
         d = torch.where(allowed, d, 1.0).clamp(min=cutoff)
-        log_weights = (2 - dim) * d.log() - (dim - 3) / 2 * torch.log1p(-d.square() / 4)
+        log_weights = (2 - dims) * d.log() - (dims - 3) / 2 * torch.log1p(-d.square() / 4)
         log_weights = log_weights.masked_fill(~allowed, -torch.inf)
         peak = log_weights.amax(-1, keepdim=True) if d.shape[-1] else log_weights.sum(-1, keepdim=True)
         weights = (log_weights - torch.where(peak > -torch.inf, peak, 0.0)).exp()
         total = weights.sum(-1, keepdim=True)
         return (weights / torch.where(total > 0, total, 1.0)).to(distances.dtype)
+
+
+def _dims(dim: int | Tensor, distances: Tensor) -> int | Tensor:
+    """Return the dimension, or those of the rows as a column."""
+    if not isinstance(dim, Tensor):
+        return check_count(dim, 'dim', 2)
+    if dim.is_floating_point() or dim.shape != distances.shape[:-1]:
+        raise ValueError(
+            f'dim must be an int or integers {tuple(distances.shape[:-1])}, got {dim.dtype} {tuple(dim.shape)}'
+        )
+    if on_host(dim) and dim.numel() and bool((dim < 2).any()):
+        raise ValueError(f'dim must be at least 2, got {int(dim.min())}')
+    return dim.unsqueeze(-1)
