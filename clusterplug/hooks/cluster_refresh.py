@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Subset
 from clusterplug.core.checks import check_count
 from clusterplug.core.distributed import gather_ranks, rank, world_size
 from clusterplug.hooks._clusters import build_estimator, centers_of, fit_copy, matched_ids
+from clusterplug.hooks.value_schedule import attribute_of
 from clusterplug.memory import SampleTable
 from clusterplug.registry import DATASETS, HOOKS
 
@@ -313,7 +314,7 @@ def find_target(model: torch.nn.Module, path: str, hook: str) -> Any:
             raise ValueError(
                 f'{hook} found no {path!r} in {type(model).__name__}: {type(found).__name__} has no {part!r}'
             )
-        found = getattr(found, part)
+        found = attribute_of(found, part)
     return found
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One value of a model as a function of the training iteration: momentum, weight, temperature, mass."""
 
+import inspect
 import math
 import weakref
 from typing import Any
@@ -47,7 +48,8 @@ class ValueScheduleHook(Hook):
     unless somebody has set another since; where a training ended with an error, the next one begins with it.
 
     Args:
-        target: Where the value is, as a dotted path from the model: ``'loss.momentum'``,
+        target: Where the value is, as a dotted path from the model: ``'loss.momentum'`` (of
+            :class:`~clusterplug.pretraining.MultiViewModel` too, whose ``loss`` is a method),
             ``'head.layers.0.temperature'``. A number that is an attribute, or a buffer or parameter of one element,
             which is then filled.
         start: Value until ``begin``; None: what it was before the training.
@@ -120,6 +122,16 @@ class ValueScheduleHook(Hook):
             _restore(owner, name)
 
 
+def attribute_of(owner: Any, name: str) -> Any:
+    """Return ``owner.name``; where that is a method with a module of the name ``name_function``, the module.
+
+    ``loss`` is a method of mmengine's models, and who says ``loss.temperature`` means the module that it calls.
+    """
+    found = getattr(owner, name)
+    module = getattr(owner, f'{name}_function', None)
+    return module if inspect.ismethod(found) and isinstance(module, torch.nn.Module) else found
+
+
 def find_value(model: torch.nn.Module, target: str, hook: str) -> tuple[Any, str]:
     """Return the object on the dotted path, and the name of its attribute.
 
@@ -135,7 +147,7 @@ def find_value(model: torch.nn.Module, target: str, hook: str) -> tuple[Any, str
                 f'{hook}: target {target!r} is not in the model: {".".join(path[:number]) or type(owner).__name__} '
                 f'has no {part!r}' + (f'; it has {", ".join(children)}' if children else '')
             )
-        owner = getattr(owner, part)
+        owner = attribute_of(owner, part)
     value = getattr(owner, name, None)
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return owner, name

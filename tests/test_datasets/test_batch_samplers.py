@@ -215,6 +215,17 @@ def test_classes_times_samples():
         ClassBalancedBatchSampler(labels, 3, 2, batch_size=7)
 
 
+def test_small_classes_have_all_their_samples_in_a_batch():
+    labels = labels_of([3, 3, 1])
+    sampler = ClassBalancedBatchSampler(labels, 3, 4, num_batches=30)
+    for batch in sampler:
+        counts = np.bincount(batch, minlength=7)
+        assert sorted(counts[labels == 0]) == sorted(counts[labels == 1]) == [1, 1, 2]
+        assert counts[labels == 2] == [4]
+    counts = np.bincount(np.concatenate(list(sampler)), minlength=7)
+    assert counts[labels == 0].tolist() == counts[labels == 1].tolist() == [40, 40, 40]
+
+
 def test_episodes():
     labels = labels_of([20, 20, 17, 16, 3])
     sampler = EpisodeSampler(labels, num_ways=3, num_shots=2, num_queries=14, num_episodes=7)

@@ -106,6 +106,22 @@ def test_bad_arguments(options, error, match):
         ValueScheduleHook(**options)
 
 
+def test_loss_of_a_model_whose_loss_is_a_method():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loss_function = nn.Module()
+            self.loss_function.temperature = 0.1
+
+        def loss(self):
+            return self.loss_function.temperature
+
+    runner = SimpleNamespace(model=Model(), iter=0, max_iters=3)
+    hook = ValueScheduleHook('loss.temperature', start=0.4, end=0.2, iters=2, shape='linear')
+    assert run(hook, runner, range(3), Model.loss) == pytest.approx([0.4, 0.3, 0.2])
+    assert not hasattr(Model.loss, 'temperature')
+
+
 @pytest.mark.parametrize(('target', 'match'), [
     ('head.momentum', "has no 'head'; it has loss, layers"),
     ('loss.x', 'no such attribute'),

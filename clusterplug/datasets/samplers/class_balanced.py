@@ -15,8 +15,9 @@ class ClassBalancedBatchSampler(EpochBatchSampler):
     """Draw batches of P classes with K samples each, every class equally often.
 
     Classes come in random order until all have come, then in another one; so do the samples of a class. A sample stands
-    in a batch twice only where its class has fewer than K. For losses that need positives in the batch (metric
-    learning, several positives, pairs of classes), also over the clusters of an estimator.
+    in a batch twice only where its class has fewer than K, and then all of them about equally often. For losses that
+    need positives in the batch (metric learning, several positives, pairs of classes), also over the clusters of an
+    estimator.
 
     Args:
         labels: (N,) integers: array, tensor, list, or the path of a .npy file. Below 0 = ignored.
@@ -93,10 +94,14 @@ def _passes(size: int, rows: int, width: int, rng: np.random.Generator, items: n
     items = np.arange(size) if items is None else items
     if not rows:
         return np.empty((0, width), dtype=np.int64)
+    if width > size:  # every item as often as it goes into a row, and some once more
+        times, more = divmod(width, size)
+        rest = _passes(size, rows, more, rng, items) if more else np.empty((rows, 0), dtype=np.int64)
+        return rng.permuted(np.concatenate([np.tile(items, (rows, times)), rest], 1), axis=1)
     drawn = []
     for total in range(0, rows * width, size):
         order, begun = rng.permutation(size), total % width
-        if begun and size >= width:
+        if begun:
             head = order[~np.isin(order, drawn[-1][-begun:])][: width - begun]  # completes the row that was begun
             order = np.concatenate([head, rng.permutation(np.setdiff1d(order, head))])
         drawn.append(order)
