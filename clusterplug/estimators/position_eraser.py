@@ -142,7 +142,8 @@ class PositionEraser(TransformerMixin, SavedEstimator):
         - ``nn.Linear`` with D outputs: its weight and bias are changed in place (a bias is added where there is none).
         - ``nn.LayerNorm`` over D channels: returns a new ``nn.Sequential`` of the normalization without its affine part
           and one ``nn.Linear``; put it in the place of the old one.
-        - a vision transformer whose attribute ``norm`` is such a LayerNorm (timm, DINOv2): ``norm`` is replaced.
+        - a vision transformer whose last norm is such a LayerNorm, in its attribute ``norm`` (timm, DINOv2),
+          ``layernorm`` (transformers) or ``encoder.ln`` (torchvision): that is replaced.
 
         Raises:
             TypeError: Any other module.
@@ -164,13 +165,14 @@ class PositionEraser(TransformerMixin, SavedEstimator):
             self._fold(linear, diagonal, module.bias)
             plain = nn.LayerNorm(width, eps=module.eps, elementwise_affine=False)
             return nn.Sequential(plain, linear).train(module.training)
-        norm = getattr(module, 'norm', None)
-        if isinstance(norm, nn.LayerNorm):
-            module.norm = self.fold_into(norm)
-            return module
+        for owner, name in ((module, 'norm'), (module, 'layernorm'), (getattr(module, 'encoder', None), 'ln')):
+            norm = getattr(owner, name, None)
+            if isinstance(norm, nn.LayerNorm):
+                setattr(owner, name, self.fold_into(norm))
+                return module
         raise TypeError(
-            f'fold_into takes an nn.Linear, an nn.LayerNorm, or a module whose attribute norm is one, got '
-            f'{type(module).__name__}; apply transform to the features instead'
+            f'fold_into takes an nn.Linear, an nn.LayerNorm, or a module whose norm, layernorm or encoder.ln is one, '
+            f'got {type(module).__name__}; apply transform to the features instead'
         )
 
     @property

@@ -227,6 +227,13 @@ def test_folded_layers_give_erased_features(mode):
     assert eraser.fold_into(backbone) is backbone
     torch.testing.assert_close(backbone(inputs).detach(), expected, rtol=1e-4, atol=1e-5)
     assert not backbone.norm.training
+    for path in ('layernorm', 'encoder.ln'):  # of transformers, of torchvision
+        norm = nn.LayerNorm(10)
+        other = nn.ModuleDict({'layernorm': norm} if path == 'layernorm' else {'encoder': nn.ModuleDict({'ln': norm})})
+        eraser = PositionEraser(3, mode=mode).fit(norm(inputs).detach(), positions)
+        expected = eraser.transform(norm(inputs).detach())
+        assert eraser.fold_into(other) is other
+        torch.testing.assert_close(other.get_submodule(path)(inputs).detach(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_loop_ends_early_and_warns_late(data):
