@@ -34,6 +34,21 @@ def keep_fp32(fn: Callable[[Tensor], Tensor], *, widen: bool = True) -> Callable
     return moved
 
 
+def keep_types(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """As :func:`keep_fp32`, but float64 stays float64, bit for bit: for sums, tables and what must sum to 1.
+
+    Example:
+        >>> keep_types(lambda tensor: tensor.half())(torch.zeros(2, dtype=torch.float64)).dtype
+        torch.float64
+    """
+    narrow = keep_fp32(fn)
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(fn(tensor).device) if tensor.dtype == torch.float64 else narrow(tensor)
+
+    return moved
+
+
 def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
     """Return the type to compute in: float64 if one of ``dtypes`` is, float32 for everything narrower."""
     return torch.float64 if torch.float64 in dtypes else torch.float32

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_count, check_points
 from clusterplug.core.distributed import gather_ranks
-from clusterplug.core.numerics import no_autocast, on_host, working_dtype
+from clusterplug.core.numerics import keep_fp32, no_autocast, on_host, working_dtype
 from clusterplug.registry import MODELS
 
 __all__ = ['SubspaceLearnerHead', 'normalize_slices']
@@ -109,6 +109,13 @@ class SubspaceLearnerHead(nn.Module):
         self.register_buffer('partition', torch.arange(self.embed_dims) * number // self.embed_dims)
         self.register_buffer('importance_sum', torch.zeros(2, self.embed_dims))
         self.register_buffer('importance_count', torch.zeros(()))
+
+    def _apply(self, fn, recurse=True):
+        """Move with the model, but add up in fp32 when it is cast: half precision soon takes in nothing more."""
+        if recurse:
+            for module in self.children():
+                module._apply(fn)
+        return super()._apply(keep_fp32(fn), recurse=False)
 
     @property
     def num_learners(self) -> int:

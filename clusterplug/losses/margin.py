@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_count, check_number, check_points
-from clusterplug.core.numerics import host_checks_allowed, no_autocast, working_dtype
+from clusterplug.core.numerics import host_checks_allowed, keep_fp32, no_autocast, working_dtype
 from clusterplug.functional import distance_weights
 from clusterplug.registry import MODELS
 
@@ -135,6 +135,10 @@ class MarginLoss(nn.Module):
         else:
             self.register_buffer('beta', start)
         self.register_buffer('step', torch.zeros((), dtype=torch.int64))
+
+    def _apply(self, fn, recurse=True):
+        """Move with the model, but keep the boundary in fp32 when it is cast: 1.2 is 1.203 in bf16."""
+        return super()._apply(keep_fp32(fn), recurse)
 
     def forward(self, embeddings: Tensor, labels: Tensor, groups: Tensor | None = None) -> Tensor:
         """Return the loss of ``embeddings`` (N, D) with ``labels`` (N,) int64, -1 = ignored.

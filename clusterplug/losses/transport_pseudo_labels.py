@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clusterplug.core.checks import check_count, check_number
 from clusterplug.core.distributed import gather_uneven, rank, world_size
-from clusterplug.core.numerics import host_checks_allowed, no_autocast, working_dtype
+from clusterplug.core.numerics import host_checks_allowed, keep_types, no_autocast, working_dtype
 from clusterplug.functional import KNNGraph, ProgressivePlan, progressive_transport, semantic_transport
 from clusterplug.memory import FeatureQueue
 from clusterplug.registry import MODELS
@@ -112,10 +112,7 @@ class TransportPseudoLabels(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Move with the model; the float64 state stays float64."""
-        super()._apply(fn, recurse)
-        for name in ('prior', 'potentials'):
-            setattr(self, name, getattr(self, name).double())
-        return self
+        return super()._apply(keep_types(fn), recurse)
 
     def set_graph(self, graph: KNNGraph) -> None:
         """Give the similarities of all samples of the data set, lists (M, m) of ``knn_graph``.

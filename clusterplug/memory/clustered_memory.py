@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clusterplug.core.checks import check_count, check_number
 from clusterplug.core.distributed import gather_uneven
-from clusterplug.core.numerics import exact_products, host_checks_allowed, keep_fp32
+from clusterplug.core.numerics import exact_products, host_checks_allowed, keep_types
 from clusterplug.functional import kmeans, sinkhorn_log_plan
 from clusterplug.memory.feature_queue import FeatureQueue
 from clusterplug.registry import MODELS
@@ -264,21 +264,11 @@ class ClusteredMemory(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Move to a device with the model, but keep the types."""
-        return super()._apply(_keep_types(fn), recurse)
+        return super()._apply(keep_types(fn), recurse)
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
         self._clustered = bool(self.has_clusters)
-
-
-def _keep_types(fn):
-    """As ``keep_fp32``, for float64 sums as well."""
-    narrow = keep_fp32(fn)
-
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor.to(fn(tensor).device) if tensor.dtype == torch.float64 else narrow(tensor)
-
-    return moved
 
 
 def _unit_rows(x: Tensor) -> Tensor:

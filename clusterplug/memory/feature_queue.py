@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clusterplug.core.checks import check_count
 from clusterplug.core.distributed import gather_uneven
-from clusterplug.core.numerics import keep_fp32
+from clusterplug.core.numerics import keep_types
 from clusterplug.registry import MODELS
 
 
@@ -80,8 +80,8 @@ class FeatureQueue(nn.Module):
         self._count = 0  # the same number on the host
 
     def _apply(self, fn, recurse=True):
-        """Move to a device with the model, but stay fp32."""
-        return super()._apply(keep_fp32(fn), recurse)
+        """Move to a device with the model, but keep the types."""
+        return super()._apply(keep_types(fn), recurse)
 
     def __len__(self) -> int:
         """Number of slots that have been written to."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clusterplug.core.checks import check_count
 from clusterplug.core.distributed import gather_ranks
-from clusterplug.core.numerics import keep_fp32
+from clusterplug.core.numerics import keep_types
 from clusterplug.registry import MODELS
 
 _PREFIX = 'column_'
@@ -70,8 +70,8 @@ class SampleTable(nn.Module):
         self.register_buffer('written', torch.zeros(self.num_samples, dtype=torch.bool))
 
     def _apply(self, fn, recurse=True):
-        """Move with the model, but keep fp32 columns when it is cast."""
-        return super()._apply(keep_fp32(fn), recurse)
+        """Move with the model, but keep the columns when it is cast."""
+        return super()._apply(keep_types(fn), recurse)
 
     def __len__(self) -> int:
         return self.num_samples

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from clusterplug.core.numerics import keep_fp32
+from clusterplug.core.numerics import keep_fp32, keep_types
 from clusterplug.heads import GrassmannHead
 from clusterplug.losses import KoopmanLoss, PointClusterLoss, SelfExpressionLoss
 
@@ -16,6 +16,15 @@ def test_state_is_never_narrowed_and_indices_stay(kept):
         assert keep_fp32(lambda tensor, narrow=narrow: tensor.to(narrow))(state).dtype == torch.float32
     assert keep_fp32(lambda tensor: tensor.float())(state).dtype == torch.float32
     assert keep_fp32(lambda tensor: tensor)(torch.zeros(2, dtype=torch.int64)).dtype == torch.int64
+
+
+def test_types_that_are_kept():
+    for narrow in (torch.float16, torch.bfloat16, torch.float32):
+        assert (
+            keep_types(lambda tensor, narrow=narrow: tensor.to(narrow))(torch.ones(1).double()).dtype == torch.float64
+        )
+        assert keep_types(lambda tensor, narrow=narrow: tensor.to(narrow))(torch.ones(1)).dtype == torch.float32
+    assert keep_types(lambda tensor: tensor.to('meta'))(torch.ones(1).double()).device.type == 'meta'
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,15 @@ def test_state_survives():
     assert torch.equal(other(x), head(x))
 
 
+def test_sums_stay_fp32_in_a_model_that_is_cast():
+    head = SubspaceLearnerHead(6, 4).bfloat16()
+    assert head.fc.weight.dtype == torch.bfloat16
+    for _ in range(4):
+        (head(torch.ones(300, 6).bfloat16()) * torch.arange(4.0)).sum().backward()
+    assert head.importance_count == 1200
+    assert head.importance_sum.dtype == torch.float32
+
+
 def test_one_learner_is_plain_margin_training():
     torch.manual_seed(0)
     head = SubspaceLearnerHead(6, 8)

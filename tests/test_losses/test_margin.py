@@ -193,6 +193,7 @@ def test_strides_types_and_waits():
     assert inside.dtype == torch.float32
     torch.testing.assert_close(inside.double(), expected, rtol=1e-5, atol=1e-6)
     assert MarginLoss()(x.bfloat16(), labels).dtype == torch.bfloat16
+    assert torch.equal(MarginLoss().bfloat16()(x, labels), expected)  # 1.2 is no number of bf16
     loss = MarginLoss()
     assert not count_host_syncs(lambda: loss(x, labels))
 

@@ -52,6 +52,9 @@ def test_saved_moved_and_cast_with_its_model():
     half = nn.Sequential(fresh).half()[0]
     assert half['weight'].dtype == torch.float32
     assert half['weight'][3] == np.float32(1 / 3)
+    assert (
+        SampleTable(1, dict(weight=[1 / 3], wide=torch.tensor([1 / 3]).double())).half()['wide'].dtype == torch.float64
+    )
     with pytest.raises(RuntimeError, match='size mismatch'):
         SampleTable(5, dict(label=-1, weight=1.0)).load_state_dict(model.state_dict())
 
