@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_count, check_number
+from clusterplug.core.numerics import working_dtype
 from clusterplug.functional import concrete_mask
 from clusterplug.fusion._fitting import Guard, History, Problem
 from clusterplug.fusion.task_vectors import added_to, check_vectors, is_statistic, like_state_of, sum_of
@@ -88,7 +89,8 @@ class AdaMerging(nn.Module):
         for k, name in enumerate(self.names):
             # names of buffers have no dots
             self.register_buffer(f'base_{k}', base[name].detach().clone(), persistent=False)
-            stack = torch.stack([vector[name].detach().to(base[name].device) for vector in vectors])
+            dtype = working_dtype(*(vector[name].dtype for vector in vectors))  # half would round lambda
+            stack = torch.stack([vector[name].detach().to(base[name].device, dtype) for vector in vectors])
             self.register_buffer(f'vectors_{k}', self._stored(stack), persistent=False)
         rows = len(self.names) if level == 'layer' else 1
         self.coefficients = nn.Parameter(torch.full((rows, self.num_tasks), self.init))

@@ -95,7 +95,8 @@ def task_arithmetic(
         buffers, are copies of those of ``base``. Running variances of BatchNorm stay at least 0.
 
     Raises:
-        ValueError: No vectors; names or shapes that differ (listed); a wrong number of scales.
+        ValueError: No vectors; names or shapes that differ (listed); numbers that are not finite; a wrong number of
+            scales.
 
     Source: Ilharco et al., ICLR 2023 (arXiv 2212.04089); tanganke/fusion_bench (MIT), ``method/task_arithmetic``.
     **Differs from the authors' code**: tanganke/subspace_fusion adds into the tensors of the base where base and result
@@ -166,7 +167,8 @@ def ties_merging(
     scale = check_number(scale, 'scale')
     keep_ratio = check_number(keep_ratio, 'keep_ratio', most=1, above=0, hint='0.2 keeps a fifth of the entries')
     device = base[names[0]].device
-    flat = torch.stack([torch.cat([v[name].reshape(-1).to(device, torch.float32) for name in names]) for v in vectors])
+    dtype = working_dtype(*(base[name].dtype for name in names))
+    flat = torch.stack([torch.cat([v[name].reshape(-1).to(device, dtype) for name in names]) for v in vectors])
     merged = _ties(flat, keep_ratio, reduction, parity) * scale
     changes, start = {}, 0
     for name in names:
@@ -217,7 +219,8 @@ def like_state_of(base: Mapping[str, Tensor]) -> OrderedDict:
 
 def sum_of(name: str, base: Tensor, change: Tensor) -> Tensor:
     """Base and change; a variance of BatchNorm stays at least 0, below which its output would be NaN."""
-    total = (base.to(change.dtype) + change).to(base.dtype)
+    dtype = working_dtype(base.dtype, change.dtype)  # not the change's: half vectors must not round an fp32 base
+    total = (base.to(dtype) + change.to(dtype)).to(base.dtype)
     return total.clamp(min=0) if name.endswith('running_var') else total
 
 
@@ -260,7 +263,8 @@ def check_vectors(base: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Ten
     names = {name for name, value in vectors[0].items() if _is_merged(value)}
     part = {name: value for name, value in base.items() if name in names}
     for k, vector in enumerate(vectors):
-        _common_names(part, vector, 'the base', f'vector {k}')
+        common = _common_names(part, vector, 'the base', f'vector {k}')
+        _check_finite({name: vector[name] for name in common}, f'vector {k}')
     if not names:
         raise ValueError('vectors must hold at least one floating tensor')
     return [name for name in base if name in names]

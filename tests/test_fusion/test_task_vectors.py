@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from clusterplug.fusion import TaskVector, task_arithmetic, ties_merging
+from clusterplug.fusion import AdaMerging, ConcreteMerging, TaskVector, task_arithmetic, ties_merging
 
 V = torch.tensor([[3.0, -1.0, 2.0, 0.5], [-2.0, -4.0, 1.0, 0.5]])
 BASE = {'w': torch.zeros(4)}
@@ -125,9 +125,26 @@ def test_types_and_heads_of_another_size():
     torch.testing.assert_close(merged['0.weight'], tuned['0.weight'])
 
 
+def test_types_do_not_round_each_other():
+    x = torch.randn(3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    base, vectors = {'w': x[0]}, [{'w': x[1]}, {'w': x[2]}]
+    kept = ties_merging(base, vectors, keep_ratio=0.1)['w']
+    assert (kept == x[0]).sum() >= 40  # what no vector changes is the base, to the last bit
+    torch.testing.assert_close(ties_merging(base, vectors[:1], keep_ratio=1.0)['w'], x[0] + x[1], rtol=0, atol=1e-15)
+    narrow = {'w': x[1].half()}
+    expected = x[0].float() + 0.3 * narrow['w'].float()
+    for merged in (
+        task_arithmetic({'w': x[0].float()}, [narrow], 0.3),
+        AdaMerging({'w': x[0].float()}, [narrow], init=0.3).merged_state(),
+        ConcreteMerging({'w': x[0].float()}, [narrow], init=0.3).eval().merged_state(),
+    ):
+        torch.testing.assert_close(merged['w'], expected, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ('call', 'error', 'match'),
     [
+        (lambda: ties_merging(BASE, [{'w': torch.full((4,), torch.nan)}]), ValueError, 'vector 0 must be finite'),
         (lambda: TaskVector(BASE, {'v': torch.zeros(4)}), ValueError, r'v: only in the fine-tuned model'),
         (lambda: TaskVector(BASE, {'w': torch.full((4,), torch.nan)}), ValueError, 'finite'),
         (lambda: task_arithmetic(BASE, [], 0.3), ValueError, 'at least one'),
