@@ -280,7 +280,8 @@ def _read_network(path: Any) -> PointClusterNet:
             f'weights must be a file of tools/train_perceptual_clusterer.py, got {path}, which describes no network'
         )
     try:
-        with torch.device('cpu'):  # whatever the default device is
+        # whatever the default device is; the start is overwritten, so it takes no random numbers from the caller
+        with torch.random.fork_rng(devices=[]), torch.device('cpu'):
             network = PointClusterNet(**options)
         network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
     except (TypeError, ValueError, RuntimeError) as error:

@@ -97,7 +97,8 @@ def test_zero_rows_duplicates_and_one_sample():
     X[4] = X[5]
     model = DeepSubspaceClustering(5, 3, pretrain_epochs=2, random_state=0).fit(X)
     assert np.isfinite(model.coef_).all()
-    assert DeepSubspaceClustering(1, 1, pretrain_epochs=1).fit(X[:1]).labels_.tolist() == [0]
+    for solver in ('closed_form', 'gradient'):
+        assert DeepSubspaceClustering(1, 1, solver=solver, pretrain_epochs=1).fit(X[:1]).labels_.tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,7 @@ def test_zero_rows_duplicates_and_one_sample():
         ({'subspace_dim': 0}, 'subspace_dim must be'),
         ({'subspace_dim': 50}, 'n_samples=50 should be > subspace_dim=50'),
         ({'solver': 'admm'}, 'solver must be one of'),
+        ({'structured_epochs': 5}, "needs solver='gradient'"),
         ({'ridge': 0}, 'ridge must be'),
         ({'stop_tol': 2}, 'stop_tol must be'),
         ({'encoder': 'vgg'}, 'encoder must be'),

@@ -70,6 +70,12 @@ def ari_of(a, b):
     return adjusted_rand_index(torch.as_tensor(a), torch.as_tensor(b))
 
 
+def test_a_fit_takes_no_random_numbers_from_the_caller():
+    before = torch.get_rng_state()
+    PerceptualClusterer().fit(np.random.default_rng(0).random((30, 2)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_large_sets_follow_a_sample():
     x = blobs(3, number=4000)
     model = PerceptualClusterer(n_points=128)

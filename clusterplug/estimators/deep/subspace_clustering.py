@@ -121,6 +121,10 @@ class DeepSubspaceClustering(DeepClusterer):
             ('subspace_dim', 1), ('embed_dims', 1), ('pretrain_epochs', 0), ('epochs', 0), ('structured_epochs', 0),
         ):  # fmt: skip
             check_parameter(check_count, getattr(self, name), name, least)
+        if self.structured_epochs and self.solver != 'gradient':
+            raise ValueError(
+                f"structured_epochs={self.structured_epochs} needs solver='gradient', got {self.solver!r}; set it to 0"
+            )
         check_parameter(check_number, self.ridge, 'ridge', 1e-12)
         check_parameter(check_number, self.stop_tol, 'stop_tol', 0, 1)
 
@@ -184,7 +188,7 @@ class DeepSubspaceClustering(DeepClusterer):
             Phase('autoencoder', self.pretrain_epochs, reconstruct, lr=self.lr, batch_size=self.batch_size,
                   parameters=others, settled=trained),
         ]  # fmt: skip
-        if self.solver == 'gradient':
+        if self.solver == 'gradient' and len(x) > 1:
             phases.append(Phase('self-expression', self.epochs, express, lr=self.lr,
                                 settled=self._settled))  # fmt: skip
             phases.append(Phase('structured norm', self.structured_epochs, structure, lr=self.lr, parameters=own,
