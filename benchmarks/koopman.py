@@ -68,7 +68,6 @@ class OnlyReconstruction(KoopmanAutoencoder):
     def fit(self, X, y=None):
         super().fit(X)
         self.operator_ = fitted_map(self.transform(X))
-        self._operator = torch.from_numpy(self.operator_)
         return self
 
 

@@ -89,6 +89,41 @@ def test_same_seed_same_model_and_no_global_seed():
     assert one.rollout(np.zeros(4), 2).shape == (3, 4)
 
 
+def test_estimator_conventions(tmp_path):
+    base = pytest.importorskip('sklearn.base')
+    X, options = pendulum(4, steps=20), dict(hidden=(8,), epochs=1, operator='orthogonal')
+    model = KoopmanAutoencoder(4, **options).fit(X)
+    again = base.clone(model).fit(torch.tensor(X, requires_grad=True))
+    np.testing.assert_array_equal(again.operator_, model.operator_)
+    assert np.abs(base.clone(model).set_params(entropy_weight=5.0).fit(X).operator_ - model.operator_).max() > 0
+    with pytest.raises(ValueError, match='latent_dim'):
+        base.clone(model).set_params(latent_dim=0).fit(X)
+    draws = [KoopmanAutoencoder(4, random_state=np.random.RandomState(3), **options).fit(X) for _ in range(2)]
+    np.testing.assert_array_equal(draws[0].operator_, draws[1].operator_)
+    assert np.abs(draws[0].operator_ - model.operator_).max() > 0
+    KoopmanAutoencoder(4, random_state=None, **options).fit(X)
+    model.save(tmp_path / 'model.npz')
+    read = KoopmanAutoencoder.load(tmp_path / 'model.npz')
+    np.testing.assert_array_equal(read.rollout(X[:, 0], 3), model.rollout(X[:, 0], 3))
+    assert read.history_ == model.history_
+
+
+def test_own_modules_are_copied_and_named_in_files(tmp_path):
+    X = pendulum(4, steps=20)
+    own = nn.Linear(X.shape[-1], 3), nn.Linear(3, X.shape[-1])
+    before = own[0].weight.detach().clone()
+    model = KoopmanAutoencoder(3, encoder=own[0], decoder=own[1], operator='orthogonal', epochs=1)
+    first = model.fit(X).operator_
+    assert torch.equal(own[0].weight, before)
+    assert own[0].weight.requires_grad
+    np.testing.assert_array_equal(model.fit(X).operator_, first)
+    model.save(tmp_path / 'model.npz')
+    with pytest.raises(ValueError, match='with a module as'):
+        KoopmanAutoencoder.load(tmp_path / 'model.npz')
+    read = KoopmanAutoencoder.load(tmp_path / 'model.npz', encoder=own[0], decoder=own[1])
+    np.testing.assert_array_equal(read.transform(X), model.transform(X))
+
+
 @pytest.mark.parametrize(
     ('call', 'match'),
     [

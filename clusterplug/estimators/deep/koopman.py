@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """An auto-encoder whose latent moves by a linear map: roll-outs, spectrum and modes of sequences."""
 
+import copy
+import numbers
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_count, check_number
+from clusterplug.core.files import load_arrays, save_arrays
+from clusterplug.estimators._arrays import make_generator
+from clusterplug.estimators._base import NotFittedError, SavedEstimator
+from clusterplug.estimators.deep._storage import pack_value, unpack_value
 from clusterplug.functional import spectral_entropy
 from clusterplug.losses import KoopmanLoss
+from clusterplug.version import __version__
 
 __all__ = ['KoopmanAutoencoder']
 
 
-class KoopmanAutoencoder:
+class KoopmanAutoencoder(SavedEstimator):
     r"""Encode the states of sequences so that the next latent is a linear map of the last one.
 
     .. math:: z_t = f(x_t), \quad z_{t+1} \approx z_t K, \quad x_t \approx g(z_t)
@@ -27,7 +35,8 @@ class KoopmanAutoencoder:
     Args:
         latent_dim: Width of z.
         hidden: Widths of the MLP, in reverse order for the decoder. () = linear.
-        encoder: A module from (N, D) to (N, latent_dim) instead of the MLP; then ``decoder`` must be given too.
+        encoder: A module from (N, D) to (N, latent_dim) instead of the MLP; then ``decoder`` must be given too. Copies
+            are trained, ``encoder_`` and ``decoder_``.
         decoder: Back.
         operator: K, 'learned', 'ridge' or 'orthogonal' (no mode grows or dies).
         window: Steps of a training window.
@@ -41,7 +50,8 @@ class KoopmanAutoencoder:
         epochs: Passes over all windows.
         batch_size: Windows of a step.
         lr: Of Adam; gradients are clipped to norm 1.
-        random_state: Seed of weights and of the order of windows.
+        random_state: Seed of weights and of the order of windows: None, an int, a NumPy or a torch generator.
+        verbose: 1 prints the losses of each epoch.
 
     Attributes:
         operator_: (latent_dim, latent_dim) K, acting on rows.
@@ -84,37 +94,62 @@ class KoopmanAutoencoder:
         epochs: int = 25,
         batch_size: int = 32,
         lr: float = 1e-3,
-        random_state: int = 0,
+        random_state: Any = 0,
+        verbose: int = 0,
     ):
-        self.latent_dim = check_count(latent_dim, 'latent_dim', 1)
-        self.hidden = [check_count(width, 'hidden', 1) for width in hidden]
-        if (encoder is None) != (decoder is None):
+        self.latent_dim = latent_dim
+        self.hidden = hidden
+        self.encoder = encoder
+        self.decoder = decoder
+        self.operator = operator
+        self.window = window
+        self.reconstruction_weight = reconstruction_weight
+        self.contrast_weight = contrast_weight
+        self.consistency_weight = consistency_weight
+        self.entropy_weight = entropy_weight
+        self.num_neighbors = num_neighbors
+        self.temperature = temperature
+        self.ridge = ridge
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.random_state = random_state
+        self.verbose = verbose
+        self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        check_count(self.latent_dim, 'latent_dim', 1)
+        for width in self.hidden:
+            check_count(width, 'hidden', 1)
+        if (self.encoder is None) != (self.decoder is None):
             raise ValueError('encoder and decoder must be given together, or neither')
-        self.encoder, self.decoder = encoder, decoder
-        self.operator = check_choice(operator, 'operator', ('ridge', 'learned', 'orthogonal'))
-        self.window = check_count(window, 'window', 2)
-        self.reconstruction_weight = check_number(reconstruction_weight, 'reconstruction_weight', 0)
-        self.epochs = check_count(epochs, 'epochs', 0)
-        self.batch_size = check_count(batch_size, 'batch_size', 1)
-        self.lr = check_number(lr, 'lr', above=0)
-        self.random_state = check_count(random_state, 'random_state')
-        self.num_neighbors = check_count(num_neighbors, 'num_neighbors', 1)
-        if check_number(contrast_weight, 'contrast_weight', 0) and self.window <= 2 * num_neighbors:
-            raise ValueError(f'window must be above 2 * num_neighbors = {2 * num_neighbors}, got {window}')
-        self._options: dict[str, Any] = dict(
-            operator=operator,
-            ridge=ridge,
-            num_neighbors=num_neighbors,
-            temperature=temperature,
-            contrast_weight=contrast_weight,
-            consistency_weight=consistency_weight,
-            entropy_weight=entropy_weight,
+        check_choice(self.operator, 'operator', ('ridge', 'learned', 'orthogonal'))
+        check_count(self.window, 'window', 2)
+        check_number(self.reconstruction_weight, 'reconstruction_weight', 0)
+        check_count(self.epochs, 'epochs', 0)
+        check_count(self.batch_size, 'batch_size', 1)
+        check_number(self.lr, 'lr', above=0)
+        reach = 2 * check_count(self.num_neighbors, 'num_neighbors', 1)
+        if check_number(self.contrast_weight, 'contrast_weight', 0) and self.window <= reach:
+            raise ValueError(f'window must be above 2 * num_neighbors = {reach}, got {self.window}')
+        self._make_loss()  # refuses what it would refuse in fit
+
+    def _make_loss(self) -> KoopmanLoss:
+        return KoopmanLoss(
+            self.latent_dim,
+            self.operator,
+            ridge=self.ridge,
+            num_neighbors=self.num_neighbors,
+            temperature=self.temperature,
+            contrast_weight=self.contrast_weight,
+            consistency_weight=self.consistency_weight,
+            entropy_weight=self.entropy_weight,
             gather=False,  # fit is a matter of one process
         )
-        KoopmanLoss(self.latent_dim, **self._options)  # refuses what it would refuse in fit
 
     def fit(self, X: Any, y: Any = None) -> 'KoopmanAutoencoder':
         """Train on sequences X (B, T, D), or one (T, D)."""
+        self._check_parameters()
         self.__dict__.pop('operator_', None)
         x = self._read(X)
         if x.shape[1] < self.window:
@@ -122,11 +157,14 @@ class KoopmanAutoencoder:
         # not centered: an affine map of the states would be no linear one any more
         scale = x.square().mean((0, 1)).sqrt()
         self.scale_ = torch.where(scale > 0, scale, 1.0)
+        seed = self.random_state
+        if not isinstance(seed, numbers.Integral):
+            seed = int(torch.randint(2**62, (), generator=make_generator(seed, torch.device('cpu'))))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.random_state)
+            torch.manual_seed(int(seed))
             self._build(x.shape[-1])
         windows = (x / self.scale_).unfold(1, self.window, 1).movedim(-1, 2).flatten(0, 1)
-        generator = torch.Generator().manual_seed(self.random_state)
+        generator = torch.Generator().manual_seed(int(seed))
         modules = nn.ModuleList([self.encoder_, self.decoder_, self.loss_])
         modules.train().requires_grad_(True)
         trained = list(modules.parameters())  # none where the user's modules have none and K is fitted
@@ -146,10 +184,10 @@ class KoopmanAutoencoder:
                 for name, value in losses.items():
                     totals[name] = totals.get(name, 0.0) + float(value.detach()) * len(rows)
             self.history_.append({name: value / count for name, value in totals.items()})
+            self._report(f'epoch {len(self.history_)}: {self.history_[-1]}')
         modules.eval().requires_grad_(False)
         latents = self._encode(x)
-        self._operator = self.loss_.dynamics(latents).detach()
-        self.operator_ = self._operator.numpy()
+        self.operator_ = self.loss_.dynamics(latents).detach().numpy()
         self.effective_dim_ = float(spectral_entropy(latents.flatten(0, 1)).exp())
         radius = float(np.abs(self.spectrum()).max())
         if radius > 1 + 1e-3:
@@ -175,15 +213,15 @@ class KoopmanAutoencoder:
             ValueError: A shape that does not fit, or modes that K does not have.
         """
         self._check_fitted()
-        start = torch.as_tensor(np.asarray(x0), dtype=torch.float32)
+        start = _states(x0)
         if start.dim() not in (1, 2) or start.shape[-1] != len(self.scale_):
             raise ValueError(f'x0 must be a state ({len(self.scale_)},) or several, got {tuple(start.shape)}')
         z = self._encode(start.view(-1, 1, start.shape[-1]))[:, 0]
         if modes is not None:
             z = z @ self._projector(modes)
-        latents = [z]
+        latents, operator = [z], torch.as_tensor(self.operator_)
         for _ in range(check_count(steps, 'steps')):
-            latents.append(latents[-1] @ self._operator)
+            latents.append(latents[-1] @ operator)
         found = self._decode(torch.stack(latents, 1))
         if modes is None:
             found[:, 0] = start.view(-1, start.shape[-1])
@@ -226,9 +264,9 @@ class KoopmanAutoencoder:
 
     def _build(self, width: int) -> None:
         sizes = [width, *self.hidden, self.latent_dim]
-        self.encoder_ = _mlp(sizes) if self.encoder is None else self.encoder
-        self.decoder_ = _mlp(sizes[::-1]) if self.decoder is None else self.decoder
-        self.loss_ = KoopmanLoss(self.latent_dim, **self._options)
+        self.encoder_ = _mlp(sizes) if self.encoder is None else copy.deepcopy(self.encoder)
+        self.decoder_ = _mlp(sizes[::-1]) if self.decoder is None else copy.deepcopy(self.decoder)
+        self.loss_ = self._make_loss()
 
     def _losses(self, batch: Tensor) -> dict[str, Tensor]:
         z = self.encoder_(batch.flatten(0, 1)).view(*batch.shape[:2], -1)
@@ -249,7 +287,7 @@ class KoopmanAutoencoder:
         return self.decoder_(z.flatten(0, 1)).view(*z.shape[:2], -1) * self.scale_
 
     def _read(self, X: Any) -> Tensor:
-        x = torch.as_tensor(np.asarray(X), dtype=torch.float32)
+        x = _states(X)
         x = x[None] if x.dim() == 2 else x
         if x.dim() != 3 or 0 in x.shape:
             raise ValueError(f'X must have shape (B, T, D) or (T, D), got {np.shape(X)}')
@@ -261,7 +299,55 @@ class KoopmanAutoencoder:
 
     def _check_fitted(self) -> None:
         if not hasattr(self, 'operator_'):
-            raise ValueError('KoopmanAutoencoder is not fitted; call fit first')
+            try:
+                from sklearn.exceptions import NotFittedError as error
+            except ImportError:
+                error = NotFittedError
+            raise error("This KoopmanAutoencoder instance is not fitted yet; call 'fit' first")
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write arguments, results and weights into one .npz file, without pickle.
+
+        Modules of your own are written as their weights: ``load(path, encoder=module, decoder=module)``.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        header: dict[str, Any] = {'class': type(self).__name__, 'version': __version__, 'params': {}, 'results': {}}
+        for name, value in self.get_params(deep=False).items():
+            header['params'][name] = pack_value(f'params.{name}', value, arrays)
+        for name, value in vars(self).items():
+            if name.endswith('_') and not name.startswith('_'):
+                value = dict(value.state_dict()) if isinstance(value, nn.Module) else value
+                header['results'][name] = pack_value(f'results.{name}', value, arrays)
+        save_arrays(path, arrays, header)
+
+    @classmethod
+    def load(cls, path: str | Path, **params: Any) -> 'KoopmanAutoencoder':
+        """Read what :meth:`save` wrote; ``params`` replace arguments, and give modules of your own.
+
+        Raises:
+            FileNotFoundError, ValueError: The file is missing, cut off, of another class, or a module is needed.
+        """
+        arrays, header = load_arrays(path)
+        if header.get('class') != cls.__name__:
+            raise ValueError(f'{path} holds a {header.get("class")}, not a {cls.__name__}; load it with that class')
+        written = {name: value for name, value in header['params'].items() if name not in params}
+        missing = [name for name, value in written.items() if 'object' in value]
+        if missing:
+            raise ValueError(f'{path} was written with a module as {missing[0]}; give it: load(path, {missing[0]}=...)')
+        estimator = cls(**{name: unpack_value(value, arrays) for name, value in written.items()}, **params)
+        results = {name: unpack_value(value, arrays) for name, value in header['results'].items()}
+        if 'scale_' in results:
+            with torch.random.fork_rng(devices=[]):  # the start is overwritten
+                estimator._build(len(results['scale_']))
+            for name in ('encoder_', 'decoder_', 'loss_'):
+                module = getattr(estimator, name)
+                module.load_state_dict(results.pop(name))
+                module.eval().requires_grad_(False)
+        for name, value in results.items():
+            setattr(estimator, name, value)
+        return estimator
 
 
 def _mlp(sizes: Sequence[int]) -> nn.Sequential:
@@ -269,3 +355,9 @@ def _mlp(sizes: Sequence[int]) -> nn.Sequential:
     for before, after in zip(sizes[:-1], sizes[1:], strict=True):
         layers += [nn.Linear(before, after), nn.SiLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def _states(values: Any) -> Tensor:
+    """Values as fp32 on the CPU, free of any graph."""
+    values = values.detach().cpu() if isinstance(values, Tensor) else np.asarray(values)
+    return torch.as_tensor(values, dtype=torch.float32)
