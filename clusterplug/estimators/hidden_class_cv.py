@@ -35,8 +35,9 @@ class HiddenClassCV(BaseEstimator):
         verbose: 1 prints a line for each set of arguments.
 
     Attributes:
-        best_params_, best_score_, best_index_. cv_results_: ``params``, ``mean_test_score``, ``std_test_score``,
-            ``rank_test_score``, ``split<i>_test_score``. best_estimator_: with ``refit``. folds_: classes of each.
+        best_params_, best_score_, best_index_. cv_results_: ``params``, ``param_<name>``, ``mean_test_score``,
+            ``std_test_score``, ``rank_test_score``, ``split<i>_test_score``. best_estimator_: with ``refit``. folds_:
+            classes of each.
 
     Raises:
         ValueError: Fewer than two known classes, folds that leave none known, arguments the estimator does not have.
@@ -148,6 +149,10 @@ class HiddenClassCV(BaseEstimator):
         rank = np.empty(len(mean), dtype=np.int64)
         rank[order] = np.arange(1, len(mean) + 1)
         splits = {f'split{number}_test_score': table[:, number] for number in range(table.shape[1])}
+        for name in self.param_distributions:
+            column = splits[f'param_{name}'] = np.empty(len(candidates), dtype=object)
+            for number, each in enumerate(candidates):  # a value may be a list
+                column[number] = each[name]
         self.cv_results_ = {
             'params': candidates, 'mean_test_score': mean, 'std_test_score': table.std(1), 'rank_test_score': rank,
             **splits,

@@ -198,6 +198,8 @@ def test_search_hides_known_classes():
     assert next(set(part.tolist()) for part in search.folds_).isdisjoint(search.folds_[1].tolist())
     assert search.cv_results_['rank_test_score'].tolist() == [1, 2]
     assert len(search.cv_results_['params']) == 2
+    for name in search.best_params_:
+        assert search.cv_results_[f'param_{name}'].tolist() == [each[name] for each in search.cv_results_['params']]
     assert accuracy(y[given < 0], np.asarray(search.best_estimator_.labels_)[given < 0]) == 1.0
     assert search.predict(x[given < 0]).shape == (30,)
     stats = pytest.importorskip('scipy.stats')

@@ -188,6 +188,8 @@ def _log_prior(prior: Tensor | None, lead: tuple, num_cols: int, device: torch.d
 def _start(init: Tensor | None, lead: tuple, num_cols: int, device: torch.device) -> Tensor:
     if init is None:
         return torch.zeros(*lead, num_cols, dtype=torch.float64, device=device)
+    if not isinstance(init, Tensor):
+        raise TypeError(f'init must be a tensor, the potentials of an earlier call, got {type(init).__name__}')
     if tuple(init.shape) != (*lead, num_cols):
         raise ValueError(f'init must have shape {(*lead, num_cols)}, got {tuple(init.shape)}; pass potentials')
     check_device(init, device, 'init')
