@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from clusterplug.core.checks import check_count
-from clusterplug.core.numerics import plain_attention
+from clusterplug.core.numerics import plain_attention, recordable
 from clusterplug.functional import erase_directions, jacobian_svd
 
 __all__ = ['LatentDirections', 'latent_directions', 'null_space_projection', 'traverse']
@@ -24,6 +24,7 @@ class LatentDirections(NamedTuple):
     outside: Tensor  # (r,) length of the change outside the region; 0 without one
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def latent_directions(
     fn: Callable[[Tensor], Tensor],
@@ -66,6 +67,7 @@ def latent_directions(
         >>> found.directions, found.values, found.outside
         (tensor([[0., 1.]]), tensor([1.]), tensor([0.]))
     """
+    x = recordable(x) if isinstance(x, Tensor) else x
     found = jacobian_svd(fn, x, rank, mask=mask, **options)
     directions = found.v.mT.reshape(-1, *x.shape)
     if mask is None:

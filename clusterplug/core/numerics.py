@@ -62,6 +62,18 @@ def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Record gradients whatever the caller has switched off (``no_grad``, ``inference_mode``); decorates, too."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def recordable(tensor: Tensor) -> Tensor:
+    """Return the tensor itself, or a copy of one that was made in inference mode, which no graph can hold."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def host_checks_allowed(tensor: Tensor) -> bool:
     """Tell whether reading a value on the host costs nothing: on the CPU, outside ``torch.compile``."""
     return tensor.device.type == 'cpu' and not torch.compiler.is_compiling()

@@ -92,7 +92,10 @@ def _positions(count: int, num_points: int, device: torch.device) -> Tensor:
     return (torch.arange(count, dtype=torch.float64, device=device).mul(_STEP).frac() * num_points).long()
 
 
-_cached_positions = lru_cache(maxsize=256)(_positions)
+@lru_cache(maxsize=256)
+def _cached_positions(count: int, num_points: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # kept for training steps as well
+        return _positions(count, num_points, device)
 
 
 def _rows(x: Tensor, count: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clusterplug.core.numerics import recordable, recording
 from clusterplug.estimators._moments import Moments
 
 _RANK = 1e-12  # eigenvalues below this fraction of the largest count as 0 (LayerNorm leaves one direction empty)
@@ -95,8 +96,10 @@ def leace(features: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
     return projection, reader.T
 
 
+@recording()
 def _fit_sigmoid(z: Tensor, y: Tensor, whitening: Tensor) -> Tensor:
     """Return weights (D, p), in whitened channels, that minimize the squared error of sigmoid(z W) against 0 .. 1."""
+    z, y, whitening = recordable(z), recordable(y), recordable(whitening)
     rows = z.to(torch.float32) @ whitening.to(torch.float32)
     low, high = y.amin(0), y.amax(0)
     target = ((y - low) / (high - low)).to(rows.dtype)
@@ -109,6 +112,5 @@ def _fit_sigmoid(z: Tensor, y: Tensor, whitening: Tensor) -> Tensor:
         value.backward()
         return value
 
-    with torch.enable_grad():
-        optimizer.step(loss)
+    optimizer.step(loss)
     return weights.detach().double()

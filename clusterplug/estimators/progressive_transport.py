@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clusterplug.core.checks import check_count, check_number
-from clusterplug.core.numerics import working_dtype
+from clusterplug.core.numerics import recording, working_dtype
 from clusterplug.estimators._arrays import as_tensor_beside, check_parameter, make_generator, read_points
 from clusterplug.estimators._base import Clusterer, TransformerMixin
 from clusterplug.estimators.kmeans import check_enough
@@ -89,6 +89,7 @@ class ProgressiveTransportClustering(TransformerMixin, Clusterer):
         self.random_state = random_state
         self.verbose = verbose
 
+    @recording()
     def fit(self, X: Any, y: Any = None) -> 'ProgressiveTransportClustering':
         """Cluster ``X`` (N, D). ``y`` is ignored."""
         self._check_parameters()
@@ -100,8 +101,7 @@ class ProgressiveTransportClustering(TransformerMixin, Clusterer):
         mean = wide.mean(0)
         x = (wide - mean).float()
         start = kmeans(x, int(self.n_clusters), generator=generator).centers
-        with torch.enable_grad():
-            prototypes = self._train(_unit(x), _unit(start), generator)
+        prototypes = self._train(_unit(x), _unit(start), generator)
         self.mean_, self.cluster_centers_ = points.like(mean), points.like(prototypes)
         self.labels_ = points.like((_unit(x) @ prototypes.T).argmax(1))
         self._warn_if_fewer(self.labels_)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from clusterplug.core.checks import check_count, check_number
-from clusterplug.core.numerics import working_dtype
+from clusterplug.core.numerics import recording, working_dtype
 from clusterplug.estimators._arrays import as_tensor_beside, check_parameter, read_points
 from clusterplug.estimators._base import Clusterer, TransformerMixin
 from clusterplug.estimators._novel import (
@@ -58,7 +58,7 @@ class _Network(nn.Module):
     def _drop(self, x: Tensor) -> Tensor:
         if not self.training or self.dropout == 0:
             return x
-        kept = torch.rand(x.shape, generator=self.generator, device=x.device) >= self.dropout
+        kept = torch.rand(x.shape, generator=self.generator, device=x.device, dtype=torch.float32) >= self.dropout
         return x * kept / (1 - self.dropout)
 
 
@@ -147,6 +147,7 @@ class ProjectionBasedNCD(TransformerMixin, Clusterer):
         self.random_state = random_state
         self.verbose = verbose
 
+    @recording()
     def fit(self, X: Any, y: Any = None) -> 'ProjectionBasedNCD':
         """Train on all rows of ``X`` (N, D) and cluster those where ``y`` is -1."""
         self._check_parameters()
@@ -164,8 +165,7 @@ class ProjectionBasedNCD(TransformerMixin, Clusterer):
         x = self._standardized(x)
         targets = torch.searchsorted(split.classes, split.labels.clamp_min(0)).masked_fill(split.novel, -1)
         generator = generator_of(self, x.device)
-        with torch.enable_grad():
-            self._train(x, targets, len(split.classes), generator)
+        self._train(x, targets, len(split.classes), generator)
         with torch.no_grad():
             z = self.network_.encode(x)
         novel = z[split.novel]

@@ -9,6 +9,7 @@ from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
 from clusterplug.core.checks import check_count, check_finite, check_number, check_points
+from clusterplug.core.numerics import recordable, recording
 from clusterplug.registry import METRICS
 
 
@@ -26,6 +27,7 @@ class Probe(NamedTuple):
     predictions: Tensor
 
 
+@recording()
 def linear_probe(
     train_x: Tensor,
     train_y: Tensor,
@@ -82,8 +84,7 @@ def linear_probe(
         loss.backward()
         return loss
 
-    with torch.enable_grad():
-        optimizer.step(closure)
+    optimizer.step(closure)
     with torch.no_grad():
         return _result(F.linear(test_x, weight, bias).argmax(1), test_y)
 
@@ -324,7 +325,7 @@ def _checked(train_x, train_y, test_x, test_y) -> list[Tensor]:
         if y.is_floating_point() or y.dtype == torch.bool or bool((y < 0).any()):
             raise ValueError(f'{name}_y must hold integer classes from 0, got {y.dtype}, smallest {y.min().item()}')
         check_finite(x, f'{name}_x')
-        checked += [x.detach().to(torch.promote_types(x.dtype, torch.float32)), y.long()]
+        checked += [x.detach().to(torch.promote_types(x.dtype, torch.float32)), recordable(y.long())]
     if train_x.shape[1] != test_x.shape[1]:
         raise ValueError(f'train_x and test_x must have one width, got {train_x.shape[1]} and {test_x.shape[1]}')
     return checked

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_count, check_number
-from clusterplug.core.numerics import working_dtype
+from clusterplug.core.numerics import recording, working_dtype
 from clusterplug.functional import concrete_mask
 from clusterplug.fusion._fitting import Guard, History, Problem
 from clusterplug.fusion.task_vectors import added_to, check_vectors, is_statistic, like_state_of, sum_of
@@ -120,6 +120,7 @@ class AdaMerging(nn.Module):
         state.update(added_to(self._rest, {}))
         return state
 
+    @recording()
     def fit(
         self,
         model: nn.Module | Sequence[nn.Module],
@@ -285,6 +286,7 @@ class ConcreteMerging(AdaMerging):
         """Return the mean probability of the mask of each tensor."""
         return {name: float(torch.sigmoid(x.detach()).mean()) for name, x in zip(self.names, self.logits, strict=True)}
 
+    @recording()
     def fit(
         self,
         model: nn.Module | Sequence[nn.Module],

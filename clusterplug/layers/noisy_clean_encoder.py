@@ -153,5 +153,5 @@ def _drop(x: Any, share: float, drop: str, generator: torch.Generator | None) ->
         return x.replace_feature(_drop(x.features, share, drop, generator))
     shape = x.shape if drop == 'element' else (*x.shape[:-1], 1)
     device = x.device if generator is None else generator.device
-    kept = torch.rand(shape, generator=generator, device=device).to(x.device) >= share
+    kept = torch.rand(shape, generator=generator, device=device, dtype=torch.float32).to(x.device) >= share
     return x * kept / (1 - share)

@@ -226,7 +226,7 @@ class SegmentTokenClustering(nn.Module):
         if self.training:
             edges = torch.arange(self._clusters + 1, device=device) * count // self._clusters
             first, lengths = edges[:, :-1], edges.diff(dim=-1)
-            drawn = (torch.rand(first.shape, device=device) * lengths).long()
+            drawn = (torch.rand(first.shape, device=device, dtype=torch.float32) * lengths).long()
             index = first + torch.minimum(drawn, (lengths - 1).clamp_min(0))
         else:
             tick = count.double() / self._clusters

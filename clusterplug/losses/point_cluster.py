@@ -192,6 +192,7 @@ class PointClusterLoss(nn.Module):
         self.regions = regions
         self.weight_factor = 1.0  # what a schedule changes
         self.register_buffer('zero', torch.zeros(()), persistent=False)
+        self.to(torch.float32)  # also where torch's default type is another
 
     def _apply(self, fn, recurse=True):
         """Move with the model, but compute and keep state in fp32 when it is cast."""

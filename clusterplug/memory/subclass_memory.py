@@ -121,11 +121,11 @@ class SubclassMemory(nn.Module):
         self.seeds_per_step = min(seeds_per_step or -(-most // 4), most)
         self.layout = PaddedClasses(num_classes, most)
         rows = self.layout.shape
-        self.register_buffer('center_store', torch.zeros(*rows, embed_dims))
-        self.register_buffer('queue_store', torch.zeros(*rows, queue_len, embed_dims))
+        self.register_buffer('center_store', torch.zeros(*rows, embed_dims, dtype=torch.float32))
+        self.register_buffer('queue_store', torch.zeros(*rows, queue_len, embed_dims, dtype=torch.float32))
         self.register_buffer('num_seeded', torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer('num_enqueued', torch.zeros(rows, dtype=torch.int64))
-        self.register_buffer('sizes', torch.zeros(rows))
+        self.register_buffer('sizes', torch.zeros(rows, dtype=torch.float32))
         self.register_buffer('step', torch.zeros((), dtype=torch.int64))
         # constants and mirrors, not state
         self.register_buffer('clusters_of', torch.tensor(numbers)[:, None], persistent=False)

@@ -171,7 +171,7 @@ def biases_at(table: Tensor, old: tuple[int, int], new: tuple[int, int], step: t
 def _between(old: int, new: int, step: float, device: torch.device) -> Tensor:
     """Return the matrix (2 new - 1, 2 old - 1) of linear interpolation."""
     with torch.inference_mode(False):
-        places = torch.arange(1 - new, new, device=device) * step
+        places = torch.arange(1 - new, new, device=device, dtype=torch.float32) * step
         places = places.clamp(1 - old, old - 1) + old - 1
         return (1 - (places[:, None] - torch.arange(2 * old - 1, device=device)).abs()).clamp_min(0)
 

@@ -150,3 +150,13 @@ def test_bad_input():
         edit_sample(lambda x, s, g: x, z, torch.ones(3), [1.0], [(1.0, 0.1)])
     with pytest.raises(ValueError, match='strengths'):
         edit_sample(lambda x, s, g: x, z, z, [], [(1.0, 0.1)])
+
+
+def test_inference_mode_around_a_call_changes_nothing():
+    weight, mask = randn(12, 8), torch.arange(12) < 4
+    fn = lambda z: (weight @ z).sin()  # noqa: E731
+    z = randn(8)
+    expected = latent_directions(fn, z, 2, mask=mask, null_rank=3)
+    with torch.inference_mode():
+        for x in (z, z * 1):
+            torch.testing.assert_close(latent_directions(fn, x, 2, mask=mask, null_rank=3), expected)

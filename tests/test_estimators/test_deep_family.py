@@ -174,3 +174,34 @@ def test_too_many_samples_for_a_dense_solver():
     model = LikelihoodSDP(2, solver='admm', init='kmeans', random_state=0)
     with pytest.raises(ValueError, match=r'bytes; use solver=.factorized., or solve a sample .*sketch_size'):
         model.fit(np.random.default_rng(0).normal(size=(20_000, 2)))
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_fits_whatever_is_switched_off_around_it(name):
+    """A notebook that switched gradients off, features from inference mode, another default type."""
+    model, data = fresh(name)
+    expected = model.fit(data).network_.state_dict()
+    for around in (torch.no_grad, torch.inference_mode):
+        model, data = fresh(name)
+        with around():
+            found = model.fit(data).network_.state_dict()
+        for key in expected:
+            torch.testing.assert_close(found[key], expected[key], msg=key)
+    torch.set_default_dtype(torch.float64)
+    try:
+        model, data = fresh(name)
+        network = model.fit(data).network_
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {value.dtype for value in network.parameters()} == {torch.float32}
+    model.predict(data)
+
+
+def test_features_made_in_inference_mode_train_an_own_encoder():
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        features = torch.from_numpy(X) * 1.0
+    encoder = torch.nn.Sequential(torch.nn.Linear(6, 4))
+    before = encoder[0].weight.detach().clone()
+    model = ManifoldClustering(3, encoder=encoder, embed_dims=4, feature_dims=4, warmup_epochs=1, epochs=1, **QUICK)
+    assert not torch.equal(model.fit(features).network_.encoder[0].weight, before)

@@ -252,3 +252,16 @@ def test_ranks_along_a_trajectory_of_a_real_denoiser(denoiser):
     assert max(found) < 110
     assert found[-1] >= 2 * min(found)
     assert found.index(min(found)) in (1, 2)
+
+
+def test_inference_mode_around_a_call_changes_nothing():
+    """It records no derivatives, of which all would be 0."""
+    x = point(8)
+    expected = jacobian_svd(torch.sin, x, 3)
+    with torch.inference_mode():
+        found = jacobian_svd(torch.sin, x, 3)
+        residual = jacobian_residual(torch.sin, x, found)
+        inside = jacobian_svd(torch.sin, x * 1, 3)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(inside, expected)
+    assert float(residual.max()) < 1e-5

@@ -114,3 +114,17 @@ def test_launches_do_not_grow_with_classes_or_clusters():
         loss(*inputs)
         totals.add(count_launches(lambda: loss(*inputs)).total())  # noqa: B023
     assert len(totals) == 1
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_state_is_fp32_under_another_default_type(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        loss = PointClusterLoss(3, 8, num_clusters=4, embed_dims=8)
+        features, labels, predictions = batch()
+        for _ in range(3):
+            total(loss(features.requires_grad_(), labels, predictions)).backward()
+    finally:
+        torch.set_default_dtype(before)
+    assert {value.dtype for value in loss.state_dict().values()} == {torch.float32, torch.int64}

@@ -22,7 +22,7 @@ def _cuda_order(num_points: int) -> Tensor:
     """
     bits = min(10, int(math.log(num_points) / math.log(2.0)))
     reversed_thread = [int(f'{thread:0{bits}b}'[::-1], 2) if bits else 0 for thread in range(1 << bits)]
-    return torch.tensor(sorted(range(num_points), key=lambda i: (reversed_thread[i % (1 << bits)], i)))
+    return torch.tensor(sorted(range(num_points), key=lambda i: (reversed_thread[i % (1 << bits)], i)), device='cpu')
 
 
 def _check(num_points: int, num_samples: int) -> None:

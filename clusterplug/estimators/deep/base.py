@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_count, check_number
 from clusterplug.core.files import load_arrays, save_arrays
+from clusterplug.core.numerics import recordable, recording
 from clusterplug.estimators._arrays import Points, check_parameter, make_generator, read_points
 from clusterplug.estimators._base import Clusterer, TransformerMixin
 from clusterplug.estimators.deep._storage import pack_run, pack_value, unpack_run, unpack_value
@@ -52,6 +53,7 @@ class DeepClusterer(TransformerMixin, Clusterer):
         n_features_in_: D, for X (N, D).
     """
 
+    @recording()
     def fit(self, X: Any, y: Any = None, *, resume: bool = False) -> 'DeepClusterer':
         """Train on ``X`` and label it. ``y`` is ignored.
 
@@ -144,6 +146,7 @@ class DeepClusterer(TransformerMixin, Clusterer):
             points = read_points(self, X, reset=reset)
         else:
             points = _read_any(X, 4 if isinstance(self._encoder_kind, str) else None)
+        points = points._replace(tensor=recordable(points.tensor))
         shape = tuple(points.tensor.shape[1:])
         if reset:
             self.input_shape_ = shape
@@ -215,7 +218,8 @@ class DeepClusterer(TransformerMixin, Clusterer):
         generator = make_generator(self.random_state, torch.device('cpu'))
         self._seed = int(torch.randint(2**62, (), generator=generator, device='cpu'))
         self._fit_scaling(x)
-        self.network_ = self._make_network(tuple(self.input_shape_), self._device).to(self._device)
+        # fp32 whatever torch's default type is, as the batches are
+        self.network_ = self._make_network(tuple(self.input_shape_), self._device).to(self._device, torch.float32)
         own = getattr(self.network_, 'encoder', None) if isinstance(self._encoder_kind, nn.Module) else None
         self._initialize(self.network_, self._make_generator(0), own)
         self._state = TrainingState()

@@ -154,7 +154,7 @@ class DenoisingAutoencoder(DeepClusterer):
             batch = self._rows(x, rows)
             seen = batch
             if self.noise:
-                drawn = torch.randn(batch.shape, generator=generator, device='cpu')
+                drawn = torch.randn(batch.shape, generator=generator, device='cpu', dtype=torch.float32)
                 seen = batch + self.noise * drawn.to(batch.device)
             return {'reconstruction': (self._decoded(seen).flatten(1) - batch.flatten(1)).square().mean()}
 

@@ -129,7 +129,7 @@ class DeepEmbeddedClustering(DeepClusterer):
             batch = self._rows(x, rows)
             seen = batch
             if self.noise:
-                kept = torch.rand(batch.shape, generator=generator, device='cpu') >= self.noise
+                kept = torch.rand(batch.shape, generator=generator, device='cpu', dtype=torch.float32) >= self.noise
                 seen = batch * kept.to(batch.device)
             return {'reconstruction': self._reconstruction(self.network_.encoder(seen), batch)}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_count, check_number
+from clusterplug.core.numerics import recording
 from clusterplug.estimators._arrays import Points, check_parameter
 from clusterplug.estimators.deep.base import DeepClusterer
 from clusterplug.estimators.deep.embedded import label_change
@@ -124,6 +125,7 @@ class GraphContrastClustering(DeepClusterer):
         self.checkpoint = checkpoint
         self.checkpoint_every = checkpoint_every
 
+    @recording()
     def fit(
         self, X: Any, edge_index: Any = None, *, knn: int | None = None, resume: bool = False
     ) -> 'GraphContrastClustering':

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_count, check_number
 from clusterplug.core.files import load_arrays, save_arrays
+from clusterplug.core.numerics import recording
 from clusterplug.estimators._arrays import make_generator
 from clusterplug.estimators._base import NotFittedError, SavedEstimator
 from clusterplug.estimators.deep._storage import pack_value, unpack_value
@@ -147,6 +148,7 @@ class KoopmanAutoencoder(SavedEstimator):
             gather=False,  # fit is a matter of one process
         )
 
+    @recording()
     def fit(self, X: Any, y: Any = None) -> 'KoopmanAutoencoder':
         """Train on sequences X (B, T, D), or one (T, D)."""
         self._check_parameters()
@@ -165,7 +167,7 @@ class KoopmanAutoencoder(SavedEstimator):
             self._build(x.shape[-1])
         windows = (x / self.scale_).unfold(1, self.window, 1).movedim(-1, 2).flatten(0, 1)
         generator = torch.Generator().manual_seed(int(seed))
-        modules = nn.ModuleList([self.encoder_, self.decoder_, self.loss_])
+        modules = nn.ModuleList([self.encoder_, self.decoder_, self.loss_]).to(torch.float32)  # as X is
         modules.train().requires_grad_(True)
         trained = list(modules.parameters())  # none where the user's modules have none and K is fitted
         optimizer = torch.optim.Adam(trained, lr=self.lr) if trained else None
@@ -174,7 +176,7 @@ class KoopmanAutoencoder(SavedEstimator):
             assert optimizer is not None  # or there is no epoch
             totals: dict[str, float] = {}
             count = 0
-            for rows in torch.randperm(len(windows), generator=generator).split(self.batch_size):
+            for rows in torch.randperm(len(windows), generator=generator, device='cpu').split(self.batch_size):
                 losses = self._losses(windows[rows])
                 optimizer.zero_grad()
                 torch.stack(list(losses.values())).sum().backward()

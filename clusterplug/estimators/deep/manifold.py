@@ -227,7 +227,7 @@ class ManifoldClustering(DeepClusterer):
             return self.augment(batch, generator)
         if batch.dim() == 4:
             batch = _moved(batch, generator)
-        noise = torch.randn(batch.shape, generator=generator, device='cpu').to(batch.device)
+        noise = torch.randn(batch.shape, generator=generator, device='cpu', dtype=torch.float32).to(batch.device)
         return batch + self.noise * noise
 
     def _encode(self, batch: Tensor) -> Tensor:
@@ -298,7 +298,7 @@ def _bases(z: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
 
 def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images turned, scaled and shifted a little, each in its own way."""
-    draws = torch.rand(len(images), 4, generator=generator, device='cpu').to(images.device) * 2 - 1
+    draws = torch.rand(len(images), 4, generator=generator, device='cpu', dtype=torch.float32).to(images.device) * 2 - 1
     angle, scale = 0.25 * draws[:, 0], 1 + 0.1 * draws[:, 1]
     cos, sin = angle.cos() * scale, angle.sin() * scale
     shift = 0.125 * draws[:, 2:]

@@ -240,7 +240,7 @@ class MultiViewClustering(DeepEmbeddedClustering):
         same = labels[:, None] == labels
         positive = same.clone().fill_diagonal_(False)
         # Random negatives of each anchor: the first ones of a random order of the others.
-        order = torch.rand(squared.shape, generator=generator, device='cpu').to(z.device)
+        order = torch.rand(squared.shape, generator=generator, device='cpu', dtype=torch.float32).to(z.device)
         count = min(int(self.n_negatives), len(rows))
         chosen = (order + 2.0 * same).topk(count, largest=False).indices
         allowed = ~same.gather(1, chosen)

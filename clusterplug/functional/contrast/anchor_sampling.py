@@ -30,15 +30,16 @@ class AnchorSample(NamedTuple):
 @lru_cache(maxsize=32)
 def _constants(num_groups: int, slots: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Counts before counting, the lower bound of each group among sorted keys, and the order of the slots."""
-    # the groups of ignored rows start so high that next to none of their rows becomes a candidate
-    counts = torch.ones(num_groups + 2, device=device)
-    counts[:2] = 1e12
-    bounds = torch.arange(2, num_groups + 3, device=device, dtype=torch.float64)
-    # hard and easy anchors alternate, so that whoever takes only the first few of a class gets both kinds
-    half = slots // 2
-    order = torch.arange(slots, device=device)
-    order[: 2 * half] = torch.arange(2 * half, device=device).view(2, half).mT.flatten()
-    return counts, bounds, order
+    with torch.inference_mode(False):  # kept for training steps as well
+        # the groups of ignored rows start so high that next to none of their rows becomes a candidate
+        counts = torch.ones(num_groups + 2, device=device, dtype=torch.float32)
+        counts[:2] = 1e12
+        bounds = torch.arange(2, num_groups + 3, device=device, dtype=torch.float64)
+        # hard and easy anchors alternate, so that whoever takes only the first few of a class gets both kinds
+        half = slots // 2
+        order = torch.arange(slots, device=device)
+        order[: 2 * half] = torch.arange(2 * half, device=device).view(2, half).mT.flatten()
+        return counts, bounds, order
 
 
 def _hard_easy_quota(hard: Tensor, easy: Tensor, budget: Tensor | int) -> tuple[Tensor, Tensor]:
@@ -61,7 +62,7 @@ def _candidates(group: Tensor, start_counts: Tensor, bounds: Tensor, cap: int, g
         (M,) int64 rows, M fixed by the arguments; the start of each group in them, and their end.
     """
     num_rows, num_groups = group.shape[0], bounds.shape[0] - 1
-    random = torch.rand(num_rows, device=group.device, generator=generator)
+    random = torch.rand(num_rows, device=group.device, dtype=torch.float32, generator=generator)
     size = num_groups * cap + 10 * int((num_groups * cap) ** 0.5)
     if num_rows <= size:
         keys, rows = (group + random.double()).sort()

@@ -124,7 +124,7 @@ def random_draws(batch: int, num_clusters: int, x: Tensor, generator: torch.Gene
     """Return uniform numbers (B, K, trials): all that k-means++ needs, drawn at once."""
     trials = 2 + int(math.log(num_clusters))
     device = x.device if generator is None else generator.device
-    return torch.rand(batch, num_clusters, trials, generator=generator, device=device).to(x.device)
+    return torch.rand(batch, num_clusters, trials, generator=generator, device=device, dtype=torch.float32).to(x.device)
 
 
 def plus_plus_indices(points: Tensor, weights: Tensor | None, draws: Tensor, known: Tensor | None = None) -> Tensor:

@@ -25,6 +25,7 @@ class JacobianSVD(NamedTuple):
     v: Tensor  # (n, r) orthonormal columns, directions of the input; v.T.view(r, *x.shape) has their shape
 
 
+@torch.inference_mode(False)  # which records no derivatives: all would be 0
 @torch.no_grad()
 def jacobian_svd(
     fn: Callable[[Tensor], Tensor],
@@ -114,6 +115,7 @@ def jacobian_svd(
     return JacobianSVD(*(each.to(x.dtype) for each in (u * sign, s, v * sign)))
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def jacobian_residual(
     fn: Callable[[Tensor], Tensor], x: Tensor, svd: JacobianSVD, *, mask: Tensor | None = None,

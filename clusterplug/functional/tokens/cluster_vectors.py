@@ -91,7 +91,7 @@ def cluster_vectors(
         start = init.detach().expand(*lead, size, dim).reshape(batch, size, dim).to(working_dtype(x.dtype))
     elif init == 'k-means++':
         device = x.device if generator is None else generator.device
-        draws = torch.rand(batch, size, generator=generator, device=device).to(x.device)
+        draws = torch.rand(batch, size, generator=generator, device=device, dtype=torch.float32).to(x.device)
     with exact_products(x):
         values = x.reshape(batch, length, dim).to(working_dtype(x.dtype))
         if mask is not None:

@@ -154,5 +154,5 @@ def sparse_token_index(num_tokens: int, num_kept: int, batch: int, random: bool,
         return torch.tensor(index, device=device).expand(batch, -1)
     edges = torch.arange(num_kept + 1, device=device) * num_tokens // num_kept
     lengths = edges[1:] - edges[:-1]
-    drawn = (torch.rand(batch, num_kept, device=device) * lengths).long()
+    drawn = (torch.rand(batch, num_kept, device=device, dtype=torch.float32) * lengths).long()
     return edges[:-1] + torch.minimum(drawn, lengths - 1)

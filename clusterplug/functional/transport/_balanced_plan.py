@@ -23,8 +23,9 @@ _FLOOR = 1e-4
 def _diagonals(size: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Identities, damped for each of the first steps and for all later ones; must not be written to."""
     # a little above 1, as the matrix is singular at the solution (a constant added to all potentials)
-    scales = (1 + _FLOOR) * (1 + torch.tensor((*_DAMPING, 0.0), dtype=dtype, device=device))
-    return scales.view(-1, *(1,) * dim) * torch.eye(size, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # kept for training steps as well
+        scales = (1 + _FLOOR) * (1 + torch.tensor((*_DAMPING, 0.0), dtype=dtype, device=device))
+        return scales.view(-1, *(1,) * dim) * torch.eye(size, dtype=dtype, device=device)
 
 
 def balanced_log_plan(logits: Tensor, column_mass: Tensor) -> Tensor:
