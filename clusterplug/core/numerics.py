@@ -54,6 +54,22 @@ def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
+def unit_rows(x: Tensor) -> Tensor:
+    """Return ``x`` (..., D) with rows of length 1; rows of zeros stay zeros.
+
+    Rows are divided by their largest entry first, as squares overflow. The slope of a unit vector grows without limit
+    towards 0: no gradient reaches rows without an entry of 1e-30, as one of infinity would become NaN in the product
+    that made the zeros (dropout, a mask). A row with NaN or infinity is NaN.
+
+    Example:
+        >>> unit_rows(torch.tensor([[3e30, 4e30], [0.0, 0.0]])).tolist()
+        [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    x = torch.where(largest < 1e-30, x.detach(), x)
+    return torch.nn.functional.normalize(x / largest.masked_fill(largest == 0, 1.0), dim=-1)
+
+
 def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
     """Return a context that switches autocast off on the tensor's device (nothing where it is off already)."""
     device_type = tensor.device.type

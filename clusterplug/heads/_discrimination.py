@@ -83,7 +83,7 @@ class _Discriminate(torch.autograd.Function):
             turned = slopes.mT @ x
             turned -= unit * (unit * turned).sum(1, keepdim=True)
             lengths = rows.norm(dim=1, keepdim=True)
-            values[start : start + len(rows)] = turned / lengths.clamp(min=1e-12)
+            values[start : start + len(rows)] = turned / torch.where(lengths > 1e-12, lengths, 1.0)  # zeros may turn
         if sparse:
             rows = draw.rows
             if rows is None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clusterplug.core.checks import check_count, check_number
 from clusterplug.core.distributed import gather_ranks, rank, world_size
 from clusterplug.core.files import read_rows
-from clusterplug.core.numerics import exact_products, host_checks_allowed, keep_fp32, working_dtype
+from clusterplug.core.numerics import exact_products, host_checks_allowed, keep_fp32, unit_rows, working_dtype
 from clusterplug.heads._discrimination import Draw, discriminate
 from clusterplug.registry import MODELS
 
@@ -132,7 +132,7 @@ class MultiLabelClusterHead(nn.Module):
             dtype = working_dtype(x.dtype, self.weight.dtype)
             usable = torch.isfinite(x).all(1)
             rows = torch.where(usable[:, None], x, 0.0).to(dtype)
-            rows = F.normalize(rows / rows.detach().abs().amax(1, keepdim=True).clamp(min=1e-30), dim=1)
+            rows = unit_rows(rows)
             labels = torch.where(usable[:, None], labels, -1)
             rows = gather_ranks(rows).flatten(0, 1)
             labels = gather_ranks(labels).flatten(0, 1)

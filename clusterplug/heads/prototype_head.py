@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_count
-from clusterplug.core.numerics import no_autocast, working_dtype
+from clusterplug.core.numerics import no_autocast, unit_rows, working_dtype
 from clusterplug.registry import MODELS
 
 
@@ -35,8 +35,9 @@ class PrototypeHead(nn.Module):
 
     Shapes:
         ``x`` (N, in_channels), N = 0 too; N = 1 not in training where the projector holds BatchNorm.
-        Scores (N, K) in the wider of the types of the embedding and of the prototypes. A row of zeros stays zeros. A
-        row with NaN or inf gives NaN in this row alone, as far as the projector treats rows one by one.
+        Scores (N, K) in the wider of the types of the embedding and of the prototypes. A row of zeros stays zeros, and
+        has no gradient. A row with NaN or inf gives NaN in this row alone, as far as the projector treats rows one by
+        one.
 
     Raises:
         ValueError: features of another width; one row in training with a BatchNorm in the projector; a projector that
@@ -98,7 +99,7 @@ class PrototypeHead(nn.Module):
         if not self.normalize:
             return z
         with no_autocast(z):
-            return _unit_rows(z.to(working_dtype(z.dtype))).to(self._result_dtype(z))
+            return unit_rows(z.to(working_dtype(z.dtype))).to(self._result_dtype(z))
 
     def score(self, z: Tensor) -> Tensor | list[Tensor]:
         """Scores (N, K) of embeddings (N, D), for those of a queue."""
@@ -111,7 +112,7 @@ class PrototypeHead(nn.Module):
     def normalize_(self) -> 'PrototypeHead':
         """Scale every prototype to length 1, in place; returns the head."""
         for each in self._sets():
-            each.copy_(_unit_rows(each.to(working_dtype(each.dtype))))
+            each.copy_(unit_rows(each.to(working_dtype(each.dtype))))
         return self
 
     def _sets(self) -> list[Tensor]:
@@ -134,11 +135,6 @@ class PrototypeHead(nn.Module):
             return projector(x)
         finally:
             projector.train()
-
-
-def _unit_rows(x: Tensor) -> Tensor:
-    """Rows of length 1, zeros for zeros; scaled by their maxima first, as squares overflow."""
-    return F.normalize(x / x.detach().abs().amax(1, keepdim=True).clamp(min=1e-30), dim=1)
 
 
 def _width_of(projector: nn.Module) -> int:

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clusterplug.core.checks import check_count, check_number
 from clusterplug.core.distributed import gather_ranks, rank, sum_over_ranks, world_size
-from clusterplug.core.numerics import exact_products, working_dtype
+from clusterplug.core.numerics import exact_products, unit_rows, working_dtype
 from clusterplug.registry import MODELS
 
 
@@ -86,7 +85,7 @@ class BatchEnhancedLoss(nn.Module):
             p, z = (torch.stack(list(views)).to(dtype) for views in (predictions, projections))
             t = torch.stack([each.detach().to(dtype) for each in targets])
             usable = torch.isfinite(p * 0 + z * 0 + t * 0).all(-1).all(0)  # (B,)
-            p, z, t = (_unit(torch.where(usable[:, None], each, 0.0)) for each in (p, z, t))
+            p, z, t = (unit_rows(torch.where(usable[:, None], each, 0.0)) for each in (p, z, t))
             positive = (p * t.flip(0)).sum(-1)
             number: Tensor | float = 1.0
             if neighbors is not None and valid is not None:  # given together
@@ -160,12 +159,7 @@ def _known(rows: Sequence[Tensor], valid: Sequence[Tensor], dtype: torch.dtype) 
     """Unit rows (2, B, k, D) of a memory, and which are there and finite (2, B, k)."""
     found, used = torch.stack([each.detach().to(dtype) for each in rows]), torch.stack(list(valid))
     used = used & torch.isfinite(found).all(-1)
-    return _unit(torch.where(used[..., None], found, 0.0)), used
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Rows of length 1, zeros for zeros; scaled by their maxima first, as squares overflow."""
-    return F.normalize(x / x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-30), dim=-1)
+    return unit_rows(torch.where(used[..., None], found, 0.0)), used
 
 
 def _mean_push(anchors: Tensor, candidates: Tensor, apart: Tensor, temperature: float) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_count, check_number, check_points
-from clusterplug.core.numerics import host_checks_allowed, keep_fp32, no_autocast, working_dtype
+from clusterplug.core.numerics import host_checks_allowed, keep_fp32, no_autocast, unit_rows, working_dtype
 from clusterplug.functional import distance_weights
 from clusterplug.registry import MODELS
 
@@ -168,8 +168,7 @@ class MarginLoss(nn.Module):
             labels = torch.where(finite, labels.long(), -1)
             x = torch.where(finite[:, None], x, 0.0)
             if self.normalize:
-                x = x / torch.linalg.vector_norm(x, torch.inf, 1, keepdim=True).detach().clamp(min=1e-30)
-                x = nn.functional.normalize(x, dim=1)
+                x = unit_rows(x)
             # by differences: the form over products has no digits left for close pairs
             distances = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist').square().add(_EPS).sqrt()
             with torch.no_grad():

@@ -4,12 +4,11 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_count, check_number
 from clusterplug.core.distributed import gather_uneven
-from clusterplug.core.numerics import exact_products, host_checks_allowed, keep_types
+from clusterplug.core.numerics import exact_products, host_checks_allowed, keep_types, unit_rows
 from clusterplug.functional import kmeans, sinkhorn_log_plan
 from clusterplug.memory.feature_queue import FeatureQueue
 from clusterplug.registry import MODELS
@@ -156,10 +155,10 @@ class ClusteredMemory(nn.Module):
         k = check_count(k, 'k', 1, self.length)
         with exact_products(x):
             finite = torch.isfinite(x).all(1)
-            queries = _unit_rows(torch.where(finite[:, None], x, 0.0).to(self.queue.rows.dtype))
+            queries = unit_rows(torch.where(finite[:, None], x, 0.0).to(self.queue.rows.dtype))
             rows, stored, extra = self.queue.read()
-            units, labels = _unit_rows(rows), torch.where(stored, extra['labels'], -1)
-            home = (queries @ _unit_rows(self.prototypes).mT).argmax(1) if self._clustered else None
+            units, labels = unit_rows(rows), torch.where(stored, extra['labels'], -1)
+            home = (queries @ unit_rows(self.prototypes).mT).argmax(1) if self._clustered else None
             if home is not None and host_checks_allowed(x):
                 best, indices = self._nearest_by_cluster(queries, home, units, labels, stored, k)
             else:  # on a device one product, as sizes of clusters are not known to the host
@@ -208,9 +207,9 @@ class ClusteredMemory(nn.Module):
                 f'the memory holds {int(stored.sum())} finite rows, too few for {self.num_clusters} clusters; push '
                 f'more, or lower num_clusters'
             )
-        units = _unit_rows(rows)
+        units = unit_rows(rows)
         generator = torch.Generator(units.device).manual_seed(self.seed)
-        start = {'init': _unit_rows(self.prototypes)} if self._clustered else {}
+        start = {'init': unit_rows(self.prototypes)} if self._clustered else {}
         result = kmeans(
             units, self.num_clusters, mask=stored, num_iters=num_iters, tol=1e-6, generator=generator, **start
         )
@@ -234,7 +233,7 @@ class ClusteredMemory(nn.Module):
     def _assign(self, rows: Tensor, usable: Tensor) -> Tensor:
         """Clusters (N,) of new rows in equal shares, -1 for unusable rows."""
         with exact_products(rows):
-            units, prototypes = _unit_rows(torch.where(usable[:, None], rows, 0.0)), _unit_rows(self.prototypes)
+            units, prototypes = unit_rows(torch.where(usable[:, None], rows, 0.0)), unit_rows(self.prototypes)
             squared = (2 - 2 * (units @ prototypes.mT)).clamp(min=0)
             plan = sinkhorn_log_plan(-squared.sqrt(), epsilon=self.epsilon, num_iters=self.num_iters, mask=usable)
         return torch.where(usable, plan.argmax(1), -1)
@@ -269,8 +268,3 @@ class ClusteredMemory(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
         self._clustered = bool(self.has_clusters)
-
-
-def _unit_rows(x: Tensor) -> Tensor:
-    """Rows of length 1, zeros for zeros; scaled by their maxima first, as squares overflow."""
-    return F.normalize(x / x.abs().amax(1, keepdim=True).clamp(min=1e-30), dim=1)

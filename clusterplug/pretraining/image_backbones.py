@@ -54,8 +54,11 @@ def TorchvisionBackbone(name: str, **options) -> nn.Module:
         ) from None
     model = get_model(name, **options)
     for part in _CLASSIFIERS:
-        if isinstance(getattr(model, part, None), nn.Module):
-            setattr(model, part, nn.Identity())
+        classifier = getattr(model, part, None)
+        if isinstance(classifier, nn.Module):
+            # SqueezeNet pools at the end of its classifier
+            last = classifier[-1] if isinstance(classifier, nn.Sequential) else None
+            setattr(model, part, last if isinstance(last, nn.AdaptiveAvgPool2d) else nn.Identity())
             return model
     raise ValueError(
         f'name must be a classification model of torchvision, whose classifier is removed, got {name!r} without any of '
