@@ -229,7 +229,7 @@ class TransportPseudoLabels(nn.Module):
                 )
         if self.strength == 0 or self.neighbors is None:
             return
-        if ids is None or ids.shape != (count,) or ids.dtype != torch.int64:
+        if not isinstance(ids, Tensor) or ids.shape != (count,) or ids.dtype != torch.int64:
             raise ValueError(f'ids must be int64 indices ({count},) of the samples where a graph is set')
         if host_checks_allowed(ids) and count and not bool(((ids >= 0) & (ids < len(self.neighbors))).all()):
             raise ValueError(

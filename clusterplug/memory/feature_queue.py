@@ -165,3 +165,4 @@ def _dtype(name: str, kind) -> torch.dtype:
 
 # Logits of recent samples for pseudo-labels (P2OT's name): the same ring.
 LogitsBuffer = FeatureQueue
+MODELS.register_module('LogitsBuffer', module=FeatureQueue)

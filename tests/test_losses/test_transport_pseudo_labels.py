@@ -75,7 +75,7 @@ def test_labels_follow_the_graph():
     expected = -(labels[0] * logs[1]).sum(1).mean() - (labels[1] * logs[0]).sum(1).mean()
     torch.testing.assert_close(linked, expected, rtol=2e-3, atol=1e-3)
     assert abs(float(linked - plain)) > 1e-3
-    for bad in (None, ids.float(), ids[:3], ids + 20):
+    for bad in (None, ids.float(), ids[:3], ids + 20, ids.tolist()):
         with pytest.raises(ValueError, match='ids must'):
             loss(views, bad)
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from clusterplug.memory import FeatureQueue
+from clusterplug.memory import FeatureQueue, LogitsBuffer
+from clusterplug.registry import MODELS
 from clusterplug.testing import count_host_syncs, run_gloo
 
 
@@ -121,3 +122,8 @@ def test_uneven_ranks_hold_the_queue_of_one_process():
     for state in ranks:
         for name, value in one.state_dict().items():
             assert torch.equal(state[name], value), name
+
+
+def test_the_name_of_the_papers_builds_it_too():
+    queue = MODELS.build(dict(type='clusterplug.LogitsBuffer', length=3, embed_dims=2))
+    assert type(queue) is LogitsBuffer is FeatureQueue
