@@ -83,6 +83,14 @@ class Tap:
             self.value = inputs[0] if self.side == 'input' else output
             self.without_gradient = not torch.is_grad_enabled()
 
+    def close(self) -> None:
+        """Keep nothing, neither what was kept nor what comes."""
+        self.open, self.value = False, None
+
+    def __getstate__(self) -> dict:
+        # a step that was interrupted leaves a tensor of its graph, which can neither be copied nor is worth saving
+        return {**vars(self), 'open': False, 'value': None}
+
     def take(self) -> Rows:
         """The rows kept since :meth:`open` was set, which are then forgotten."""
         value, self.value = self.value, None

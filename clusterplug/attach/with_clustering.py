@@ -46,11 +46,14 @@ class ClusteringBranch(nn.Module):
     @contextmanager
     def watch(self):
         """Keep the embedding of any call of the model, not only of training steps; read it with ``embedding.take``."""
+        before = self.watching
         self.watching = True
         try:
             yield
         finally:
-            self.watching = self.embedding.open = False
+            self.watching = before
+            if not before:
+                self.embedding.close()
 
     def before(self, model, args, kwargs):
         """Forward pre-hook of the model: open the taps in a training step."""
@@ -64,7 +67,10 @@ class ClusteringBranch(nn.Module):
             self.boxes.read(kwargs.get('data_samples', args[1] if len(args) > 1 else None))
 
     def after(self, model, args, kwargs, losses):
-        """Forward hook of the model: add the clustering terms to its losses."""
+        """Forward hook of the model: add the clustering terms to its losses; also called where the model failed."""
+        if losses is None:
+            self._drop()
+            return None
         if not self.running:
             if self.called_otherwise and _is_loss(losses):
                 raise ValueError(
@@ -83,15 +89,23 @@ class ClusteringBranch(nn.Module):
                     stacklevel=3,
                 )
             return None
-        self.running = self.embedding.open = False
-        if self.predictions is not None:
-            self.predictions.open = False
         inputs = kwargs.get('inputs', args[0] if args else None)
         samples = kwargs.get('data_samples', args[1] if len(args) > 1 else None)
-        terms = self._terms(inputs, samples)
+        try:
+            terms = self._terms(inputs, samples)
+        finally:
+            self._drop()
         if isinstance(losses, torch.Tensor):
             return losses + sum(terms.values())
         return {**losses, **terms}
+
+    def _drop(self) -> None:
+        """Let go of what a step has kept: after an error it would hold the memory of its graph until the next one."""
+        self.running = False
+        for tap in (self.embedding, self.predictions):
+            if tap is not None:
+                tap.close()
+        self.embedding.open = self.watching
 
     def _terms(self, inputs, samples) -> dict:
         rows = self.embedding.take()
@@ -328,5 +342,5 @@ def WithClustering(
     branch = ClusteringBranch(model, embedding, classifier if predictions == 'auto' else predictions, labels, loss)
     model.clustering = branch
     model.register_forward_pre_hook(branch.before, with_kwargs=True)
-    model.register_forward_hook(branch.after, with_kwargs=True)
+    model.register_forward_hook(branch.after, with_kwargs=True, always_call=True)
     return model

@@ -85,6 +85,11 @@ def recording() -> Iterator[None]:
         yield
 
 
+def backward_pass() -> int:
+    """Return the number of the backward pass that runs in this thread, -1 without one or while compiling."""
+    return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
+
+
 def recordable(tensor: Tensor) -> Tensor:
     """Return the tensor itself, or a copy of one that was made in inference mode, which no graph can hold."""
     return tensor.clone() if tensor.is_inference() else tensor

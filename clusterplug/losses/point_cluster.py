@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clusterplug.core.checks import whole_number
 from clusterplug.core.constants import arange
 from clusterplug.core.distributed import gather_ranks, world_size
-from clusterplug.core.numerics import keep_fp32
+from clusterplug.core.numerics import backward_pass, keep_fp32
 from clusterplug.core.padded_classes import PaddedClasses
 from clusterplug.functional.contrast import check_temperature, region_means
 from clusterplug.heads import ProjectionHead
@@ -105,6 +105,7 @@ class PointClusterLoss(nn.Module):
     Raises:
         ValueError, TypeError: arguments or inputs that do not fit; a label out of range (on CUDA a device-side assert,
             as for cross entropy, since looking would stop the device).
+        RuntimeError: gradient checkpointing computes a training step again.
 
     Source: Feng, Wang, Wang, Yang, Zheng, "Clustering based Point Cloud Representation Learning for 3D Analysis",
     ICCV 2023, section 3; official code FengZicai/Cluster3DSeg (MIT), ``spvnas/cluster_contrastloss.py``.
@@ -207,6 +208,11 @@ class PointClusterLoss(nn.Module):
         regions: Tensor | None = None,
         cells: Tensor | None = None,
     ) -> dict[str, Tensor]:
+        if self.training and backward_pass() != -1:
+            raise RuntimeError(
+                'PointClusterLoss must not be computed again by gradient checkpointing: its memory has moved on since, '
+                'so that the gradient would be that of another loss; pass the layers to checkpoint, not the loss'
+            )
         design = None if self.positions is None else self.positions.design(check_cells(features, cells))
         features, labels, predictions, feature_rows, regions = check_inputs(
             self, features, labels, predictions, feature_rows, regions

@@ -77,8 +77,8 @@ def cell_places(size: tuple[int, int], grid: tuple[int, int], device: torch.devi
         >>> cell_places((2, 4), (1, 2), torch.device('cpu')).tolist()
         [[0.5, 0.5], [0.5, 2.5]]
     """
-    rows = (torch.arange(grid[0], device=device) + 0.5) * (size[0] / grid[0]) - 0.5
-    columns = (torch.arange(grid[1], device=device) + 0.5) * (size[1] / grid[1]) - 0.5
+    rows = (torch.arange(grid[0], device=device, dtype=torch.float32) + 0.5) * (size[0] / grid[0]) - 0.5
+    columns = (torch.arange(grid[1], device=device, dtype=torch.float32) + 0.5) * (size[1] / grid[1]) - 0.5
     return torch.stack([rows[:, None].expand(*grid), columns.expand(*grid)], -1).flatten(0, 1)
 
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from clusterplug.core.numerics import static_size
+from clusterplug.core.numerics import backward_pass, static_size
 from clusterplug.functional.tokens import check_grid
 from clusterplug.patch._geometry import SharedTable
 from clusterplug.patch._hooks import BlockHook, EndHook, LateReduction, ScopeHook, refuse_attentions
 from clusterplug.patch._own_class import give_own_class, take_own_class
 from clusterplug.patch._parts import Parts
 from clusterplug.patch._size_bias import Biased
-from clusterplug.patch._store import Store, autograd_state, backward_pass, checkpointing_message
+from clusterplug.patch._store import Store, autograd_state, checkpointing_message
 from clusterplug.patch.layout import Layout
 from clusterplug.patch.methods import Reduced
 

@@ -148,11 +148,6 @@ def end_checkpointing(error: BaseException | None) -> None:
             generator.close()
 
 
-def backward_pass() -> int:
-    """Return the number of the backward pass that runs in this thread, -1 without one or while compiling."""
-    return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
-
-
 def checkpointing_message(method: str) -> str:
     """Return why a block cannot be computed again."""
     return (

@@ -196,7 +196,7 @@ def coordinates_at(table: Tensor, new: tuple[int, int], step: tuple[float, float
     for axis, (count, far) in enumerate(zip(new, step)):
         steps = max(table.shape[1 + axis] // 2, 1)
         unit = (8.0 ** table[0, -1, -1, axis].float() - 1) / steps
-        places = torch.arange(1 - count, count, device=table.device) * far
+        places = torch.arange(1 - count, count, device=table.device, dtype=torch.float32) * far
         axes.append(places.sign() * torch.log2(places.abs() * unit + 1) / 3)
     rows, columns = axes
     shape = (len(rows), len(columns))

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_count
+from clusterplug.core.numerics import backward_pass
 from clusterplug.layers import SegmentTokenClustering, SegmentTokens
 from clusterplug.layers.segment_token_clustering import SHIFTS
 from clusterplug.patch._own_class import give_own_class, take_own_class
 from clusterplug.patch._parts import Parts
-from clusterplug.patch._store import Store, backward_pass, checkpointing_message
+from clusterplug.patch._store import Store, checkpointing_message
 from clusterplug.patch.hosts.transformers_vit import without_mask
 from clusterplug.patch.layout import Layout, own
 from clusterplug.patch.methods import unknown_options

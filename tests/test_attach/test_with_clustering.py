@@ -2,6 +2,7 @@
 """WithClustering on a small dense model: taps, labels, what it refuses, and that nothing changes outside training."""
 
 import copy
+import io
 from types import SimpleNamespace
 
 import pytest
@@ -173,6 +174,46 @@ def test_a_step_after_one_that_failed():
     with pytest.raises(RuntimeError):
         model(torch.zeros(3, 9), samples, mode='loss')
     assert set(model(inputs, samples, mode='loss')) == {'loss_ce', *TERMS}
+
+
+@pytest.mark.parametrize('error', [MemoryError, KeyboardInterrupt])
+def test_a_step_that_failed_leaves_a_model_that_can_be_copied(error):
+    model, data = _wrapped(), _data()
+
+    def fail(*_):
+        raise error
+
+    handle = model.decode_head.conv_seg.register_forward_hook(fail)
+    with pytest.raises(error):
+        model(*data, mode='loss')
+    handle.remove()
+    taps = model.clustering.embedding, model.clustering.predictions
+    if error is not KeyboardInterrupt:  # of which torch tells no hook
+        assert not any(tap.open or tap.value is not None for tap in taps)
+    with io.BytesIO() as file:
+        torch.save(model, file)
+    twin = copy.deepcopy(model)
+    losses, others = (each(*data, mode='loss') for each in (model, twin))
+    assert all(torch.equal(losses[name], others[name]) for name in losses)
+
+
+def test_labels_that_do_not_fit_leave_nothing():
+    model, (inputs, _) = _wrapped(), _data()
+    with pytest.raises(IndexError):
+        model(inputs, _samples(torch.full((60,), 77)), mode='loss')
+    assert model.clustering.embedding.value is model.clustering.predictions.value is None
+    copy.deepcopy(model)
+
+
+def test_watching_inside_of_watching():
+    model, data = _wrapped(), _data()
+    with model.clustering.watch():
+        with model.clustering.watch():
+            pass
+        model(*data, mode='tensor')
+        assert len(model.clustering.embedding.take().features) == 60
+        model(*data, mode='tensor')
+    assert model.clustering.embedding.value is None
 
 
 class _Lenient(Segmentor):

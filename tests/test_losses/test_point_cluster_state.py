@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 from _small_loss import assert_same, batch, make, state, total
+from torch.utils.checkpoint import checkpoint
 
 from clusterplug.losses import PointClusterLoss
 from clusterplug.testing import count_host_syncs, count_launches
@@ -128,3 +129,13 @@ def test_state_is_fp32_under_another_default_type(dtype):
     finally:
         torch.set_default_dtype(before)
     assert {value.dtype for value in loss.state_dict().values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_a_step_is_not_computed_again(reentrant):
+    """The memory has moved on, so that the gradient would be of other assignments."""
+    loss, (features, labels, _) = make(), batch()
+    found = checkpoint(lambda x: total(loss(x * 1, labels)), features.requires_grad_(), use_reentrant=reentrant)
+    with pytest.raises(RuntimeError, match='must not be computed again'):
+        found.backward()
+    assert loss.memory.step == 1
