@@ -96,8 +96,10 @@ def recordable(tensor: Tensor) -> Tensor:
 
 
 def host_checks_allowed(tensor: Tensor) -> bool:
-    """Tell whether reading a value on the host costs nothing: on the CPU, outside ``torch.compile``."""
-    return tensor.device.type == 'cpu' and not torch.compiler.is_compiling()
+    """Return whether reading a value on the host costs nothing: on the CPU, not in ``torch.compile`` or ``vmap``."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return tensor.device.type == 'cpu'
 
 
 @contextlib.contextmanager

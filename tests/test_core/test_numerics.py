@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of state: never below fp32, as wide as asked."""
+"""Types of state: never below fp32, as wide as asked; values that are not read on the host."""
 
 import pytest
 import torch
 
+from clusterplug import functional
 from clusterplug.core.numerics import keep_fp32, keep_types
 from clusterplug.heads import GrassmannHead
 from clusterplug.losses import KoopmanLoss, PointClusterLoss, SelfExpressionLoss
@@ -51,3 +52,20 @@ def test_modules_that_compute_in_fp32_stay_there():
     assert {each.dtype for each in loss.state_dict().values() if each.is_floating_point()} == {torch.float32}
     out = loss(torch.randn(30, 4, dtype=torch.float64), torch.arange(30) % 3)
     assert all(torch.isfinite(each) for each in out.values())
+
+
+@pytest.mark.parametrize(
+    ('function', 'shapes'),
+    [
+        (lambda x, b: functional.grassmann_logits(x, functional.orthonormal_frame(b)), [(5, 6), (3, 6, 2)]),
+        (lambda z: functional.temporal_contrast(z, num_neighbors=2, temperature=0.3), [(2, 9, 4)]),
+        (functional.linear_cka, [(9, 4), (9, 3)]),
+        (functional.unit_correlation, [(9, 4), (9, 3)]),
+        (lambda x: functional.cluster_target(x.softmax(-1)), [(9, 4)]),
+    ],
+)
+def test_values_are_not_read_under_vmap(function, shapes):
+    generator = torch.Generator().manual_seed(0)
+    batch = [torch.randn(3, *shape, dtype=torch.float64, generator=generator) for shape in shapes]
+    expected = torch.stack([function(*each) for each in zip(*batch, strict=True)])
+    torch.testing.assert_close(torch.func.vmap(function)(*batch), expected)
