@@ -29,10 +29,12 @@ class IndexedConcatDataset(ConcatDataset):
     def __getitem__(self, idx: int) -> Any:
         """One sample, with its position in the whole."""
         found = super().__getitem__(idx)
-        row = int(idx) % len(self)
+        part, _ = self._get_ori_dataset_idx(idx)
+        start = 0 if part == 0 else self.cumulative_sizes[part - 1]
+        # of the sample that came: where a pipeline gives None, a data set of mmengine draws another one
         sample = found.get('data_samples') if isinstance(found, dict) else None
         if sample is not None and 'sample_idx' in sample:
-            sample.set_metainfo(dict(sample_idx=row))
+            sample.set_metainfo(dict(sample_idx=start + int(sample.sample_idx)))
         if isinstance(found, dict) and 'sample_idx' in found:
-            found['sample_idx'] = row
+            found['sample_idx'] = start + int(found['sample_idx'])
         return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.dataset import RepeatDataset
+from mmengine.dataset import ClassBalancedDataset, ConcatDataset, RepeatDataset
 from mmengine.dist import broadcast, get_comm_device
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Subset
 
 from clusterplug.core.checks import check_count
 from clusterplug.core.distributed import gather_ranks, rank, world_size
+from clusterplug.datasets.indexed_concat import IndexedConcatDataset
 from clusterplug.hooks._clusters import build_estimator, centers_of, fit_copy, matched_ids
 from clusterplug.hooks.value_schedule import attribute_of
 from clusterplug.memory import SampleTable
@@ -59,7 +60,8 @@ class ClusterRefreshHook(Hook):
             with ``table`` samples whose ``sample_idx`` is not their row, as those of mmengine's ``ConcatDataset`` (use
             :class:`~clusterplug.datasets.indexed_concat.IndexedConcatDataset`): a loss would read rows of others.
 
-    Samples whose embedding is not finite get label -1 and are ignored; so do those that the estimator calls noise.
+    Samples whose embedding is not finite get label -1 and are ignored; so do those that the estimator calls noise, and
+    those in whose place the data set gave another one.
 
     Source: DeepCluster-v2: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments",
     NeurIPS 2020, arXiv 2006.09882, appendix; official code facebookresearch/swav (CC BY-NC), written from the paper.
@@ -148,7 +150,8 @@ class ClusterRefreshHook(Hook):
         finite = x.isfinite().all(1)
         if not bool(finite.all()):
             warnings.warn(
-                f'ClusterRefreshHook: {int((~finite).sum())} of {len(x)} embeddings are not finite; they get label -1',
+                f'ClusterRefreshHook: {int((~finite).sum())} of {len(x)} embeddings are not finite, or of other '
+                f'samples than asked; they get label -1',
                 stacklevel=2,
             )
         rows = F.normalize(x[finite], dim=1) if self.normalize else x[finite]
@@ -225,9 +228,12 @@ class ClusterRefreshHook(Hook):
             with torch.random.fork_rng(devices=[]):
                 parts, row = [], rank()
                 for data in loader:
-                    if self.table:
-                        row = _check_rows(data, row, loader.dataset.dataset)
-                    parts.append(self._features(model, data).float().cpu())
+                    others = _other_samples(data, row, loader.dataset.dataset) if self.table else []
+                    x = self._features(model, data).float().cpu()
+                    row += len(x) * world_size()
+                    if others:  # no label
+                        x = x.index_fill(0, torch.tensor(others), torch.nan)
+                    parts.append(x)
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -278,24 +284,31 @@ class ClusterRefreshHook(Hook):
         return DataLoader(share, size, collate_fn=collate, generator=generator, **options), len(dataset)
 
 
-def _check_rows(data: Any, row: int, dataset: Any) -> int:
-    """Raise where a sample says that its row is another one; return the row of the first sample of the next batch."""
+def _other_samples(data: Any, row: int, dataset: Any) -> list[int]:
+    """Positions in a batch that begins with ``row`` of samples that say that they are of another row.
+
+    A data set of mmengine draws another sample where its pipeline gives None; data sets that put others together say so
+    of every sample, which is an error.
+    """
     samples = data.get('data_samples') if isinstance(data, dict) else None
     if not isinstance(samples, (list, tuple)):
-        return row
+        return []
     # of a data set that comes several times the first rows are read
     period = len(dataset.dataset) if isinstance(dataset, RepeatDataset) else len(dataset)
-    for sample in samples:
-        said = sample.get('sample_idx') if hasattr(sample, 'get') else None
-        if isinstance(said, (Integral, Tensor)) and int(said) != row % period:
+    found = []
+    for place, sample in enumerate(samples):
+        said, wanted = sample.get('sample_idx') if hasattr(sample, 'get') else None, row + place * world_size()
+        if not isinstance(said, (Integral, Tensor)) or int(said) == wanted % period:
+            continue
+        if isinstance(dataset, (ConcatDataset, ClassBalancedDataset)) and not isinstance(dataset, IndexedConcatDataset):
             raise ValueError(
-                f'ClusterRefreshHook: the sample in row {row} of the data set has sample_idx {int(said)}, so that the '
-                f'loss would read the label of another sample; {type(dataset).__name__} numbers its parts one by one: '
-                f"use dict(type='clusterplug.IndexedConcatDataset', datasets=[...]), or no data set that draws samples "
-                f'again'
+                f'ClusterRefreshHook: the sample in row {wanted} of the data set has sample_idx {int(said)}, so that '
+                f'the loss would read the label of another sample; {type(dataset).__name__} leaves the numbers of its '
+                f"parts: use dict(type='clusterplug.IndexedConcatDataset', datasets=[...]), or no data set that draws "
+                f'samples again'
             )
-        row += world_size()
-    return row
+        found.append(place)
+    return found
 
 
 def _as_list(value: Any) -> list:

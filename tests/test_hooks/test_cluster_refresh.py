@@ -260,6 +260,21 @@ def test_samples_of_several_data_sets_keep_their_rows():
     assert agrees(refresh_from(whole)['label'])
 
 
+def test_a_sample_in_the_place_of_another_gives_it_no_label():
+    class Odd(Part):
+        def __getitem__(self, idx):  # as mmengine's do where a pipeline gives None
+            return super().__getitem__(7 if idx == 4 else idx)
+
+    parts = [Part(range(20)), Odd(range(20, 31))]
+    whole = IndexedConcatDataset(parts)
+    assert whole[24]['data_samples'].sample_idx == whole[24]['sample_idx'] == 27
+    with pytest.warns(UserWarning, match='1 of 31 embeddings'):
+        labels = refresh_from(whole)['label']
+    assert labels[24] == -1
+    kept = torch.arange(31) != 24
+    assert len(set(zip(labels[kept].tolist(), TRUE[kept].tolist()))) == 3
+
+
 def test_a_repeated_data_set_is_read_by_its_first_rows():
     class Repeated(Model):
         def __init__(self):
