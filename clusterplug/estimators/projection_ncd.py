@@ -223,7 +223,7 @@ class ProjectionBasedNCD(TransformerMixin, Clusterer):
         count, width = x.shape
         latent = min(256, max(2, round(0.8 * width))) if self.latent_dim is None else int(self.latent_dim)
         seeds = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=x.device)))
-        network = _Network(width, latent, num_classes, float(self.dropout))
+        network = _Network(width, latent, num_classes, float(self.dropout)).float()  # whatever the default type
         initialize(network, seeds)
         network.to(x.device).train().generator = generator
         optimizer = torch.optim.AdamW(network.parameters(), lr=float(self.lr))

@@ -248,6 +248,20 @@ def test_an_offset_costs_no_digits(model):
 
 
 @pytest.mark.parametrize('model', ALL, ids=str)
+def test_the_default_type_and_inference_mode_change_nothing(model):
+    x, y = blobs()
+    y = hide(y, [0, 1])
+    expected = model.fit(x, y).labels_
+    with torch.inference_mode():
+        np.testing.assert_array_equal(model.fit(torch.as_tensor(x), torch.as_tensor(y)).labels_.numpy(), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        np.testing.assert_array_equal(model.fit(x, y).labels_, expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize('model', ALL, ids=str)
 def test_bad_labels(model):
     x, y = blobs()
     for bad, message in (

@@ -57,20 +57,20 @@ def initialize(
 
     The layers of ``skip`` keep their values.
 
-    Drawn on the CPU from ``generator``, so that the values are the same on every device.
+    Drawn in fp32 on the CPU from ``generator``, so that the values are the same on every device.
     """
     kept = set() if skip is None else set(skip.modules())
     for layer in module.modules():
         if layer in kept or not isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             continue
-        weight = torch.empty(layer.weight.shape, device='cpu')
+        weight = torch.empty(layer.weight.shape, device='cpu', dtype=torch.float32)
         if kind == 'glorot':
             nn.init.xavier_uniform_(weight, generator=generator)
         else:
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
         layer.weight.copy_(weight)
         if layer.bias is not None:
-            bias = torch.zeros(layer.bias.shape, device='cpu')
+            bias = torch.zeros(layer.bias.shape, device='cpu', dtype=torch.float32)
             if kind != 'glorot':
                 fan_in = nn.init._calculate_fan_in_and_fan_out(weight)[0]
                 bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
