@@ -11,8 +11,10 @@ pytest.importorskip('timm', reason='needs timm: pip install clusterplug[vit]')
 pytest.importorskip('transformers', reason='needs transformers: pip install clusterplug[vit]')
 
 from clusterplug import patch
+from clusterplug.patch._geometry import cell_places
 from clusterplug.patch._windows import (
     ShiftedWindows,
+    _between,
     biases_at,
     coordinates_at,
     fitting_cells,
@@ -231,3 +233,25 @@ def test_compiles(name):
     for _ in range(2):
         for a, b in zip(expected, models.tensors(compiled(image))):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_tables_under_another_default_type(dtype):
+    table = torch.linspace(-1, 1, 7).view(1, 7, 1, 1).expand(1, 7, 7, 2)
+    biases = torch.linspace(0, 1, 49)[:, None]
+
+    def made():
+        return [
+            biases_at(biases, (4, 4), (3, 3), (1.3, 1.3)),
+            coordinates_at(table, (3, 3), (1.3, 1.3)),
+            cell_places((16, 16), (11, 11), torch.device('cpu')),
+        ]
+
+    expected, before = made(), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    _between.cache_clear()
+    try:
+        found = made()
+    finally:
+        torch.set_default_dtype(before)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
