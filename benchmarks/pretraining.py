@@ -6,7 +6,7 @@
     ... python benchmarks/pretraining.py --only-print --page docs/benchmarks.md
 
 images: 5,000 images of CIFAR-10, balanced or 1,242 of them with a long tail; the small configs of each method as they
-are, shortened to a minute or two of one core. Frozen features of the backbone are judged on 2,000 other images.
+are, shortened to a minute or two of one core, and balanced once more to five minutes of two. Frozen features of the backbone are judged on 2,000 other images.
 scans: SwAV on the 140 scans for training of a LiDAR city without their labels, then MinkUNet on a few labeled ones of
 them, drawn by the seed, from that backbone and from scratch: same scans, same number of steps, same seed. frozen: what
 probes tell of points from that backbone, without another training.
@@ -21,21 +21,22 @@ from pathlib import Path
 
 import torch
 from _gain_ledger import Ledger, content_key_of
+from _pretraining_images import SETS
 from _timing import describe_machine, one_thread_each, publish
 
 LEDGER = Path(__file__).with_name('pretraining.json')
 
 
 def images(args, ledger: Ledger) -> list[str]:
-    from _pretraining_images import METHODS, configured, image_lines, measured
+    from _pretraining_images import METHODS, configured, image_lines, measured, wanted
 
     cells = {}
     for seed in args.seeds:
         for part in args.sets:
             for name in args.methods or METHODS:
-                if name == 'pixels' and seed:
-                    continue  # nothing of them is drawn
-                folder = args.out / 'images' / f'{name.split()[0]}-{part}-{seed}'
+                if (part, name) not in wanted() or (name == 'pixels' and seed):
+                    continue  # nothing of pixels is drawn
+                folder = args.out / 'images' / f'{name.split()[0]}-{part.replace(", ", "-")}-{seed}'
                 key = dict(part='images', set=part, method=name, seed=seed)
                 key['content'] = content_key_of(configured(name, part, seed, folder))
                 noted = ledger.find(key)
@@ -115,7 +116,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--parts', nargs='+', choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--sets', nargs='+', choices=('balanced', 'long-tailed'), default=['balanced', 'long-tailed'])
+    parser.add_argument('--sets', nargs='+', choices=SETS, default=list(SETS))
     parser.add_argument('--methods', nargs='+', help='methods of the images (default: all)')
     parser.add_argument('--city', type=int, nargs='+', choices=(1, 2), default=[1, 2])
     parser.add_argument('--labeled', type=int, nargs='+', default=[5, 20], help='labeled scans (default: 5 20)')
