@@ -17,6 +17,7 @@ class Method(NamedTuple):
 
     config: str | None
     epochs: int = 0
+    random_batches: bool = False  # in place of the batches that clusters are kept apart in
 
 
 METHODS = {
@@ -26,6 +27,9 @@ METHODS = {
     'DeepCluster-v2': Method('deepcluster/deepcluster-v2_second-small_1xb256-40e_cifar10-selection.py', 12),
     'SimLAP (with labels)': Method('simlap/simlap_second-small_1xb256-40e_cifar10-selection.py', 24),
     'G-SimCLR': Method('gsimclr/gsimclr_second-small_1xb64-40e_cifar10-selection.py', 24),
+    'SimCLR (G-SimCLR in random batches)': Method(
+        'gsimclr/gsimclr_second-small_1xb64-40e_cifar10-selection.py', 24, random_batches=True
+    ),
 }
 # How many times the passes: five minutes of two cores for each method, and a quarter of the images with the long tail.
 SETS = {'balanced': 1, 'balanced, longer': 5, 'long-tailed': 4}
@@ -51,6 +55,10 @@ def configured(name: str, part: str, seed: int, folder: Path):
     config.default_hooks.checkpoint.interval = max(epochs // 6, 1)
     config.randomness = dict(seed=seed)
     config.log_level, config.visualizer.name = 'ERROR', str(folder)
+    if method.random_batches:
+        config.train_dataloader.pop('batch_sampler')
+        config.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=True)
+        config.custom_hooks = [hook for hook in config.custom_hooks if 'Refresh' not in hook.type]
     refresh = next((hook for hook in config.get('custom_hooks', []) if 'Refresh' in hook.type), None)
     if refresh is not None and 'interval' in refresh:
         refresh.interval = max(epochs // 4, 1)  # as often a training as the config does

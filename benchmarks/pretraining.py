@@ -6,7 +6,8 @@
     ... python benchmarks/pretraining.py --only-print --page docs/benchmarks.md
 
 images: 5,000 images of CIFAR-10, balanced or 1,242 of them with a long tail; the small configs of each method as they
-are, shortened to a minute or two of one core, and balanced once more to five minutes of two. Frozen features of the backbone are judged on 2,000 other images.
+are, shortened to a minute or two of one core, and balanced once more to five minutes of two. Frozen features of the
+backbone are judged on 2,000 other images.
 scans: SwAV on the 140 scans for training of a LiDAR city without their labels, then MinkUNet on a few labeled ones of
 them, drawn by the seed, from that backbone and from scratch: same scans, same number of steps, same seed. frozen: what
 probes tell of points from that backbone, without another training.

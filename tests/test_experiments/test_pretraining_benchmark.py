@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip('mmdet3d')
 sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
 
-from _pretraining_images import METHODS, image_lines
+from _pretraining_images import METHODS, configured, image_lines, wanted
 from _pretraining_scans import few_labels, frozen_lines, probed, scan_lines
 
 
@@ -17,7 +17,21 @@ def test_images_by_hand():
     runs = [dict(knn=40.0, linear=50.0, kmeans=20.0, rank=3.0), dict(knn=42.0, linear=50.0, kmeans=24.0, rank=5.0)]
     lines = image_lines({('long-tailed', 'SwAV'): runs})
     assert '| SwAV, 48 epochs | 41.0 ± 1.4 | 50.0 ± 0.0 | 22.0 ± 2.8 | 4.0 ± 1.4 | 2 |' in lines
-    assert sum('not measured' in line for line in lines) == 2 * len(METHODS) - 1
+    assert sum('not measured' in line for line in lines) == len(wanted()) - 1 == 3 * len(METHODS) - 3
+
+
+def test_random_batches_differ_in_nothing_else(tmp_path):
+    names = 'G-SimCLR', 'SimCLR (G-SimCLR in random batches)'
+    ours, random = (configured(name, 'balanced, longer', 0, tmp_path) for name in names)
+    assert ours.train_dataloader.pop('batch_sampler').type == 'clusterplug.ClusterDisjointBatchSampler'
+    assert random.train_dataloader.pop('sampler') == dict(type='DefaultSampler', shuffle=True)
+    ours.train_dataloader.pop('sampler', None)
+    assert [hook.type for hook in ours.custom_hooks if hook not in random.custom_hooks] == [
+        'clusterplug.ClusterRefreshHook'
+    ]
+    ours.custom_hooks = random.custom_hooks
+    assert ours.to_dict() == random.to_dict()
+    assert ours.train_cfg.max_epochs == 120
 
 
 def test_scans_by_hand():
