@@ -2,14 +2,17 @@
 """Arguments, networks and states of training as arrays and plain values."""
 
 import dataclasses
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clusterplug.estimators._base import _pack, _unpack
+from clusterplug.core.files import load_arrays
+from clusterplug.estimators._base import SavedEstimator, _pack, _unpack
 from clusterplug.estimators.deep.training import TrainingState
+from clusterplug.version import __version__
 
 _PLAIN = ('phase', 'epoch', 'batch', 'refreshed', 'started', 'waited', 'changed', 'history')
 _PLAIN_TYPES = (bool, int, float, list, tuple)
@@ -25,6 +28,37 @@ def pack_value(name: str, value: Any, arrays: dict[str, np.ndarray]) -> dict:
 
 
 unpack_value = _unpack
+_Estimator = TypeVar('_Estimator', bound=SavedEstimator)
+
+
+def begin_header(estimator: SavedEstimator, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return the header of a file with the arguments of an estimator, and no results yet."""
+    header: dict[str, Any] = {'class': type(estimator).__name__, 'version': __version__, 'params': {}, 'results': {}}
+    for name, value in estimator.get_params(deep=False).items():
+        header['params'][name] = pack_value(f'params.{name}', value, arrays)
+    return header
+
+
+def open_header(
+    cls: type[_Estimator], path: str | Path, params: dict[str, Any]
+) -> tuple[_Estimator, dict[str, np.ndarray], dict[str, Any]]:
+    """Return an estimator with the arguments of a file, or those of ``params``, and the arrays and header there.
+
+    Raises:
+        FileNotFoundError, ValueError: The file is missing, cut off, of another class, or a module is needed.
+    """
+    arrays, header = load_arrays(path)
+    if header.get('class') != cls.__name__:
+        raise ValueError(f'{path} holds a {header.get("class")}, not a {cls.__name__}; load it with that class')
+    written = {name: value for name, value in header['params'].items() if name not in params}
+    missing = {name: value['object'] for name, value in written.items() if 'object' in value}
+    if missing:
+        were = ', '.join(f'{name}={kind}' for name, kind in missing.items())
+        raise ValueError(
+            f'{path} was written with {were}, which no file holds; give it: {cls.__name__}.load(path, '
+            f'{", ".join(f"{name}=..." for name in missing)})'
+        )
+    return cls(**{name: unpack_value(value, arrays) for name, value in written.items()}, **params), arrays, header
 
 
 def pack_run(state: TrainingState, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict:

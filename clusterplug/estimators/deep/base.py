@@ -14,11 +14,17 @@ from clusterplug.core.files import load_arrays, save_arrays
 from clusterplug.core.numerics import recordable, recording
 from clusterplug.estimators._arrays import Points, check_parameter, make_generator, read_points
 from clusterplug.estimators._base import Clusterer, TransformerMixin
-from clusterplug.estimators.deep._storage import pack_run, pack_value, unpack_run, unpack_value
+from clusterplug.estimators.deep._storage import (
+    begin_header,
+    open_header,
+    pack_run,
+    pack_value,
+    unpack_run,
+    unpack_value,
+)
 from clusterplug.estimators.deep.networks import initialize
 from clusterplug.estimators.deep.training import Phase, TrainingState, train
 from clusterplug.functional import kmeans
-from clusterplug.version import __version__
 
 __all__ = ['DeepClusterer']
 
@@ -297,9 +303,7 @@ class DeepClusterer(TransformerMixin, Clusterer):
 
     def _write(self, path: str | Path, *, results: bool) -> None:
         arrays: dict[str, np.ndarray] = {}
-        header: dict[str, Any] = {'class': type(self).__name__, 'version': __version__, 'params': {}, 'results': {}}
-        for name, value in self.get_params(deep=False).items():
-            header['params'][name] = pack_value(f'params.{name}', value, arrays)
+        header = begin_header(self, arrays)
         for name, value in vars(self).items():
             is_result = name.endswith('_') and not name.startswith('_') and name != 'network_'
             if is_result and (results or name in _OF_INPUT):
@@ -321,17 +325,7 @@ class DeepClusterer(TransformerMixin, Clusterer):
         Raises:
             FileNotFoundError, ValueError: The file is missing, cut off, of another class, or a module is needed.
         """
-        arrays, header = load_arrays(path)
-        if header.get('class') != cls.__name__:
-            raise ValueError(f'{path} holds a {header.get("class")}, not a {cls.__name__}; load it with that class')
-        written = {name: value for name, value in header['params'].items() if name not in params}
-        missing = [name for name, value in written.items() if 'object' in value]
-        if missing:
-            raise ValueError(
-                f'{path} was written with {missing[0]}={written[missing[0]]["object"]}, which no file holds; give it: '
-                f'{cls.__name__}.load(path, {missing[0]}=...)'
-            )
-        estimator = cls(**{name: unpack_value(value, arrays) for name, value in written.items()}, **params)
+        estimator, arrays, header = open_header(cls, path, params)
         for name, value in header['results'].items():
             setattr(estimator, name, unpack_value(value, arrays))
         if 'run' in header:

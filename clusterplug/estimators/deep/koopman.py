@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from clusterplug.core.checks import check_choice, check_count, check_number
-from clusterplug.core.files import load_arrays, save_arrays
+from clusterplug.core.files import save_arrays
 from clusterplug.core.numerics import recording
 from clusterplug.estimators._arrays import make_generator
 from clusterplug.estimators._base import NotFittedError, SavedEstimator
-from clusterplug.estimators.deep._storage import pack_value, unpack_value
+from clusterplug.estimators.deep._storage import begin_header, open_header, pack_value, unpack_value
 from clusterplug.functional import spectral_entropy
 from clusterplug.losses import KoopmanLoss
-from clusterplug.version import __version__
 
 __all__ = ['KoopmanAutoencoder']
 
@@ -315,9 +314,7 @@ class KoopmanAutoencoder(SavedEstimator):
         Modules of your own are written as their weights: ``load(path, encoder=module, decoder=module)``.
         """
         arrays: dict[str, np.ndarray] = {}
-        header: dict[str, Any] = {'class': type(self).__name__, 'version': __version__, 'params': {}, 'results': {}}
-        for name, value in self.get_params(deep=False).items():
-            header['params'][name] = pack_value(f'params.{name}', value, arrays)
+        header = begin_header(self, arrays)
         for name, value in vars(self).items():
             if name.endswith('_') and not name.startswith('_'):
                 value = dict(value.state_dict()) if isinstance(value, nn.Module) else value
@@ -331,14 +328,7 @@ class KoopmanAutoencoder(SavedEstimator):
         Raises:
             FileNotFoundError, ValueError: The file is missing, cut off, of another class, or a module is needed.
         """
-        arrays, header = load_arrays(path)
-        if header.get('class') != cls.__name__:
-            raise ValueError(f'{path} holds a {header.get("class")}, not a {cls.__name__}; load it with that class')
-        written = {name: value for name, value in header['params'].items() if name not in params}
-        missing = [name for name, value in written.items() if 'object' in value]
-        if missing:
-            raise ValueError(f'{path} was written with a module as {missing[0]}; give it: load(path, {missing[0]}=...)')
-        estimator = cls(**{name: unpack_value(value, arrays) for name, value in written.items()}, **params)
+        estimator, arrays, header = open_header(cls, path, params)
         results = {name: unpack_value(value, arrays) for name, value in header['results'].items()}
         if 'scale_' in results:
             with torch.random.fork_rng(devices=[]):  # the start is overwritten
