@@ -53,3 +53,21 @@ def test_mmengine_writes_and_reads_it(tmp_path):
     yapf = original.pretty_text
     config_text.WORKAROUND.apply()
     assert ast.dump(ast.parse(original.pretty_text)) == ast.dump(ast.parse(yapf))
+
+
+@pytest.mark.parametrize('ending', [KeyboardInterrupt, SystemExit(143)])
+def test_an_interrupt_is_no_error_of_the_config(monkeypatch, ending):
+    """Checkpoints hold the text, so that Ctrl-C often comes while it is made; mmengine called that a SyntaxError."""
+    module = pytest.importorskip('mmengine.config.config')
+    config_text.WORKAROUND.apply()
+
+    def interrupted(*_, **__):
+        raise ending
+
+    monkeypatch.setattr(config_text, 'format_config', interrupted)
+    with pytest.raises(ending if isinstance(ending, type) else SystemExit):
+        _ = module.Config(dict(a=1)).pretty_text
+    monkeypatch.setattr(config_text, 'format_config', lambda text: ast.parse('=') and text)
+    monkeypatch.setattr(module, 'FormatCode', lambda *_, **__: ast.parse('='))
+    with pytest.raises(SyntaxError, match='Failed to format'):
+        _ = module.Config(dict(a=1)).pretty_text

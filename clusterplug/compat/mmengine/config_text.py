@@ -66,8 +66,12 @@ def _parts(node: ast.expr) -> tuple[str, list[tuple[str, ast.expr]], str] | None
 
 
 def patch(module):
-    """Replace ``FormatCode`` of yapf in mmengine's config module; text that is not Python goes to yapf."""
-    host_format = module.FormatCode
+    """Replace ``FormatCode`` of yapf in mmengine's config module; text that is not Python goes to yapf.
+
+    ``pretty_text`` catches everything and says that the config cannot be formatted, Ctrl-C and the end that a signal
+    asks for among it: a training that was stopped while a checkpoint was written ended as if its config were wrong.
+    """
+    host_format, host_text = module.FormatCode, vars(module.Config)['pretty_text']
 
     def FormatCode(text, *args, **kwargs):
         try:
@@ -75,7 +79,21 @@ def patch(module):
         except SyntaxError:
             return host_format(text, *args, **kwargs)
 
-    return [(module, 'FormatCode', FormatCode)]
+    def pretty_text(self):
+        try:
+            return host_text.fget(self)
+        except SyntaxError as error:
+            cause: BaseException | None = error
+            while isinstance(cause, Exception):
+                cause = cause.__context__
+            if cause is None:
+                raise
+            raise cause from None
+
+    return [
+        (module, 'FormatCode', FormatCode),
+        (module.Config, 'pretty_text', property(pretty_text, doc=host_text.__doc__)),
+    ]
 
 
 WORKAROUND = Workaround(
@@ -84,5 +102,5 @@ WORKAROUND = Workaround(
     patch=patch,
     thread='',
     noted='2026-11, mmengine 0.10.7 with yapf 0.43',
-    until='mmengine keeps the formatted text',
+    until='mmengine keeps the formatted text, and catches errors of the format alone',
 )
