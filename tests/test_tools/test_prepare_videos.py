@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/prepare_videos.py and prepare_moving_sprites.py as a user calls them."""
+"""tools/prepare_videos.py as a user calls it."""
 
-import errno
 import importlib.util
 import json
 import os
@@ -315,43 +314,6 @@ def test_a_full_disk_ends_the_run(raw, tmp_path):
     assert not list((tmp_path / 'out').rglob('*.part'))
 
 
-def _killed_over(path):
-    code = (
-        'import os, signal, sys\n'
-        'from clusterplug.core.files import whole_file\n'
-        'with whole_file(sys.argv[1]):\n'
-        '    os.kill(os.getpid(), signal.SIGKILL)\n'
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, '-c', code, str(path)], check=False)
-    assert list(path.parent.glob('.*.part'))
-
-
-@pytest.mark.parametrize('ending', ['error', 'closed', 'died'])
-def test_nothing_of_a_killed_worker_stays(raw, tmp_path, monkeypatch, ending):
-    """A worker may be told to end while it removes its temporary file, and is killed if it does not end."""
-
-    def killed(function, items, workers):
-        for item in items:
-            _killed_over(tmp_path / 'out' / item.with_suffix('.mp4'))
-            if ending == 'error':
-                raise OSError(errno.ENOSPC, 'No space left on device')
-            yield item, WorkerDied('its process was ended by signal 9 (SIGKILL)')
-
-    monkeypatch.setattr(prepare, 'map_in_processes', killed)
-    run = prepare_videos(raw, tmp_path / 'out', workers=1)
-    if ending == 'error':
-        with pytest.raises(OSError, match='No space left'):
-            list(run)
-    elif ending == 'closed':
-        while next(run).kind != 'video':
-            pass
-        run.close()
-    else:
-        assert sum('SIGKILL' in done.problem for done in run) == 3
-    assert not list((tmp_path / 'out').rglob('*.part'))
-
-
 def test_a_folder_that_cannot_be_written(tool, small, tmp_path, capsys):
     (tmp_path / 'file').write_text('')
     assert tool(small, tmp_path / 'file') == 1
@@ -426,10 +388,3 @@ def test_the_journal_holds_what_was_asked_for(small, tmp_path):
         fps='5/2', size=16, quality=30, encoder='pyav'
     )
     assert record['made'] == (tmp_path / 'out' / name).stat().st_size
-
-
-def test_sprites(tmp_path):
-    result = run('prepare_moving_sprites.py', tmp_path, '--num-train', 0, '--num-test', 1, '--frames', 2, '--size', 16)
-    assert result.returncode == 0, result.stderr
-    assert len(list((tmp_path / 'videos').iterdir())) == 144
-    assert run('prepare_moving_sprites.py', tmp_path, '--size', 17).returncode == 1
