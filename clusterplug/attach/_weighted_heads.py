@@ -250,4 +250,16 @@ def turn_model(model: nn.Module) -> None:
 
 @functools.cache
 def _subclass(form: type, kind: type) -> type:
-    return type(kind.__name__, (form, kind), {'__module__': kind.__module__, '__doc__': kind.__doc__})
+    own = {'__module__': kind.__module__, '__doc__': kind.__doc__, '_weighted_of': (form, kind)}
+    return type(kind.__name__, (form, kind), {**own, '__reduce_ex__': _reduce})
+
+
+def _reduce(module: nn.Module, protocol: int):
+    # The subclass is not found under its name; copies and pickles make it again.
+    form, kind = type(module)._weighted_of
+    return _rebuild, (form, kind), kind.__reduce_ex__(module, protocol)[2]
+
+
+def _rebuild(form: type, kind: type) -> nn.Module:
+    own = _subclass(form, kind)
+    return own.__new__(own)

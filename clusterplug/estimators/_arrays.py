@@ -68,12 +68,12 @@ def partial_labels(y: Any, device: torch.device | None = None) -> Tensor:
         whole = values.dtype.kind in 'iu'
     if not whole:
         raise ValueError(
-            f'y must hold one integer a sample, -1 = unlabelled, got {values.dtype} of shape {tuple(values.shape)}; '
+            f'y must hold one integer a sample, -1 = unlabeled, got {values.dtype} of shape {tuple(values.shape)}; '
             f'number the classes from 0 on'
         )
     labels = torch.as_tensor(values, device=device).long()
     if labels.numel() and bool((labels < -1).any()):
-        raise ValueError(f'y must hold known classes >= 0, or -1 = unlabelled, got {int(labels.min())}')
+        raise ValueError(f'y must hold known classes >= 0, or -1 = unlabeled, got {int(labels.min())}')
     return labels
 
 

@@ -34,11 +34,11 @@ def read_split(estimator: Any, X: Any, y: Any) -> Split:
         labels = partial_labels(y, device)
     if labels.shape != (count,):
         raise ValueError(
-            f'y must hold one integer a sample, -1 = unlabelled, got {labels.dtype} of shape {tuple(labels.shape)}'
+            f'y must hold one integer a sample, -1 = unlabeled, got {labels.dtype} of shape {tuple(labels.shape)}'
         )
     novel = labels < 0
     if not bool(novel.any()):
-        raise ValueError('y must hold -1 for unlabelled samples, got labels for all; no unlabelled rows to cluster')
+        raise ValueError('y must hold -1 for unlabeled samples, got labels for all; no unlabeled rows to cluster')
     return Split(points, labels, novel, labels[~novel].unique())
 
 
@@ -61,7 +61,7 @@ def number_of_clusters(estimator: Any, z: Tensor) -> int:
         found = estimate_n_clusters(z, random_state=0)
         count = found if isinstance(found, int) else found[0]
     if len(z) < count:
-        raise ValueError(f'n_clusters={count} needs as many unlabelled samples, got {len(z)}; ask for fewer clusters')
+        raise ValueError(f'n_clusters={count} needs as many unlabeled samples, got {len(z)}; ask for fewer clusters')
     return count
 
 

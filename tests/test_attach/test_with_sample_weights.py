@@ -2,6 +2,7 @@
 """Weights of samples on the heads of mmdet3d: exact in a batch, gradients too, 1 = the model as it was."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -242,7 +243,7 @@ def test_a_loss_past_forward_is_weighted_once_as_well(mode):
     weighted = WithSampleWeights(copy.deepcopy(detector), eta=0.0, gamma=1.0, mode=mode)
     found = samples('anchors', [0.9, 0.2, 0.5])
     expected = model({}, found, mode='loss')
-    for each in (weighted, copy.deepcopy(weighted)):
+    for each in (weighted, copy.deepcopy(weighted), pickle.loads(pickle.dumps(weighted))):
         assert isinstance(each, Detector)
         for losses in (each.loss({}, found), each.loss({}, batch_data_samples=found), each({}, found, mode='loss')):
             assert losses.keys() == expected.keys()

@@ -265,9 +265,9 @@ def test_the_default_type_and_inference_mode_change_nothing(model):
 def test_bad_labels(model):
     x, y = blobs()
     for bad, message in (
-        (y, 'no unlabelled rows'), (hide(y, [0]).astype(float), 'one integer'), (y[1:], 'one integer'),
+        (y, 'no unlabeled rows'), (hide(y, [0]).astype(float), 'one integer'), (y[1:], 'one integer'),
         (hide(y, [0]).astype(str), 'one integer'), (hide(y, [0]).astype(object), 'one integer'),
-        (hide(y, [0]) - 1, '>= 0, or -1'), (np.where(np.arange(len(y)) < 2, -1, y), 'as many unlabelled samples'),
+        (hide(y, [0]) - 1, '>= 0, or -1'), (np.where(np.arange(len(y)) < 2, -1, y), 'as many unlabeled samples'),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             model.fit(x, bad)
