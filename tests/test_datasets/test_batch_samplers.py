@@ -224,6 +224,8 @@ def test_small_classes_have_all_their_samples_in_a_batch():
         assert counts[labels == 2] == [4]
     counts = np.bincount(np.concatenate(list(sampler)), minlength=7)
     assert counts[labels == 0].tolist() == counts[labels == 1].tolist() == [40, 40, 40]
+    for batch in ClassBalancedBatchSampler(labels, 3, 10, num_batches=30):  # several times as many places as samples
+        assert sorted(np.bincount(batch, minlength=7)[labels == 0]) == [3, 3, 4]
 
 
 def test_episodes():
